@@ -1,0 +1,25 @@
+"""Fixtures that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """The two sites that ship with the project."""
+    return ROOT / "sample_data"
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real scans named by MEDTL_REALDATA; the test is skipped without it."""
+    folder = os.environ.get("MEDTL_REALDATA")
+    if not folder:
+        pytest.skip("set MEDTL_REALDATA to the folder of real scans")
+    return Path(folder)
