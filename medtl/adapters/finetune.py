@@ -1,0 +1,26 @@
+"""Fine-tuning on the source alone: the baseline of every adaptation."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from medtl.adapters.base import Adapter
+from medtl.data.batch import Batch
+
+
+class FineTune(Adapter):
+    """Trains all weights on the source's labels; the target is not looked at ("source-only").
+
+    Loss: cross-entropy, or binary cross-entropy for several findings at once.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    norms: ClassVar[frozenset[str]] = frozenset({"separate", "frozen"})
+
+    def forward(self, source: Batch | None, target: Batch | None = None, *, progress: float) -> dict[str, Tensor]:
+        """Computes the source's loss; `target` is not used."""
+        source = self._given(source, "source")
+        loss = self.supervised_loss(self.forward_source(source).logits, source.label)
+        return {"loss": loss, "source_loss": loss.detach()}

@@ -1,0 +1,123 @@
+"""Batch normalisation when two domains are trained at once: one named choice, and the statistics at test.
+
+    separate         one forward pass a domain: each is normalised by its own batch; the running statistics
+                     follow both in turn (default)
+    joint            one forward pass over both: the textbook's batch; harms where class shares differ
+    domain_specific  one set of running statistics a domain; prediction uses the target's (DSBN without its own
+                     affine parameters: Chang et al. 2019)
+    frozen           statistics stay those of the pretrained weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medtl.data.batch import Batch
+
+Norm = Literal["separate", "joint", "domain_specific", "frozen"]
+Statistics = Literal["running", "target"]
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The layers of `model` that keep running statistics of batches (1-D, 2-D and 3-D)."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Restores the train or eval mode of every module on leaving."""
+    modes = {m: m.training for m in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def statistics_fixed(model: nn.Module) -> Iterator[None]:
+    """Normalises by the batch, as in training, and leaves the running statistics as they are."""
+    layers = batch_norms(model)
+    momenta = [layer.momentum for layer in layers]
+    kept = [layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for layer, count in zip((x for x in layers if x.num_batches_tracked is not None), kept, strict=True):
+            layer.num_batches_tracked.copy_(count)
+
+
+@torch.no_grad()
+def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
+    """Sets the running statistics to the average over `batches` (AdaBN: Li et al. 2018).
+
+    Only the BatchNorm layers are in training mode meanwhile: dropout stays off, modes are restored.
+
+    Returns:
+        How many images or volumes were seen; with none the statistics are unchanged.
+    """
+    layers = batch_norms(model)
+    momenta = [layer.momentum for layer in layers]
+    device = next(model.parameters()).device
+    seen = 0
+    with modes_kept(model):
+        model.eval()
+        for layer in layers:
+            layer.train()
+        try:
+            for batch in batches:
+                if seen == 0:
+                    for layer in layers:
+                        layer.reset_running_stats()
+                        layer.momentum = None  # cumulative average: every batch counts the same
+                model(batch.image.to(device))
+                seen += len(batch.image)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+    return seen
+
+
+class DomainStatistics(nn.Module):
+    """A second set of running statistics for every BatchNorm of a model, swapped in for source passes.
+
+    The model itself holds the target's, so that what is saved and used to predict needs no domain.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for number, layer in enumerate(batch_norms(model)):
+            for key in _STATISTICS:
+                if (value := getattr(layer, key)) is not None:
+                    self.register_buffer(f"{key}_{number}", value.detach().clone())
+
+    @contextmanager
+    def source(self, model: nn.Module) -> Iterator[None]:
+        """Within it, `model` reads and updates the source's statistics."""
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    @torch.no_grad()
+    def _swap(self, model: nn.Module) -> None:
+        for number, layer in enumerate(batch_norms(model)):
+            for key in _STATISTICS:
+                mine: Tensor | None = getattr(layer, key)
+                if mine is not None:
+                    other: Tensor = getattr(self, f"{key}_{number}")
+                    mine_before = mine.clone()
+                    mine.copy_(other)
+                    other.copy_(mine_before)

@@ -1,0 +1,119 @@
+"""Classifies images, and volumes by their slices."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from medtl.errors import ConfigError
+from medtl.models.encoder import Encoder, build_encoder
+from medtl.models.output import Output
+
+Pooling = Literal["attention", "mean", "max"]
+
+
+class AttentionPool(nn.Module):
+    """Gated attention over the slices of a volume (Ilse et al. 2018, equation 9).
+
+    Slices (B, D, F) are averaged with weights softmax(w . (tanh(V h) * sigmoid(U h))). The last layer starts
+    at zero, so that training starts from the plain mean.
+    """
+
+    def __init__(self, num_features: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.value = nn.Linear(num_features, hidden)
+        self.gate = nn.Linear(num_features, hidden)
+        self.score = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pools (B, D, F) to (B, F)."""
+        scores = self.score(torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features)))
+        return (torch.softmax(scores, dim=1) * features).sum(dim=1)
+
+
+class Classifier(nn.Module):
+    """An encoder with a linear head; a volume is classified by encoding its slices and pooling them.
+
+    Args:
+        encoder: gives F features an image.
+        num_classes: K logits; a binary task has two.
+        bottleneck: width of a Linear-ReLU layer between features and head, or None for none.
+        dropout: probability of dropping a feature before the head.
+        pooling: how the slices of a volume become one vector; unused for images.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        *,
+        bottleneck: int | None = None,
+        dropout: float = 0.0,
+        pooling: Pooling = "attention",
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ConfigError(f"A classifier needs at least 2 classes, got {num_classes}; a binary task has 2 logits.")
+        if pooling not in get_args(Pooling):
+            raise ConfigError(f"Unknown pooling {pooling!r}. There are: {', '.join(get_args(Pooling))}.")
+        self.encoder = encoder
+        self.pooling = pooling
+        self.pool = AttentionPool(encoder.num_features) if pooling == "attention" else None
+        width = bottleneck or encoder.num_features
+        self.neck = nn.Sequential(nn.Linear(encoder.num_features, width), nn.ReLU()) if bottleneck else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, num_classes)
+        self.num_features = width
+        self.num_classes = num_classes
+        self.bottleneck = bottleneck
+
+    def forward(self, image: Tensor) -> Output:
+        """Classifies images (B, C, H, W) or volumes (B, C, D, H, W) with values in [0, 1]."""
+        if image.ndim == 5:
+            batch, channels, depth, height, width = image.shape
+            slices = image.transpose(1, 2).reshape(batch * depth, channels, height, width)
+            features = self._pool(self.encoder(slices).view(batch, depth, -1))
+        else:
+            features = self.encoder(image)
+        features = self.neck(features)
+        return Output(self.head(self.dropout(features)), features)
+
+    def _pool(self, features: Tensor) -> Tensor:
+        if self.pool is not None:
+            pooled: Tensor = self.pool(features)
+            return pooled
+        return features.mean(dim=1) if self.pooling == "mean" else features.amax(dim=1)
+
+    def spec(self) -> dict[str, Any]:
+        """What `build_classifier` needs to make this network again, as plain values."""
+        return {
+            "encoder": self.encoder.name,
+            "in_channels": self.encoder.in_channels,
+            "num_classes": self.num_classes,
+            "bottleneck": self.bottleneck,
+            "dropout": self.dropout.p,
+            "pooling": self.pooling,
+        }
+
+
+def build_classifier(
+    encoder: str,
+    num_classes: int,
+    *,
+    weights: str = "imagenet",
+    in_channels: int = 3,
+    bottleneck: int | None = None,
+    dropout: float = 0.0,
+    pooling: Pooling = "attention",
+) -> Classifier:
+    """Builds a classifier on a named encoder; the arguments are those of `build_encoder` and `Classifier`."""
+    return Classifier(
+        build_encoder(encoder, weights=weights, in_channels=in_channels),
+        num_classes,
+        bottleneck=bottleneck,
+        dropout=dropout,
+        pooling=pooling,
+    )

