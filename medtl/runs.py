@@ -1,24 +1,212 @@
-"""The run folder: made once, never overwritten, complete when `DONE` is there."""
+"""The run folder: made once, never overwritten, resumed in place, complete when `DONE` is there.
+
+    runs/<recipe>/<YYYYmmdd-HHMMSS>-<name>/
+        config.yaml  command.txt  env.json  cases.csv  log.txt  metrics.csv
+        checkpoints/<model>-seed<N>/model.safetensors
+        predictions.csv  calibration.json  decision.json
+        report/{index.html,report.md,results.json,figures/}
+        DONE
+
+Nothing in it holds a full path: folders outside the working directory appear by name, and where they are is kept
+beside the run, in a file of its own that only the user can read, for `--resume`.
+"""
 
 from __future__ import annotations
 
+import csv
+import importlib.metadata
+import json
+import logging
 import os
+import platform
+import re
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from medtl.config import Config, from_dict, read_yaml, to_dict, to_yaml
+from medtl.errors import CheckpointError, ConfigError
+from medtl.files import atomic_write
+
+__all__ = ["MetricsLog", "Run", "atomic_write", "environment", "shareable_path"]
+
+_PACKAGES = ("medtl", "torch", "timm", "monai", "pytorch-lightning", "pydicom", "nibabel", "numpy", "scikit-learn")
 
 
-def atomic_write(path: Path, data: str | bytes) -> None:
-    """Writes `data` beside `path`, flushes it to disk and renames it: a reader sees the old file or the new one.
+@dataclass(frozen=True)
+class Run:
+    """One run folder and the configuration that it was made with."""
 
-    Text is written as UTF-8 with `\\n` line ends. The parent folder is made if it is absent.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder: Path
+    recipe: str
+    config: Config
+
+    @classmethod
+    def start(cls, recipe: str, config: Config, command: Sequence[str] = ()) -> Run:
+        """Makes the folder of a new run, or opens the one that `config.resume` names.
+
+        Raises:
+            CheckpointError: the folder exists already and is not empty, is no run of this recipe, or is
+                complete; or a flag differs from the resumed run's.
+        """
+        if config.resume is not None:
+            return cls._resume(recipe, config)
+        name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(p.name for p in config.source) or "run").strip("-")[:40]
+        folder = config.out or Path("runs") / recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            hint = "has finished" if (folder / "DONE").exists() else f"can go on with --resume {shareable_path(folder)}"
+            raise CheckpointError(
+                f"The folder {shareable_path(folder)} is not empty, and a run is never overwritten. "
+                f"Choose another --out; if it holds a run, that run {hint}."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder, recipe, config)
+        inputs = {k: v for k, v in to_dict(config).items() if _holds_paths(config, k)}
+        _private_write(run._inputs_file, json.dumps({k: _absolute(v) for k, v in inputs.items()}))
+        shared = {k: _shareable(v) if k in inputs else v for k, v in to_dict(config).items()}
+        atomic_write(folder / "config.yaml", f"# medtl run {recipe} --config config.yaml\n{to_yaml(shared)}")
+        words = [shareable_path(Path(w)) if Path(w).is_absolute() else w for w in command]
+        atomic_write(folder / "command.txt", shlex.join(["medtl", "run", recipe, *words]) + "\n")
+        atomic_write(folder / "env.json", json.dumps(environment(), indent=2) + "\n")
+        return run
+
+    @classmethod
+    def _resume(cls, recipe: str, config: Config) -> Run:
+        folder = config.resume
+        if folder is None or not (folder / "config.yaml").is_file():
+            raise CheckpointError(
+                f"--resume {shareable_path(folder or Path('.'))}: no run of medtl is there (config.yaml is absent). "
+                "Expected: a folder such as runs/adapt_classification/20260101-120000-site."
+            )
+        if (folder / "DONE").exists():
+            raise CheckpointError(f"The run {shareable_path(folder)} is complete; there is nothing to resume.")
+        stored = read_yaml(folder / "config.yaml")
+        inputs = folder.parent / f".{folder.name}.inputs.json"
+        if inputs.is_file():
+            stored |= json.loads(inputs.read_text(encoding="utf-8"))
+        fresh, given = from_dict(type(config), {}), to_dict(config)
+        changed = {k for k, v in given.items() if v != to_dict(fresh)[k]} - {"resume"}
+        differing = sorted(k for k in changed if not _same(given[k], stored.get(k)))
+        moved = {k for k in differing if not inputs.is_file() and _holds_paths(config, k)}
+        if extra := [k for k in differing if k not in moved]:
+            flags = ", ".join(f"--{k.replace('_', '-')}" for k in extra)
+            raise ConfigError(f"{flags} differ from the run that is resumed. Leave them out, or start a new run.")
+        merged = {**stored, **{k: given[k] for k in moved}, "resume": str(folder)}
+        return cls(folder, recipe, from_dict(type(config), merged))
+
+    @property
+    def _inputs_file(self) -> Path:
+        return self.folder.parent / f".{self.folder.name}.inputs.json"
+
+    @property
+    def cache(self) -> Path:
+        """Preprocessed volumes, shared by the runs beside this one."""
+        return self.folder.parent / ".cache"
+
+    def model_folder(self, model: str, seed: int) -> Path:
+        """Checkpoints of one model and seed."""
+        return self.folder / "checkpoints" / f"{model}-seed{seed}"
+
+    def metrics(self, model: str, seed: int) -> MetricsLog:
+        """The metrics file, for rows of one model and seed."""
+        return MetricsLog(self.folder / "metrics.csv", model, seed)
+
+    def write(self, name: str, data: str | bytes) -> Path:
+        """Writes a file of the run, beside and renamed."""
+        atomic_write(self.folder / name, data)
+        return self.folder / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Writes a JSON file of the run."""
+        return self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def log_to_file(self) -> logging.Handler:
+        """Adds `log.txt` to medtl's loggers; the caller removes the handler at the end."""
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("medtl").addHandler(handler)
+        return handler
+
+    def finish(self) -> None:
+        """Marks the run as complete."""
+        self.write("DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
+
+
+@dataclass(frozen=True)
+class MetricsLog:
+    """Rows `model, seed, epoch, step, metric, value` of `metrics.csv`, appended epoch by epoch."""
+
+    path: Path
+    model: str
+    seed: int
+
+    def append(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Adds one row a value."""
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if new:
+                writer.writerow(["model", "seed", "epoch", "step", "metric", "value"])
+            writer.writerows([self.model, self.seed, epoch, step, k, f"{v:.6g}"] for k, v in values.items())
+
+    def truncate(self, last_epoch: int) -> None:
+        """Drops this model's rows after `last_epoch`, which a resumed run writes again."""
+        if not self.path.exists():
+            return
+        head, *rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        mine = f"{self.model},{self.seed},"
+        keep = [r for r in rows if not r.startswith(mine) or int(r.split(",")[2]) <= last_epoch]
+        atomic_write(self.path, head + "".join(keep))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and platform; nothing that names a person or a place."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def shareable_path(path: Path) -> str:
+    """The path relative to the working directory, or the last name alone if it lies elsewhere."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def _holds_paths(config: Config, key: str) -> bool:
+    value = getattr(config, key)
+    return isinstance(value, Path) or (isinstance(value, tuple) and any(isinstance(v, Path) for v in value))
+
+
+def _shareable(value: Any) -> Any:
+    return [shareable_path(Path(v)) for v in value] if isinstance(value, list) else shareable_path(Path(value))
+
+
+def _absolute(value: Any) -> Any:
+    return [str(Path(v).resolve()) for v in value] if isinstance(value, list) else str(Path(value).resolve())
+
+
+def _same(given: Any, stored: Any) -> bool:
+    if given == stored or stored is None:
+        return bool(given == stored)
+    as_lists = [v if isinstance(v, list) else [v] for v in (given, stored)]
+    return [str(Path(str(v)).resolve()) for v in as_lists[0]] == [str(Path(str(v)).resolve()) for v in as_lists[1]]
+
+
+def _private_write(path: Path, data: str) -> None:
+    atomic_write(path, data)
+    path.chmod(0o600)
+

@@ -1,0 +1,95 @@
+"""Checkpoints: weights as safetensors with a JSON header; the optimiser's state apart, read without unpickling code."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from medtl.errors import CheckpointError
+from medtl.runs import atomic_write
+
+_EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Writes tensors and a JSON header to one safetensors file, beside and renamed."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    atomic_write(path, save(plain, metadata={"medtl": json.dumps(dict(header), sort_keys=True)}))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Reads the JSON header alone.
+
+    Raises:
+        CheckpointError: no such file, cut short, or not written by medtl.
+    """
+    return _open(path)[0]
+
+
+def load_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the header and all tensors."""
+    return _open(path, tensors=True)
+
+
+def last_epoch(folder: Path) -> Path | None:
+    """The newest complete epoch checkpoint of `folder`: its weights are renamed into place last."""
+    found = [(int(m[1]), p) for p in folder.glob("epoch-*.safetensors") if (m := _EPOCH.fullmatch(p.name))]
+    return max(found)[1] if found else None
+
+
+class SafetensorsIO(CheckpointIO):
+    """Splits Lightning's checkpoint: `epoch-0003.safetensors` (weights) and `epoch-0003.state.pt` (all else)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the state first and the weights last, so that weights mean a complete checkpoint."""
+        path = Path(path)
+        rest = {k: v for k, v in checkpoint.items() if k != "state_dict"}
+        buffer = io.BytesIO()
+        torch.save(rest, buffer)
+        atomic_write(path.with_suffix(".state.pt"), buffer.getvalue())
+        save_weights(path, checkpoint["state_dict"], {"kind": "training", "epoch": int(checkpoint["epoch"])})
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Joins the two files again; nothing is unpickled but tensors and plain values."""
+        path = Path(path)
+        _, weights = load_weights(path)
+        try:
+            rest: dict[str, Any] = torch.load(path.with_suffix(".state.pt"), map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(
+                f"The optimiser's state beside {path.name} cannot be read ({type(error).__name__}). "
+                "Delete both files of that epoch to resume from the one before."
+            ) from error
+        return {**rest, "state_dict": weights}
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes both files, the weights first."""
+        Path(path).unlink(missing_ok=True)
+        Path(path).with_suffix(".state.pt").unlink(missing_ok=True)
+
+
+def _open(path: Path, *, tensors: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is no checkpoint {path.name}. Expected: the folder of a finished run, which holds "
+            "checkpoints/NAME/model.safetensors."
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header: dict[str, Any] = json.loads((file.metadata() or {})["medtl"])
+            return header, {k: file.get_tensor(k) for k in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path.name} is not a checkpoint of medtl, or is cut short ({type(error).__name__}). Train it again, or "
+            "delete it to resume from the epoch before."
+        ) from error

@@ -1,0 +1,116 @@
+"""Configuration: a frozen dataclass, YAML and flags, all with the same names.
+
+A recipe's `Config` derives from the one here. `defaults < --config file.yaml < flags`; an unknown key is an
+error that names near matches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from medtl.errors import ConfigError, near_matches
+
+MAX_FIELDS = 25
+"""A recipe with more flags than this is two recipes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every recipe has."""
+
+    source: tuple[Path, ...] = ()
+    """Folder of scans whose labels train the model; may be given several times."""
+
+    out: Path | None = None
+    """Run folder; by default runs/RECIPE/TIME-NAME. Never overwritten."""
+
+    resume: Path | None = None
+    """Folder of a run that was stopped: it goes on there, with its own configuration."""
+
+    seed: int = 0
+    """All randomness derives from it."""
+
+    smoke: bool = False
+    """A trial of seconds, on sample_data unless --source is given: the run's figures mean nothing."""
+
+
+C = TypeVar("C", bound=Config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values by field name: paths as text, tuples as lists."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Builds a configuration from plain values.
+
+    Raises:
+        ConfigError: an unknown key (near matches are named), or a value of another type.
+    """
+    hints = get_type_hints(kind)
+    fields = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - fields):
+        raise ConfigError(f"Unknown configuration key {unknown[0]!r}. {near_matches(unknown[0], fields)}")
+    return kind(**{k: _typed(k, v, hints[k]) for k, v in values.items()})
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """YAML in the order of the fields."""
+    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a configuration file; keys may be written with `-` or `_`.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The configuration file {path.name} cannot be read ({type(error).__name__}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path.name} holds no `key: value` lines; expected for example `epochs: 10`.")
+    return {str(k).replace("-", "_"): v for k, v in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """Checks and converts one YAML value to the type of its field."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _typed(name, value, get_args(kind)[0])
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in get_args(kind):
+            return None
+        return _typed(name, value, next(k for k in get_args(kind) if k is not type(None)))
+    if origin is tuple:
+        items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        return tuple(_typed(name, v, get_args(kind)[0]) for v in items)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 3e-4 as text
+        except ValueError:
+            pass
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    wrong = isinstance(kind, type) and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool))
+    if origin is None and wrong:
+        raise ConfigError(f"{name} is {value!r}; expected a value of type {kind.__name__}.")
+    return value

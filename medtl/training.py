@@ -1,0 +1,384 @@
+"""The one training loop: a LightningModule around any adapter, and Lightning's Trainer.
+
+All randomness of a step derives from (seed, stream, epoch or step) alone, and so do learning rate and
+progress. A run that was killed and goes on from its last epoch therefore ends with the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from medtl.adapters.base import Adapter
+from medtl.checkpoints import SafetensorsIO, last_epoch, load_weights, save_weights
+from medtl.data.batch import Batch, collate
+from medtl.data.dataset import CaseDataset, EpochSampler
+from medtl.data.seeds import derive_seed
+from medtl.errors import ConfigError, DataError
+from medtl.runs import MetricsLog
+
+logger = logging.getLogger(__name__)
+
+MIN_STEPS_PER_EPOCH = 10
+"""Small folders are repeated until an epoch has this many steps, so that `epochs` means much the same for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How to train; every field has the same name as its flag where it has one.
+
+    Attributes:
+        epochs: passes over the longer of source and target.
+        batch_size: cases of each domain in a step.
+        lr: peak learning rate of AdamW; warms up over 10 % of the steps, then falls as a cosine.
+        weight_decay: of AdamW.
+        seed: all randomness derives from it.
+        patience: stop after so many epochs without a lower source-validation loss and go back to the best
+            epoch; None trains to the end and keeps the last.
+        devices, accelerator, precision: Lightning's.
+        num_workers: processes that load data; 0 loads in the training process.
+        progress_bar: a bar on the terminal; without it one log line an epoch.
+        tensorboard: also log to TensorBoard, if it is installed.
+    """
+
+    epochs: int = 10
+    batch_size: int = 32
+    lr: float = 3e-4
+    weight_decay: float = 1e-4
+    seed: int = 0
+    patience: int | None = None
+    devices: int = 1
+    accelerator: str = "auto"
+    precision: Any = "32-true"
+    num_workers: int = 0
+    progress_bar: bool = False
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "devices"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if not self.lr > 0:
+            raise ConfigError(f"lr is {self.lr}; expected a number above 0, for example 3e-4.")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training did.
+
+    Attributes:
+        epochs: how many were run.
+        best_epoch: the epoch whose weights are kept.
+        losses: means of the adapter's losses over the last epoch, by name.
+        path: the model's weights, with its header.
+    """
+
+    epochs: int
+    best_epoch: int
+    losses: dict[str, float]
+    path: Path
+
+
+def fit(
+    adapter: Adapter,
+    source: CaseDataset | None,
+    target: CaseDataset | None = None,
+    *,
+    folder: Path,
+    config: FitConfig | None = None,
+    validation: CaseDataset | None = None,
+    target_plain: CaseDataset | None = None,
+    header: Mapping[str, Any] | None = None,
+    metrics: MetricsLog | None = None,
+) -> FitResult:
+    """Trains `adapter` and leaves `folder/model.safetensors`; goes on where a killed run stopped.
+
+    Args:
+        adapter: its `needs` say which of the data sets it gets.
+        source: labelled cases.
+        target: cases without labels, as long or as short as they are: the shorter domain is repeated.
+        folder: of this model alone; the checkpoint of the last epoch and the final weights go there.
+        config: see `FitConfig`.
+        validation: labelled source cases, for the log and for `patience`.
+        target_plain: the target without augmentation, for `on_epoch_start` and `on_fit_end`.
+        header: what is needed to use the weights, as JSON values.
+        metrics: where to append one row a value and epoch.
+
+    Raises:
+        ConfigError: the adapter needs data that was not given.
+        DataError: the loss is not finite, with the step and the parts.
+    """
+    config = config or FitConfig()
+    final = folder / "model.safetensors"
+    given = {"source": source, "target": target}
+    used = {role: data for role, data in given.items() if role in adapter.needs and data is not None}
+    if missing := [role for role in given if role in adapter.needs and role not in used]:
+        raise ConfigError(f"Method {type(adapter).__name__} needs {' and '.join(missing)} scans, which were not given.")
+    if config.patience is not None and validation is None:
+        raise ConfigError("patience stops on source validation, and no validation cases were given.")
+    if final.exists():
+        saved, weights = load_weights(final)
+        adapter.model.load_state_dict(weights)
+        return FitResult(saved["fit"]["epochs"], saved["fit"]["best_epoch"], saved["fit"]["losses"], final)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    module = _Module(adapter, used, config, given, target_plain, metrics)
+    keeper = _Keeper(folder, config.patience)
+    callbacks: list[Callback] = [keeper]
+    if config.progress_bar:
+        callbacks.append(TQDMProgressBar())
+    with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        trainer = pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=config.precision,
+            max_epochs=config.epochs,
+            callbacks=callbacks,
+            logger=_tensorboard(folder) if config.tensorboard else False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=config.progress_bar,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            gradient_clip_val=1.0,
+            reload_dataloaders_every_n_epochs=1,
+            default_root_dir=folder,
+            plugins=[SafetensorsIO()],
+        )
+        resumed = last_epoch(folder)
+        loader = _plain_loader(validation, config) if validation is not None and len(validation) else None
+        if resumed is not None:
+            logger.info("Resuming %s from %s", folder.name, resumed.stem)
+            if metrics is not None:
+                metrics.truncate(int(resumed.stem.split("-")[1]))
+        trainer.fit(
+            module, val_dataloaders=loader, ckpt_path=str(resumed) if resumed is not None else None, weights_only=True
+        )
+    best_epoch = keeper.restore(adapter)
+    adapter.on_fit_end(module.plain_loaders())
+    result = FitResult(trainer.current_epoch, best_epoch, module.last_losses, final)
+    if trainer.is_global_zero:
+        record = {"epochs": result.epochs, "best_epoch": best_epoch, "losses": result.losses}
+        save_weights(final, adapter.model.state_dict(), {**(header or {}), "fit": record})
+        keeper.clean()
+    return result
+
+
+class _Module(pl.LightningModule):
+    """Feeds batches and progress to an adapter, and logs what it returns."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        data: Mapping[str, CaseDataset],
+        config: FitConfig,
+        given: Mapping[str, CaseDataset | None],
+        target_plain: CaseDataset | None,
+        metrics: MetricsLog | None,
+    ) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.config = config
+        self.last_losses: dict[str, float] = {}
+        self._data = data
+        self._target_plain = target_plain
+        self._metrics = metrics
+        # Counted over all that was given: source-only takes as many steps as the adapted model beside it.
+        longest = max(len(d) for d in given.values() if d is not None)
+        self.steps_per_epoch = max(math.ceil(longest / config.batch_size), MIN_STEPS_PER_EPOCH)
+        self.num_steps = self.steps_per_epoch * config.epochs
+        self._sums: dict[str, float] = {}
+        self._validation: list[tuple[Tensor, Tensor]] = []
+
+    def train_dataloader(self) -> CombinedLoader:
+        """Loaders of this epoch: their order derives from (seed, stream, epoch) alone."""
+        loaders = {}
+        for role, data in self._data.items():
+            length = self.steps_per_epoch * self.config.batch_size
+            sampler = EpochSampler(len(data), seed=self.config.seed, stream=role, length=length)
+            sampler.set_epoch(self.current_epoch)
+            data.set_epoch(self.current_epoch)
+            loaders[role] = _loader(data, self.config, sampler=sampler)
+        return CombinedLoader(loaders, mode="min_size")
+
+    def plain_loaders(self) -> dict[str, DataLoader[Any]]:
+        """Every target case once, in order, not augmented."""
+        return {} if self._target_plain is None else {"target": _plain_loader(self._target_plain, self.config)}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the adapter's groups; each keeps its own peak learning rate."""
+        groups = self.adapter.param_groups(self.config.lr)
+        optimizer = torch.optim.AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay)
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+        return optimizer
+
+    def on_train_epoch_start(self) -> None:
+        """Hands the adapter its hook."""
+        if type(self.adapter).on_epoch_start is not Adapter.on_epoch_start:
+            self.adapter.on_epoch_start(self.plain_loaders())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Sets learning rate and random state from the step's number alone."""
+        if batch_idx == 0:
+            self._sums = {}
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step))
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = group["peak_lr"] * _schedule(self.global_step / self.num_steps)
+
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
+        """One call of the adapter."""
+        losses = self.adapter(batch.get("source"), batch.get("target"), progress=self.global_step / self.num_steps)
+        if not torch.isfinite(losses["loss"]):
+            parts = ", ".join(f"{k}={float(v):.4g}" for k, v in losses.items())
+            raise DataError(
+                f"The loss of {type(self.adapter).__name__} is not finite at step {self.global_step} ({parts}). "
+                "Lower --lr, or check the scans with `medtl inspect`."
+            )
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        loss: Tensor = losses["loss"]
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Hands the adapter its hook."""
+        self.adapter.on_step_end()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects logits of source validation."""
+        if batch.label is not None:
+            self._validation.append((self.adapter.model(batch.image).logits.float().cpu(), batch.label.cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs loss and balanced accuracy of source validation."""
+        if self._validation:
+            logits, label = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
+            self._validation = []
+            self.log("validation_loss", self.adapter.supervised_loss(logits, label), sync_dist=True)
+            if not label.is_floating_point():
+                hits = logits.argmax(1) == label
+                recalls = [hits[label == k].float().mean() for k in label.unique()]
+                self.log("validation_balanced_accuracy", torch.stack(recalls).mean(), prog_bar=True, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Writes the epoch's means to the metrics file and the log."""
+        self.last_losses = {k: v / self.steps_per_epoch for k, v in self._sums.items()}
+        values = dict(self.last_losses)
+        values |= {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("validation")}
+        if self._metrics is not None and self.trainer.is_global_zero:
+            self._metrics.append(self.current_epoch, self.global_step, values)
+        if self.logger is not None:
+            self.logger.log_metrics(values, step=self.global_step)
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
+        level = logging.DEBUG if self.config.progress_bar else logging.INFO
+        logger.log(level, "epoch %d/%d  %s", self.current_epoch + 1, self.config.epochs, shown)
+
+
+class _Keeper(Callback):
+    """Keeps the last epoch's checkpoint and, with patience, the weights of the best epoch."""
+
+    def __init__(self, folder: Path, patience: int | None) -> None:
+        self.folder = folder
+        self.patience = patience
+        self.best = math.inf
+        self.best_epoch = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes this epoch's files, then removes those of the epoch before."""
+        epoch, before = trainer.current_epoch, last_epoch(self.folder)
+        if self.patience is None:
+            self.best_epoch = epoch
+        else:
+            loss = float(trainer.callback_metrics.get("validation_loss", math.inf))
+            if loss < self.best or self.best_epoch < 0:
+                self.best, self.best_epoch = loss, epoch
+                if trainer.is_global_zero:
+                    save_weights(self.folder / "best.safetensors", pl_module.adapter.state_dict(), {"epoch": epoch})
+            trainer.should_stop = trainer.should_stop or epoch - self.best_epoch >= self.patience
+        path = self.folder / f"epoch-{epoch:04d}.safetensors"
+        trainer.save_checkpoint(str(path))
+        if before is not None and before != path and trainer.is_global_zero:
+            SafetensorsIO().remove_checkpoint(before)
+
+    def restore(self, adapter: Adapter) -> int:
+        """Puts the weights to keep into the adapter and says of which epoch they are."""
+        best = self.folder / "best.safetensors"
+        if self.patience is not None and best.exists():
+            adapter.load_state_dict(load_weights(best)[1])
+        return self.best_epoch
+
+    def clean(self) -> None:
+        """Removes what only resuming needed."""
+        if (last := last_epoch(self.folder)) is not None:
+            SafetensorsIO().remove_checkpoint(last)
+        (self.folder / "best.safetensors").unlink(missing_ok=True)
+
+
+def _schedule(progress: float, warmup: float = 0.1) -> float:
+    """Learning rate as a fraction of its peak: linear warm-up, then a half cosine."""
+    if progress < warmup:
+        return 0.1 + 0.9 * progress / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
+
+
+def _loader(data: CaseDataset, config: FitConfig, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        data, batch_size=config.batch_size, collate_fn=collate, num_workers=config.num_workers, **options
+    )
+
+
+def _plain_loader(data: CaseDataset, config: FitConfig) -> DataLoader[Any]:
+    return _loader(data, config, shuffle=False)
+
+
+def _tensorboard(folder: Path) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        return False
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(save_dir=folder, name="tb", version="")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's advertisements and hints about loaders off the terminal."""
+    names = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
+    levels = {n: logging.getLogger(n).level for n in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
+            warnings.filterwarnings("ignore", message=".*`weights_only`.*")
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
