@@ -1,0 +1,141 @@
+"""Random changes of training images, drawn from a seed alone: the same seed gives the same image in any order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.array import (
+    RandAdjustContrast,
+    RandBiasField,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandScaleIntensity,
+    RandShiftIntensity,
+)
+from monai.transforms.spatial.array import RandAffine, RandFlip, RandSimulateLowResolution
+from monai.transforms.transform import RandomizableTransform
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medtl.errors import ConfigError, near_matches
+
+Augmentation = Callable[[NDArray[Any] | Tensor, int], Tensor]
+NAMES = ("none", "standard", "strong")
+
+
+def augmentation(name: str, spatial_dims: int, channels: int) -> Augmentation:
+    """Builds the augmentation of a name.
+
+    `standard`: left-right flip, small in-plane affine, contrast, brightness, noise, blur, low resolution.
+    `strong`: the same more often and further, a bias field for grey and a colour shift for colour images.
+    Volumes are changed alike in all slices: a slice is not moved against its neighbours.
+
+    Args:
+        name: `none`, `standard` or `strong`.
+        spatial_dims: 2 for (C, H, W), 3 for (C, D, H, W).
+        channels: 1 or 3.
+
+    Returns:
+        A function of an image with values in [0, 1] and a seed; its result is float32 in [0, 1] of the
+        same shape.
+
+    Raises:
+        ConfigError: There is no such augmentation.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"There is no augmentation {name!r}. {near_matches(name, NAMES)}")
+    if spatial_dims not in (2, 3):
+        raise ConfigError(f"Augmentation is for 2 or 3 dimensions, got {spatial_dims}.")
+    if name == "none":
+        return lambda image, seed: _tensor(image)
+    return _Augmentation(name == "strong", channels)
+
+
+def _tensor(image: NDArray[Any] | Tensor) -> Tensor:
+    if isinstance(image, Tensor):
+        return image.to(torch.float32, copy=True)
+    return torch.from_numpy(np.array(image, dtype=np.float32))  # a copy: the source may be a read-only map
+
+
+class _Augmentation:
+    """Geometry on slices as channels, then grey values on the whole."""
+
+    def __init__(self, strong: bool, channels: int) -> None:
+        more = 1.6 if strong else 1.0
+        colour = [_RandColour(0.8)] if strong and channels == 3 else []
+        bias = [RandBiasField(prob=0.4, degree=2, coeff_range=(0.0, 0.2))] if strong and channels == 1 else []
+        blur = (0.3, 0.8 * more)
+        self.more = more
+        self.geometry: dict[tuple[int, int], Compose] = {}
+        self.values = Compose(
+            [
+                *bias,
+                *colour,
+                RandAdjustContrast(prob=0.3 * more, gamma=(1 / (1 + 0.4 * more), 1 + 0.4 * more)),
+                RandScaleIntensity(prob=0.3 * more, factors=0.2 * more),
+                RandShiftIntensity(prob=0.3 * more, offsets=0.1 * more),
+                RandSimulateLowResolution(
+                    prob=0.1 * more, downsample_mode="area", upsample_mode="bilinear", zoom_range=(0.5, 1.0)
+                ),
+                RandGaussianSmooth(prob=0.15 * more, sigma_x=blur, sigma_y=blur),
+                RandGaussianNoise(prob=0.2 * more, std=0.04 * more),
+            ]
+        )
+
+    def __call__(self, image: NDArray[Any] | Tensor, seed: int) -> Tensor:
+        tensor = _tensor(image)
+        shape = tensor.shape
+        height, width = int(shape[-2]), int(shape[-1])
+        geometry = self.geometry.get((height, width))
+        if geometry is None:
+            geometry = self.geometry[height, width] = _geometry(height, width, self.more)
+        geometry.set_random_state(seed=seed % 2**32)
+        self.values.set_random_state(seed=(seed >> 31 ^ 0x5BD1E995) % 2**32)
+        planes = _plain(self.values(_plain(geometry(tensor.reshape(-1, height, width)))))
+        return planes.reshape(shape).clamp_(0, 1).contiguous()
+
+
+def _geometry(height: int, width: int, more: float) -> Compose:
+    """Left-right flip and a small affine; the border is repeated, so no black corners tell that it happened."""
+    affine = RandAffine(
+        prob=0.5 * more,
+        rotate_range=math.radians(10) * more,
+        scale_range=(0.1 * more, 0.1 * more),
+        translate_range=(0.04 * more * height, 0.04 * more * width),
+        spatial_size=(height, width),
+        mode="bilinear",
+        padding_mode="border",
+        cache_grid=True,
+    )
+    return Compose([RandFlip(prob=0.5, spatial_axis=1), affine])
+
+
+def _plain(image: Any) -> Tensor:
+    return image.as_tensor() if hasattr(image, "as_tensor") else torch.as_tensor(image)
+
+
+class _RandColour(RandomizableTransform):
+    """Turns hue, stretches saturation and scales the channels: the spread of stains, cameras and white balances."""
+
+    def __init__(self, prob: float, hue: float = 0.12, saturation: float = 0.4, gain: float = 0.15) -> None:
+        super().__init__(prob)
+        self.hue, self.saturation, self.gain = hue, saturation, gain
+
+    def __call__(self, image: Any) -> Any:
+        self.randomize(None)
+        if not self._do_transform:
+            return image
+        angle = 2 * math.pi * self.R.uniform(-self.hue, self.hue)
+        stretch = self.R.uniform(1 - self.saturation, 1 + self.saturation)
+        gains = self.R.uniform(1 - self.gain, 1 + self.gain, 3)
+        # A turn about the grey axis of RGB (Rodrigues' formula), its perpendicular part stretched.
+        grey = np.full((3, 3), 1 / 3)
+        cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+        turn = grey + stretch * (math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * cross)
+        matrix = torch.as_tensor(gains[:, None] * turn, dtype=image.dtype)
+        return torch.einsum("ab,bhw->ahw", matrix, _plain(image))

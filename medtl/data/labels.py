@@ -1,0 +1,197 @@
+"""The labels CSV: read as text, checked in full, matched to scans without showing an identifier."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from medtl.data.items import Catalog, Rejection, VolumeItem
+from medtl.errors import near_matches
+
+_NO_SCAN = frozenset({"not_a_scan", "mask", "localizer", "secondary_capture", "no_pixels", "derived_map"})
+_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z]{2,5})$")
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """One line of a labels CSV; `key` and `patient` can be identifiers and are not shown."""
+
+    line: int
+    key: str = field(repr=False)
+    label: str | None
+    patient: str | None = field(default=None, repr=False)
+    site: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Matches:
+    """What became of the rows: rows of each item by (site, index), and of scans that were left out."""
+
+    rows: dict[tuple[str, int], list[LabelRow]]
+    rejected: dict[tuple[str, int], list[LabelRow]]
+
+
+def read_labels(path: Path, faults: list[str]) -> list[LabelRow]:
+    """Reads a labels CSV: a header with `case` and `label`; comma, semicolon or tab; UTF-8.
+
+    Every value stays text, so that `001` is not 1. Faults are appended to `faults`, which the caller
+    raises at once.
+    """
+    name = path.name
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        faults.append(f"{name} cannot be opened ({error.strerror})")
+        return []
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        faults.append(f"{name} is not UTF-8 (line {line}): save it as 'CSV UTF-8'")
+        return []
+    first = text.split("\n", 1)[0]
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(text.splitlines(), delimiter=separator)
+    header = [column.strip().lower() for column in next(reader, [])]
+    missing = [column for column in ("case", "label") if column not in header]
+    if missing:
+        hint = near_matches(missing[0], header) if any(header) else "The file is empty."
+        faults.append(f"{name} has no column {' and no column '.join(missing)} in its first line. {hint}")
+        return []
+    if len(set(header)) < len(header):
+        faults.append(
+            f"{name} has two columns of one name: {', '.join(sorted(c for c in header if header.count(c) > 1))}"
+        )
+        return []
+    rows: list[LabelRow] = []
+    ragged: list[int] = []
+    for values in reader:
+        if not any(value.strip() for value in values):
+            continue
+        if len(values) != len(header):
+            ragged.append(reader.line_num)
+            continue
+        cells = {column: value.strip() for column, value in zip(header, values, strict=True)}
+        groups = {column: cells[column] for column in header if column.startswith("group_")}
+        patient, site = cells.get("patient") or None, cells.get("site") or None
+        rows.append(LabelRow(reader.line_num, cells["case"], cells["label"] or None, patient, site, groups))
+    if ragged:
+        faults.append(f"{name} has another number of columns than its header in {lines(ragged)}")
+    if not rows and not ragged:
+        faults.append(f"{name} has a header and no rows")
+    return rows
+
+
+def match_rows(
+    name: str, rows: Sequence[LabelRow], catalogs: Mapping[str, Catalog], faults: list[str]
+) -> Matches:
+    """Finds the scans that each row names: by case name, file or path, then patient id, then series.
+
+    Args:
+        name: The CSV's name, for messages.
+        rows: Its rows.
+        catalogs: What was found, by site.
+        faults: Receives rows without a scan, and rows that could mean several.
+    """
+    known = {site: _keys(catalog.items, site) for site, catalog in catalogs.items()}
+    left_out = {site: _keys(catalog.rejections, site) for site, catalog in catalogs.items()}
+    matches = Matches(defaultdict(list), defaultdict(list))
+    absent: list[LabelRow] = []
+    unclear: list[int] = []
+    strange: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        if row.site is not None and row.site not in catalogs:
+            strange[row.site].append(row.line)
+            continue
+        sites = [row.site] if row.site is not None else list(catalogs)
+        found = _find(row.key, sites, known)
+        lost = _find(row.key, sites, left_out)
+        by_patient = bool(found) and found[0][2]
+        if len({(site, index) for site, index, _ in found}) > 1 and not by_patient:
+            unclear.append(row.line)
+        elif found:
+            for site, index, _ in found:
+                matches.rows[site, index].append(row)
+        elif lost:
+            for site, index, _ in lost:
+                matches.rejected[site, index].append(row)
+        else:
+            absent.append(row)
+    if strange:
+        faults.append(
+            f"{name} names the site {', '.join(map(repr, strange))} ({lines(sum(strange.values(), []))}), the folders are "
+            f"{', '.join(map(repr, catalogs))}"
+        )
+    if unclear:
+        faults.append(
+            f"{name} names cases that are in several places ({lines(unclear)}): give the path inside the folder as case, "
+            "or add a column 'site' with the folder's name"
+        )
+    if absent:
+        faults.append(_absent_text(name, absent, catalogs))
+    return matches
+
+
+def _absent_text(name: str, absent: Sequence[LabelRow], catalogs: Mapping[str, Catalog]) -> str:
+    names = [item.name for catalog in catalogs.values() for item in catalog.items]
+    text = f"{name} labels {len(absent)} cases for which there is no scan ({lines([row.line for row in absent])})"
+    if names:
+        text += f"; the cases found are {', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"
+    bare = {n.lstrip("0") for n in names if n.startswith("0")}
+    if any(row.key in bare for row in absent):
+        text += "; leading zeros were lost, as spreadsheets do: save the column as text"
+    return text
+
+
+Found = tuple[str, int, bool]
+
+
+def _find(
+    key: str, sites: Sequence[str], known: Mapping[str, tuple[dict[str, set[int]], ...]]
+) -> list[Found]:
+    """(site, index, by patient or series) of what a key names, by the first kind of key that finds anything."""
+    plain = key.replace("\\", "/").removeprefix("./")
+    for level in range(2):
+        found = [
+            (site, index, level > 0) for site in sites for index in sorted(known[site][level].get(plain, ()))
+        ]
+        if found:
+            return found
+    return []
+
+
+def _keys(things: Sequence[VolumeItem] | Sequence[Rejection], site: str) -> tuple[dict[str, set[int]], ...]:
+    """Two dictionaries from what a row may say to indices: names and paths, patient ids and series."""
+    places: dict[str, set[int]] = defaultdict(set)
+    owners: dict[str, set[int]] = defaultdict(set)
+    for index, thing in enumerate(things):
+        paths = list(thing.files[:1] if len(thing.files) == 1 else [])
+        if len(thing.files) > 1:
+            paths.append(str(PurePosixPath(min(thing.files)).parent))
+        names = {thing.path} | ({thing.name} if isinstance(thing, VolumeItem) else set())
+        for path in paths:
+            file = PurePosixPath(path).name
+            names |= {path, file, _SUFFIX.sub("", path), _SUFFIX.sub("", file)}
+        if isinstance(thing, Rejection) and thing.code in _NO_SCAN:
+            continue
+        for text in names | {f"{site}/{text}" for text in names}:
+            places[text].add(index)
+        if isinstance(thing, VolumeItem):
+            for owner in (thing.patient_id, thing.series_uid):
+                if owner:
+                    owners[owner].add(index)
+    # A file stem may stand in several folders; the name that was made unique still names one of them.
+    for index, thing in enumerate(things):
+        if isinstance(thing, VolumeItem):
+            places[thing.name] = places[f"{site}/{thing.name}"] = {index}
+    return places, owners
+
+
+def lines(numbers: Sequence[int], most: int = 5) -> str:
+    """`line 3`, or `lines 3, 5, 8 and 12 more`."""
+    shown = ", ".join(map(str, sorted(numbers)[:most]))
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {shown}{more}"

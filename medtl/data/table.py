@@ -1,0 +1,142 @@
+"""The table of cases: what is used, in which split, and what was left out and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medtl.data.items import Rejection, VolumeItem
+from medtl.errors import DataError
+from medtl.runs import atomic_write
+
+COLUMNS = ("case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a prediction is made for.
+
+    Attributes:
+        case: Its name, unique within the table.
+        patient: Pseudonym, `p0001`; the same for all cases of a person.
+        site: Name of the site: its folder.
+        domain: `source` or `target`.
+        path: Display-safe path inside the site's folder.
+        label: Name of its class, or None.
+        mask: Path of its mask, or None.
+        split: `train`, `validation` or `test`; empty if excluded.
+        status: `used` or `excluded`.
+        reason: Why it is excluded.
+        groups: The labels' `group_*` columns, for subgroup figures.
+        item: The scan. In memory only.
+    """
+
+    case: str
+    patient: str
+    site: str
+    domain: str
+    path: str
+    label: str | None = None
+    mask: str | None = None
+    split: str = ""
+    status: str = "used"
+    reason: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
+    item: VolumeItem | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """All cases of a run, used and excluded, and what became of every file.
+
+    Attributes:
+        cases: Sorted by domain, site and case.
+        classes: Names of the classes in the order of the network's outputs.
+        rejections: By site.
+        warnings: What a user should know before trusting the result.
+        files: Number of files by site.
+    """
+
+    cases: tuple[Case, ...]
+    classes: tuple[str, ...]
+    rejections: Mapping[str, tuple[Rejection, ...]]
+    warnings: tuple[str, ...]
+    files: Mapping[str, int]
+
+    def select(
+        self, *, domain: str | None = None, split: str | None = None, status: str | None = "used"
+    ) -> tuple[Case, ...]:
+        """The cases that agree with every argument that is not None."""
+        wanted = {"domain": domain, "split": split, "status": status}
+        return tuple(
+            case for case in self.cases if all(v is None or getattr(case, k) == v for k, v in wanted.items())
+        )
+
+    @property
+    def items(self) -> tuple[VolumeItem, ...]:
+        """The scans of all used cases."""
+        return tuple(case.item for case in self.select() if case.item is not None)
+
+    def exclude(self, rejections: Sequence[Rejection]) -> CaseTable:
+        """The table without the cases whose scans failed at decoding, as `VolumeCache.prepare` returns them.
+
+        Raises:
+            DataError: No case is left, or a class has none left in training or validation.
+        """
+        lost = {id(r.item): r for r in rejections}
+        cases = tuple(
+            replace(c, split="", status="excluded", reason=lost[id(c.item)].code) if id(c.item) in lost else c
+            for c in self.cases
+        )
+        rejected = dict(self.rejections)
+        for case in self.cases:
+            if id(case.item) in lost:
+                rejected[case.site] = (*rejected.get(case.site, ()), lost[id(case.item)])
+        table = replace(self, cases=cases, rejections=rejected)
+        gone = [
+            f"class {name!r} in {split}"
+            for split in ("train", "validation")
+            for name in self.classes
+            if any(c.label == name for c in self.select(domain="source", split=split))
+            and not any(c.label == name for c in table.select(domain="source", split=split))
+        ]
+        gone += [d for d in ("source", "target") if self.select(domain=d) and not table.select(domain=d)]
+        if gone:
+            raise DataError(
+                f"{len(lost)} scans could not be decoded, and nothing is left of {', '.join(gone)}. The first: "
+                f"{rejections[0].detail}"
+            )
+        return table
+
+    def to_csv(self, path: Path) -> None:
+        """Writes `cases.csv`; it holds no identifier and no path outside the sites' folders."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for case in self.cases:
+            writer.writerow([getattr(case, column) or "" for column in COLUMNS])
+        atomic_write(path, buffer.getvalue())
+
+    def flow(self) -> dict[str, dict[str, Any]]:
+        """Counts by site: files, volumes, used cases and patients, files rejected by code, cases excluded by reason."""
+        result: dict[str, dict[str, Any]] = {}
+        for site in self.files:
+            cases = [case for case in self.cases if case.site == site]
+            used = [case for case in cases if case.status == "used"]
+            codes: Counter[str] = Counter()
+            for rejection in self.rejections.get(site, ()):
+                codes[rejection.code] += len(rejection.files) if rejection.item is None else 0
+            result[site] = {
+                "files": self.files[site],
+                "volumes": len(cases),
+                "cases": len(used),
+                "patients": len({case.patient for case in used}),
+                "rejected": {code: count for code, count in sorted(codes.items()) if count},
+                "excluded": dict(sorted(Counter(c.reason for c in cases if c.status == "excluded").items())),
+            }
+        return result
