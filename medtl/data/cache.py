@@ -1,4 +1,4 @@
-"""Preprocessed volumes on disk: computed once, read through the page cache, checked, recomputed when stale."""
+"""Preprocessed volumes on disk: computed once, memory-mapped, checked, recomputed when stale."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class VolumeCache:
         self._verified.discard(key)
 
     def _read(self, key: str, item: VolumeItem) -> NDArray[np.float16] | None:
-        """The entry, or None if it is absent or damaged. Checked in full once by each process, mapped afterwards."""
+        """The entry, or None if it is absent or damaged. Checked once by each process."""
         values, facts = self._paths(key)
         if not facts.exists():
             return None

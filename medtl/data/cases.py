@@ -1,4 +1,4 @@
-"""Cases: scans joined with labels, patients, sites and splits; all faults are found before any is reported."""
+"""Cases: scans joined with labels, patients, sites and splits; all faults are reported at once."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def collect_cases(
     """
     if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ConfigError(
-            f"The shares of validation and test must be positive and leave cases to train on; got {val_fraction} and "
+            f"The shares of validation and test must be positive and leave cases to train on; got "
+            f"{val_fraction} and "
             f"{test_fraction}."
         )
     if not source and target is None:
@@ -191,7 +192,8 @@ def _attach(
         conflict = "different labels" if len({row.label for row in first.rows}) > 1 else "one label twice"
         numbers = sorted({row.line for d in doubled for row in d.rows})
         faults.append(
-            f"{name} labels {len(doubled)} cases more than once ({lines(numbers)}); case {first.item.name!r} has {conflict}"
+            f"{name} labels {len(doubled)} cases more than once ({lines(numbers)}); case "
+            f"{first.item.name!r} has {conflict}"
         )
     for draft in drafts:
         if draft.site in catalogs and draft.rows:
@@ -199,7 +201,7 @@ def _attach(
 
 
 def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[str]) -> None:
-    """Finds out who is who: the labels' column first, then PatientID; without either a case is its own patient."""
+    """Who is who: the labels' column first, then PatientID; without either a case is its own patient."""
     without: Counter[str] = Counter()
     places: dict[str, dict[str, str]] = defaultdict(dict)
     for draft in drafts:
@@ -215,19 +217,22 @@ def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[st
         example = " and ".join(f"case {case!r} of {site!r}" for site, case in list(shared[0].items())[:2])
         count = f"{len(shared)} patient{'s are' if len(shared) > 1 else ' is'}"
         faults.append(
-            f"{count} in more than one site ({example} have one patient id): take each out of one folder, or, if sites "
+            f"{count} in more than one site ({example} have one patient id): take each out of one folder, "
+            f"or, if sites "
             "number their patients on their own, give different ids in the labels' column patient"
         )
     for site in {d.site: None for d in drafts if d.domain == "source"}:
         cases = [d for d in drafts if d.site == site]
         if len(cases) >= ONE_PATIENT and len({d.key for d in cases}) == 1:
             faults.append(
-                f"all {len(cases)} cases of {site!r} have the same patient id, so no split by patient is possible: give "
+                f"all {len(cases)} cases of {site!r} have the same patient id, so no split by patient is "
+                f"possible: give "
                 "the patients in a column patient of the labels CSV"
             )
-    for site, count in without.items():
+    for site, number in without.items():
         warnings.append(
-            f"{count} cases of {site!r} have no patient id: each counts as a patient of its own. If a patient has several, "
+            f"{number} cases of {site!r} have no patient id: each counts as a patient of its own. If a "
+            f"patient has several, "
             "give a column patient in the labels CSV; intervals and splits are too optimistic otherwise."
         )
 
@@ -256,7 +261,8 @@ def _set_classes(
         draft.label = None
     if foreign:
         warnings.append(
-            f"{len(foreign)} target cases have a label that is not among the classes: they are used like any other for "
+            f"{len(foreign)} target cases have a label that is not among the classes: they are used like "
+            f"any other for "
             "adaptation, and evaluation leaves them out."
         )
     return names
@@ -272,7 +278,8 @@ def _check_classes(used: Sequence[_Draft], needed: int, faults: list[str]) -> No
         patients[draft.label or ""].add(draft.key)
     if len(patients) == 1:
         faults.append(
-            f"all {len(used)} labelled source cases have the label {used[0].label!r}, two classes or more are needed"
+            f"all {len(used)} labelled source cases have the label {used[0].label!r}, two classes or more "
+            f"are needed"
         )
         return
     small = {name: len(keys) for name, keys in sorted(patients.items()) if len(keys) < needed}
@@ -281,7 +288,8 @@ def _check_classes(used: Sequence[_Draft], needed: int, faults: list[str]) -> No
         rest = [name for name in sorted(patients) if name not in small]
         step = f"leave it out with --classes {' '.join(rest)}, or " if len(rest) > 1 else ""
         faults.append(
-            f"a class needs {needed} patients or more, one for each split; too few have {listed}: {step}add cases"
+            f"a class needs {needed} patients or more, one for each split; too few have {listed}: "
+            f"{step}add cases"
         )
 
 
@@ -304,7 +312,8 @@ def _confounding(used: Sequence[_Draft]) -> list[str]:
         for name, row in zip(names, table, strict=True)
     )
     return [
-        f"Label and site are confounded (Cramer's V {strength:.2f}; {rows}): a model can tell the label from the scanner."
+        f"Label and site are confounded (Cramer's V {strength:.2f}; {rows}): a model can tell the label "
+        f"from the scanner."
     ]
 
 

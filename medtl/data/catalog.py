@@ -26,8 +26,39 @@ _MASK_FOLDER = re.compile(
 )
 _MASK_STEM = re.compile(r".+[._-](masks?|segs?|segmentations?|labels?)", re.I)
 _FOREIGN = frozenset(
-    ".zip .tar .tgz .7z .rar .gz .nrrd .nhdr .mha .mhd .mgz .mgh .img .hdr .svs .ndpi .gif .webp .jp2 .npy .npz "
-    ".mat .h5 .hdf5 .avi .mp4 .czi .lif".split()
+    {
+        *(
+            ".zip",
+            ".tar",
+            ".tgz",
+            ".7z",
+            ".rar",
+            ".gz",
+            ".nrrd",
+            ".nhdr",
+            ".mha",
+            ".mhd",
+            ".mgz",
+            ".mgh",
+            ".img",
+        ),
+        *(
+            ".hdr",
+            ".svs",
+            ".ndpi",
+            ".gif",
+            ".webp",
+            ".jp2",
+            ".npy",
+            ".npz",
+            ".mat",
+            ".h5",
+            ".hdf5",
+            ".avi",
+            ".mp4",
+        ),
+        *(".czi", ".lif"),
+    }
 )
 _SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.dcm|\.dicom|\.ima|\.png|\.jpe?g|\.tiff?|\.bmp)$", re.I)
 
@@ -170,7 +201,7 @@ def _drop_same_instance(root: Path, headers: list[DicomHeader]) -> tuple[list[Di
 
 
 def _drop_same_bytes(root: Path, items: list[VolumeItem]) -> tuple[list[VolumeItem], list[Rejection]]:
-    """Keeps the first of byte-identical files; only files of equal size are read, and whole only if they start alike."""
+    """Keeps the first of byte-identical files; reads only files of equal size and start."""
     by_size: dict[int, list[VolumeItem]] = defaultdict(list)
     for item in items:
         by_size[(root / item.files[0]).stat().st_size].append(item)
@@ -255,7 +286,7 @@ def _safe_rejection(
 
 
 def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:
-    """Makes names unique: clashing ones become relative paths without suffix, numbered if they still clash."""
+    """Makes names unique: clashing ones become relative paths, numbered if those still clash."""
     counts = Counter(item.name for item in items)
     result: list[VolumeItem] = []
     taken: Counter[str] = Counter(name for name, count in counts.items() if count == 1)

@@ -1,4 +1,4 @@
-"""Cases as a torch data set, and the order in which an epoch visits them; both reproducible from seeds alone."""
+"""Cases as a torch data set, and the order in which an epoch visits them, from seeds alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medtl.errors import DataError
 
 
 class Draw(int):
-    """An index that also says how often an epoch has drawn it before, so that repeats are augmented differently."""
+    """An index that knows how often an epoch has drawn it before: repeats are augmented differently."""
 
     repeat: int
 
@@ -81,7 +81,8 @@ class CaseDataset(Dataset[Batch]):
         wrong = [case.case for case in self.cases if case.label not in self.classes]
         if wrong:
             raise DataError(
-                f"{len(wrong)} cases have no label of the classes {', '.join(self.classes)}, such as {wrong[0]!r}: select "
+                f"{len(wrong)} cases have no label of the classes {', '.join(self.classes)}, such as "
+                f"{wrong[0]!r}: select "
                 "labelled cases only."
             )
         return [self.classes.index(case.label or "") for case in self.cases]
@@ -92,7 +93,7 @@ class CaseDataset(Dataset[Batch]):
         return None if self._labels is None else tuple(self._labels)
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that the augmentation depends on. With persistent workers, call it before they start."""
+        """Sets the epoch that augmentation depends on; persistent workers would not see it change."""
         self.epoch = epoch
 
     def __len__(self) -> int:

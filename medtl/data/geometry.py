@@ -16,7 +16,7 @@ from medtl.data.items import Affine
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_DIRECTION = 1e-3
-"""Largest difference of direction cosines that still counts as one orientation: headers round to about 1e-5."""
+"""Largest difference of direction cosines that counts as one orientation; headers round to about 1e-5."""
 SAME_PLACE = 1e-2
 """Millimetres under which two slice positions count as one."""
 
@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices in order along the normal: `order` indexes the input, `step` is the vector to the next slice in LPS mm."""
+    """Slices along the normal: `order` indexes the input, `step` leads to the next slice, in LPS mm."""
 
     order: tuple[int, ...]
     first: Array

@@ -50,7 +50,7 @@ _ENHANCED = tuple(
 PROJECTION = frozenset(
     {"CR", "DX", "MG", "IO", "PX", "XA", "RF", "US", "ES", "XC", "OP", "OPT", "GM", "SM", "DG"}
 )
-"""Modalities whose images stand alone: they are never stacked, and a converted one may be a secondary capture."""
+"""Modalities whose images stand alone: never stacked, and often stored as secondary captures."""
 STACKED = frozenset({"CT", "MR", "PT", "NM"})
 """Modalities whose files are slices of a volume."""
 
@@ -82,7 +82,7 @@ class DicomHeader:
 
 
 def is_dicom(head: bytes, suffix: str) -> bool:
-    """Says from its first bytes whether a file is DICOM; files without the preamble need a name that allows it."""
+    """Says from its first bytes whether a file is DICOM; without the preamble its name must allow it."""
     if head[128:132] == b"DICM":
         return True
     return suffix in (".dcm", ".dicom", ".ima") or (
@@ -198,7 +198,7 @@ def _pixels_there(file: str, handle: BinaryIO, dataset: Dataset, offset: int, si
     start = offset + (8 if implicit else 12)
     if syntax.is_compressed:
         if not _decodable(syntax):
-            step = "Install the decoders with pip install 'medtl[codecs]', or decompress the files (gdcmconv --raw)."
+            step = "pip install 'medtl[codecs]', or decompress the files (gdcmconv --raw)."
             return _reject(file, "no_decoder", f"compressed as {syntax.name}", step)
         end = _encapsulated_end(handle, start, order)
         if end <= size:
@@ -210,7 +210,9 @@ def _pixels_there(file: str, handle: BinaryIO, dataset: Dataset, offset: int, si
         expected = expected // 3 * 2
     if length < expected or start + expected > size:
         found = min(length, size - start)
-        why = f"{rows} x {columns} x {samples} pixels of {bits} bits need {expected:,} bytes, it holds {found:,}"
+        why = (
+            f"{rows} x {columns} x {samples} pixels of {bits} bits are {expected:,} bytes, it holds {found:,}"
+        )
         return _reject(file, "truncated", why, "Copy or export the file again.")
     return None
 

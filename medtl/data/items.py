@@ -14,7 +14,7 @@ Affine = tuple[tuple[float, float, float, float], ...]
 
 CODES: Mapping[str, str] = MappingProxyType(
     {
-        "not_a_scan": "Not an image that can be read as a scan: a table, text, an archive's index, a hidden file.",
+        "not_a_scan": "Not an image that can be read as a scan: a table, text, a DICOMDIR, a hidden file.",
         "unsupported_format": "An image or archive of a format that medtl does not read.",
         "mask": "A segmentation: in a folder or with a name kept for masks, or a DICOM SEG object.",
         "unreadable": "Looks like a scan by name or content, but its header cannot be read.",

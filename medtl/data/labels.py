@@ -63,7 +63,8 @@ def read_labels(path: Path, faults: list[str]) -> list[LabelRow]:
         return []
     if len(set(header)) < len(header):
         faults.append(
-            f"{name} has two columns of one name: {', '.join(sorted(c for c in header if header.count(c) > 1))}"
+            f"{name} has two columns of one name: "
+            f"{', '.join(sorted(c for c in header if header.count(c) > 1))}"
         )
         return []
     rows: list[LabelRow] = []
@@ -122,12 +123,15 @@ def match_rows(
             absent.append(row)
     if strange:
         faults.append(
-            f"{name} names the site {', '.join(map(repr, strange))} ({lines(sum(strange.values(), []))}), the folders are "
+            f"{name} names the site {', '.join(map(repr, strange))} "
+            f"({lines([n for rows in strange.values() for n in rows])}), "
+            f"the folders are "
             f"{', '.join(map(repr, catalogs))}"
         )
     if unclear:
         faults.append(
-            f"{name} names cases that are in several places ({lines(unclear)}): give the path inside the folder as case, "
+            f"{name} names cases that are in several places ({lines(unclear)}): give the path inside the "
+            f"folder as case, "
             "or add a column 'site' with the folder's name"
         )
     if absent:
@@ -137,7 +141,8 @@ def match_rows(
 
 def _absent_text(name: str, absent: Sequence[LabelRow], catalogs: Mapping[str, Catalog]) -> str:
     names = [item.name for catalog in catalogs.values() for item in catalog.items]
-    text = f"{name} labels {len(absent)} cases for which there is no scan ({lines([row.line for row in absent])})"
+    where = lines([row.line for row in absent])
+    text = f"{name} labels {len(absent)} cases for which there is no scan ({where})"
     if names:
         text += f"; the cases found are {', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"
     bare = {n.lstrip("0") for n in names if n.startswith("0")}
@@ -152,7 +157,7 @@ Found = tuple[str, int, bool]
 def _find(
     key: str, sites: Sequence[str], known: Mapping[str, tuple[dict[str, set[int]], ...]]
 ) -> list[Found]:
-    """(site, index, by patient or series) of what a key names, by the first kind of key that finds anything."""
+    """(site, index, by patient or series) of what a key names; names and paths come first."""
     plain = key.replace("\\", "/").removeprefix("./")
     for level in range(2):
         found = [
@@ -163,7 +168,7 @@ def _find(
     return []
 
 
-def _keys(things: Sequence[VolumeItem] | Sequence[Rejection], site: str) -> tuple[dict[str, set[int]], ...]:
+def _keys(things: Sequence[VolumeItem | Rejection], site: str) -> tuple[dict[str, set[int]], ...]:
     """Two dictionaries from what a row may say to indices: names and paths, patient ids and series."""
     places: dict[str, set[int]] = defaultdict(set)
     owners: dict[str, set[int]] = defaultdict(set)

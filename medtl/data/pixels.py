@@ -72,15 +72,16 @@ def padding_mask(dataset: Dataset, stored: Pixels) -> NDArray[np.bool_] | None:
 
 
 def _with_sign(value: float, signed: bool, bits: int) -> float:
-    if signed and value >= 2 ** (bits - 1):
-        return value - 2**bits
-    return value + 2**bits if not signed and value < 0 else value
+    span = float(2**bits)
+    if signed and value >= span / 2:
+        return value - span
+    return value + span if not signed and value < 0 else value
 
 
 def modality_range(dataset: Dataset) -> tuple[float, float, float, float]:
     """Slope, intercept, and the smallest and largest value that the stored bits can give after rescaling."""
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
-    slope, intercept = (1.0 if not slope else slope), (intercept or 0.0)
+    slope, intercept = (slope or 1.0), (intercept or 0.0)
     bits = int(dataset.get("BitsStored") or dataset.get("BitsAllocated") or 16)
     signed = dataset.get("PixelRepresentation", 0) == 1
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -108,7 +109,7 @@ def modality_values(dataset: Dataset, stored: Pixels) -> tuple[Pixels, bool]:
         except Exception as error:
             raise PixelError(f"its Modality LUT cannot be applied ({type(error).__name__})") from None
         low, high = float(values.min()), float(values.max())
-    elif slope == 1 and intercept == int(intercept) and -32768 <= low and high <= 32767:
+    elif slope == 1 and intercept == int(intercept) and low >= -32768 and high <= 32767:
         if intercept == 0 and low == 0 and high <= 255:
             values = stored.astype(np.uint8)
         else:

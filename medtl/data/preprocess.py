@@ -41,7 +41,7 @@ CT_WINDOWS: Mapping[str, tuple[float, float]] = MappingProxyType(
 """Lower and upper HU of the usual display windows (level -+ half of the width)."""
 
 PLANES: Mapping[str, str] = MappingProxyType({"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"})
-"""Directions of rising (i, j, k) as a reader sees the plane: L, P, I, S for left, posterior, inferior, superior."""
+"""Directions of rising (i, j, k) as a reader sees the plane; L left, P posterior, I inferior, S superior."""
 
 PERCENTILES = (0.5, 99.5)
 VERSION = 1
@@ -76,7 +76,8 @@ class Preprocess:
             or (self.num_slices is not None and self.num_slices < 2)
         ):
             raise ConfigError(
-                f"Preprocessing needs an image size of 8 or more, 1 or 3 channels, and no or 2 and more slices; got "
+                f"Preprocessing needs an image size of 8 or more, 1 or 3 channels, and no or 2 and more "
+                f"slices; got "
                 f"image_size={self.image_size}, channels={self.channels}, num_slices={self.num_slices}."
             )
         if self.plane not in PLANES:
@@ -125,7 +126,8 @@ def window_of(intensity: str) -> tuple[float, float] | None:
     if match and float(match[1]) < float(match[2]):
         return float(match[1]), float(match[2])
     raise ConfigError(
-        f"There is no intensity {intensity!r}; give auto, percentile, unit, window:LOW,HIGH with LOW < HIGH, or one of "
+        f"There is no intensity {intensity!r}; give auto, percentile, unit, window:LOW,HIGH with LOW < "
+        f"HIGH, or one of "
         f"the CT windows {', '.join(CT_WINDOWS)}."
     )
 
@@ -145,7 +147,8 @@ def preprocess(volume: Volume, spec: Preprocess) -> NDArray[np.float16]:
     """
     if spec.num_slices is None and volume.array.shape[0] > 1:
         raise DataError(
-            f"Images of one slice were expected, got a volume of {volume.array.shape[0]} slices: set num_slices."
+            f"Images of one slice were expected, got a volume of {volume.array.shape[0]} slices: set "
+            f"num_slices."
         )
     values = torch.from_numpy(_scaled(volume, spec))  # (C, k, j, i)
     spacing = (1.0, 1.0, 1.0)
@@ -265,8 +268,10 @@ def suggest_preprocess(
     if 0 < len(single) < len(items):
         several = next(item for item in items if item.shape[0] > 1)
         raise DataError(
-            f"Single images and volumes are mixed: {len(single)} items have one slice (such as {single[0].name!r}), "
-            f"{len(items) - len(single)} have several (such as {several.name!r}). Give folders of one kind: medtl "
+            f"Single images and volumes are mixed: {len(single)} items have one slice (such as "
+            f"{single[0].name!r}), "
+            f"{len(items) - len(single)} have several (such as {several.name!r}). Give folders of one "
+            f"kind: medtl "
             "inspect lists what is in each."
         )
     if intensity == "auto":

@@ -8,8 +8,35 @@ from collections.abc import Iterable
 
 # Words that anonymisers write into PatientName: replacing them would hide nothing and rename everything.
 _COMMON = frozenset(
-    "anon anonym anonymous anonymized anonymised case patient pat subject subj sub phantom test none unknown study scan "
-    "series image img head brain chest site hospital dicom ct mr mri cohort train group".split()
+    {
+        *(
+            "anon",
+            "anonym",
+            "anonymous",
+            "anonymized",
+            "anonymised",
+            "case",
+            "patient",
+            "pat",
+            "subject",
+            "subj",
+        ),
+        *(
+            "sub",
+            "phantom",
+            "test",
+            "none",
+            "unknown",
+            "study",
+            "scan",
+            "series",
+            "image",
+            "img",
+            "head",
+            "brain",
+        ),
+        *("chest", "site", "hospital", "dicom", "ct", "mr", "mri", "cohort", "train", "group"),
+    }
 )
 SHORT_ID = 4
 """Ids shorter than this are only looked for as whole words: `12` is part of too many file names."""

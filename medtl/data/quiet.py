@@ -1,4 +1,4 @@
-"""Silence of the reading libraries, which print header values of damaged files, patients' names among them."""
+"""Silence for the reading libraries: their warnings quote header values, patients' names among them."""
 
 from __future__ import annotations
 

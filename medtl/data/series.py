@@ -1,4 +1,4 @@
-"""From headers to volumes: which files of a series belong together, in which order, and which cannot be used."""
+"""From headers to volumes: which files belong together, in which order, and which cannot be used."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from medtl.data.items import Affine, Rejection
 _STEPS = {
     "four_d": "Convert the series to NIfTI with dcm2niix and give one volume.",
     "missing_slices": "Export the series again, or leave the case out.",
-    "irregular_spacing": "Export one regular series, or resample it with a tool of your choice and give NIfTI.",
+    "irregular_spacing": "Export one regular series, or resample it and give NIfTI.",
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The files of one volume in slice order, with its matrix; `affine` is None for an image without a position."""
+    """The files of one volume in slice order, and its matrix; None for an image without a position."""
 
     headers: tuple[DicomHeader, ...]
     affine: Affine | None
@@ -93,7 +93,8 @@ def _plan(group: list[DicomHeader]) -> list[Plan] | Irregular:
         if len(group) > 1 and (placed or first.modality in STACKED):
             return Irregular("no_geometry", f"{len(group) - placed} of {len(group)} slices have no position")
         return [Plan((h,), None, "no position") for h in group]
-    assert first.orientation is not None and first.position is not None
+    assert first.orientation is not None
+    assert first.position is not None
     different = [h for h in group if not same_orientation(h.orientation or (), first.orientation)]
     if different:
         detail = f"{len(different)} of {len(group)} slices have another orientation than the first"

@@ -81,7 +81,7 @@ def _strata(patients: Sequence[str], labels: Sequence[str], sites: Sequence[str]
 
 def _lacking(held: set[int], labels: Sequence[str]) -> list[tuple[bool, str]]:
     """(is it the held-out side, class) for every class that one side lacks."""
-    sides = {True: {labels[i] for i in held}, False: {l for i, l in enumerate(labels) if i not in held}}
+    sides = {True: {labels[i] for i in held}, False: {name for i, name in enumerate(labels) if i not in held}}
     return [
         (side, label) for label in sorted(set(labels)) for side in (True, False) if label not in sides[side]
     ]

@@ -108,7 +108,8 @@ class CaseTable:
         gone += [d for d in ("source", "target") if self.select(domain=d) and not table.select(domain=d)]
         if gone:
             raise DataError(
-                f"{len(lost)} scans could not be decoded, and nothing is left of {', '.join(gone)}. The first: "
+                f"{len(lost)} scans could not be decoded, and nothing is left of {', '.join(gone)}. The "
+                f"first: "
                 f"{rejections[0].detail}"
             )
         return table
@@ -123,7 +124,7 @@ class CaseTable:
         atomic_write(path, buffer.getvalue())
 
     def flow(self) -> dict[str, dict[str, Any]]:
-        """Counts by site: files, volumes, used cases and patients, files rejected by code, cases excluded by reason."""
+        """Counts by site: files, volumes, cases used, patients, rejected and excluded by reason."""
         result: dict[str, dict[str, Any]] = {}
         for site in self.files:
             cases = [case for case in self.cases if case.site == site]

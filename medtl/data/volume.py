@@ -1,4 +1,4 @@
-"""`read_volume`: the pixels of an item as an array with its place in the patient. One reader for all of medtl."""
+"""`read_volume`: the voxels of an item and their place in the patient. One reader for all of medtl."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def read_volume(item: VolumeItem) -> Volume:
     j, i = item.shape[1:]
     if item.shape[0] * j * i * item.channels * 4 > MAX_BYTES:
         raise DataError(
-            f"The volume of case {item.name!r} has {item.shape[0]} x {j} x {i} voxels, more than the limit of "
+            f"The volume of case {item.name!r} has {item.shape[0]} x {j} x {i} voxels, more than the "
+            f"limit of "
             f"{MAX_BYTES >> 30} GiB for one volume: crop or resample it."
         )
     reader = {"dicom": _read_dicom_series, "nifti": _read_nifti, "image": _read_image}[item.kind]
@@ -68,7 +69,8 @@ def read_volume(item: VolumeItem) -> Volume:
 def _message(item: VolumeItem, why: str) -> str:
     what = f"{item.kind} of {len(item.files)} files" if len(item.files) > 1 else item.kind
     return (
-        f"Case {item.name!r} ({what}) cannot be read: {why}. The file may have changed since the folder was scanned: "
+        f"Case {item.name!r} ({what}) cannot be read: {why}. The file may have changed since the folder "
+        f"was scanned: "
         "export or copy it again, or leave it out."
     )
 
@@ -116,7 +118,7 @@ def _read_nifti(item: VolumeItem) -> Volume:
     if as_affine(nifti_affine(image.header)[0]) != item.affine:
         raise PixelError("its geometry is not the one found when the folder was scanned")
     slope, inter = image.dataobj.slope, image.dataobj.inter
-    raw = np.asarray(image.dataobj.get_unscaled())
+    raw: Any = np.asarray(image.dataobj.get_unscaled())
     # One conversion in the file's own order, then views: get_fdata would make a float64 copy four
     # times as large.
     raw = raw.reshape(raw.shape[:3] + (1,) * (3 - raw.ndim)).transpose(2, 1, 0)
