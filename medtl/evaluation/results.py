@@ -249,7 +249,7 @@ class Results:
         return next((b for b in found if b.site is None), found[0] if found else None)
 
     def main_blocks(self, model: str, domain: str) -> list[Block]:
-        """For each finding the block that speaks for a domain: all sites, test cases, else validation cases."""
+        """The block that speaks for a domain, for each finding: all sites; test, else validation cases."""
         findings = dict.fromkeys(b.finding for b in self.blocks)
         found = (
             self.block(model, domain, "test", finding=f) or self.block(model, domain, "validation", finding=f)

@@ -1,0 +1,355 @@
+"""The report's figures, drawn from the results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medtl.evaluation.estimate import Estimate
+from medtl.evaluation.measures import KINDS, MEASURES
+from medtl.evaluation.results import Block, Curve, Results
+from medtl.evaluation.svg import (
+    COLOURS,
+    INK,
+    MUTED,
+    REFERENCE_COLOUR,
+    RULE,
+    drawing,
+    shorten,
+    to_svg,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PANELS = 6
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as text.
+
+    Attributes:
+        name: name of its file, without the suffix.
+        svg: the document.
+        caption: what it shows and how to read it.
+    """
+
+    name: str
+    svg: str
+    caption: str
+
+
+def colour(results: Results, model: str) -> str:
+    """The model's colour in every figure."""
+    if model == results.reference_model:
+        return REFERENCE_COLOUR
+    others = [m for m in results.models if m != results.reference_model]
+    return COLOURS[others.index(model) % len(COLOURS)]
+
+
+def role(block: Block) -> str:
+    """`External testing`, `Internal testing`, or what else the cases of a block are."""
+    place = "External" if block.domain == "target" else "Internal"
+    return f"{place} testing" if block.split == "test" else f"{place}, tuning cases"
+
+
+def draw_all(results: Results) -> dict[str, Drawing]:
+    """Every figure that the results have something to show for, by name."""
+    makers: tuple[Callable[[Results], Drawing | None], ...] = (
+        _roc,
+        _forest,
+        _reliability,
+        _shares,
+        _sites,
+        _seeds,
+    )
+    with drawing():
+        drawn = [make(results) for make in makers]
+    return {d.name: d for d in drawn if d is not None}
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _level(results: Results) -> str:
+    return f"{100 * results.level:g} %"
+
+
+def _curves(block: Block, name: str, **where: str | None) -> list[Curve]:
+    return [c for c in block.curves if c.name == name and all(getattr(c, k) == v for k, v in where.items())]
+
+
+def _roc(results: Results) -> Drawing | None:
+    panels: dict[str, list[tuple[str, Curve]]] = {}
+    for domain in ("target", "source"):
+        for model in results.models:
+            for block in results.main_blocks(model, domain):
+                for curve in _curves(block, "roc"):
+                    title = (
+                        role(block) if block.finding is None else f"{shorten(block.finding)}, {role(block)}"
+                    )
+                    if results.task == "multiclass":
+                        title = f"{shorten(curve.cls or '')}, {role(block).lower()}"
+                    panels.setdefault(title, []).append((model, curve))
+    shown = list(panels.items())[:MOST_PANELS]
+    if results.task == "multiclass":
+        shown = list(panels.items())[: min(len(results.classes), MOST_PANELS)]
+    if not shown:
+        return None
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    size = {1: 3.6, 2: 3.3, 3: 2.9, 4: 2.35}[columns]
+    figure = _figure(size * columns, size * rows * 1.02 + 0.35)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for ax in grid.flat[len(shown) :]:
+        ax.set_axis_off()
+    for ax, (title, lines) in zip(grid.flat, shown, strict=False):
+        ax.plot([0, 1], [0, 1], color=RULE, linewidth=0.8)
+        for model, curve in lines:
+            tint = colour(results, model)
+            ax.fill_between(curve.x, curve.lo, curve.hi, color=tint, alpha=0.16, linewidth=0)
+            ax.plot([0, *curve.x], [0, *curve.y], color=tint, label=shorten(model))
+        ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal", title=title)
+        ax.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    for ax in grid[-1]:
+        ax.set_xlabel("1 \N{MINUS SIGN} specificity")
+    for ax in grid[:, 0]:
+        ax.set_ylabel("Sensitivity")
+    _legend(figure, grid.flat[0])
+    caption = (
+        f"ROC curves; band: {_level(results)}, point by point, from resampled patients. With several "
+        "training seeds the mean sensitivity over the seeds at each false positive rate."
+    )
+    if results.task == "multiclass":
+        caption += " Each panel sets one class against all others."
+    return Drawing("roc", to_svg(figure, "roc", "ROC curves"), caption)
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), borderpad=0)
+
+
+def _bar(ax: Axes, y: float, e: Estimate, tint: str, marker: str = "o") -> None:
+    """A dot with its interval."""
+    if e.value is None:
+        return
+    if e.lo is not None and e.hi is not None:
+        ax.plot([e.lo, e.hi], [y, y], color=tint, linewidth=1.6, solid_capstyle="butt")
+    ax.plot([e.value], [y], marker=marker, color=tint, markersize=5.5, linestyle="none")
+
+
+def _forest(results: Results) -> Drawing | None:
+    main = {(b.domain, b.split, b.site) for m in results.models for b in results.main_blocks(m, "target")}
+    rows = [
+        d
+        for d in results.differences
+        if (d.domain, d.split, d.site) in main and d.better == "higher" and d.estimate.value is not None
+    ]
+    if not rows:
+        return None
+    figure = _figure(7.2, 0.7 + 0.27 * len(rows))
+    ax = figure.subplots()
+    extent = max(max(abs(d.estimate.lo or 0), abs(d.estimate.hi or 0)) for d in rows) * 1.12 or 0.1
+    ax.axvspan(-extent, 0, color="#b4531a", alpha=0.06, linewidth=0)
+    ax.axvspan(0, extent, color="#3d7a3a", alpha=0.07, linewidth=0)
+    ax.axvline(0, color=MUTED, linewidth=0.9)
+    for k, d in enumerate(rows):
+        _bar(ax, -k, d.estimate, colour(results, d.model))
+    several = len({d.model for d in rows}) > 1
+    labels = [
+        MEASURES[d.name].title
+        + (f", {shorten(d.model)}" if several else "")
+        + (f", {shorten(d.finding)}" if d.finding else "")
+        for d in rows
+    ]
+    ax.set_yticks([-k for k in range(len(rows))], labels)
+    ax.set(xlim=(-extent, extent), ylim=(-len(rows) + 0.4, 0.6))
+    ax.set_title("harm", loc="left", color="#8f3f10")
+    ax.set_title("gain", loc="right", color="#2f6a2d")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    reference = shorten(results.reference_model or "")
+    model = "model" if several else shorten(rows[0].model)
+    ax.set_xlabel(f"{model} minus {reference}, external testing")
+    caption = (
+        f"Paired differences from {results.reference_model} in external testing with {_level(results)} "
+        "intervals, on the same resampled patients. An interval that crosses the line does not tell gain "
+        "from harm."
+    )
+    return Drawing("differences", to_svg(figure, "differences", "Paired differences"), caption)
+
+
+def _reliability(results: Results) -> Drawing | None:
+    columns: list[tuple[str, Block]] = []
+    for model in results.models:
+        for domain in ("target", "source"):
+            for block in results.main_blocks(model, domain):
+                if _curves(block, "reliability"):
+                    columns.append((model, block))
+    columns = columns[:MOST_PANELS]
+    if not columns:
+        return None
+    per_row = min(len(columns), 4)
+    num_rows = -(-len(columns) // per_row)
+    size = {1: 3.6, 2: 3.2, 3: 2.8, 4: 2.4}[per_row]
+    figure = _figure(size * per_row, (size * 1.36) * num_rows + 0.3)
+    ratios = [4.2, 1] * num_rows
+    grid = figure.subplots(2 * num_rows, per_row, squeeze=False, height_ratios=ratios)
+    first: Axes | None = None
+    for k in range(per_row * num_rows):
+        ax, bars = grid[2 * (k // per_row), k % per_row], grid[2 * (k // per_row) + 1, k % per_row]
+        if k >= len(columns):
+            ax.set_axis_off()
+            bars.set_axis_off()
+            continue
+        first = first or ax
+        model, block = columns[k]
+        _calibration_panel(results, ax, bars, model, block)
+        if k % per_row == 0:
+            kind = _curves(block, "reliability")[0].kind
+            ax.set_ylabel("Observed share" if kind == "positive" else "Share called right")
+            bars.set_ylabel("Share of\ncases", fontsize=7.5)
+    if first is not None:
+        _legend(figure, first)
+    kind = KINDS[_curves(columns[0][1], "reliability")[0].kind or "positive"]
+    caption = (
+        f"Calibration: {kind} (across) against what was observed (up), smoothed by local linear regression, "
+        f"with a {_level(results)} band from resampled patients; the diagonal is ideal. Dashed: before "
+        "recalibration; solid: after dividing the logits by the temperature fitted at the source. Bars: "
+        "where the predictions lie. With several training seeds their predictions are pooled."
+    )
+    return Drawing("calibration", to_svg(figure, "calibration", "Calibration before and after"), caption)
+
+
+def _calibration_panel(results: Results, ax: Axes, bars: Axes, model: str, block: Block) -> None:
+    tint = colour(results, model)
+    ax.plot([0, 1], [0, 1], color=RULE, linewidth=0.9)
+    for stage, style, shade in (("before", (0, (4, 2)), MUTED), ("after", "solid", tint)):
+        for curve in _curves(block, "reliability", stage=stage):
+            ax.fill_between(curve.x, curve.lo, curve.hi, color=shade, alpha=0.15, linewidth=0)
+            label = f"{stage} recalibration"
+            ax.plot(curve.x, curve.y, color=shade, linestyle=style, label=label)
+            steps = [i / 10 for i in range(11)]
+            bars.stairs(curve.histogram, steps, color=shade, linestyle=style, linewidth=1.1)
+    title = shorten(model) + (f", {shorten(block.finding)}" if block.finding else "")
+    ax.set(xlim=(0, 1), ylim=(-0.01, 1.01), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    ax.set_title(f"{title}\n{role(block)}", fontsize=8.5)
+    bars.set(xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
+    bars.spines["left"].set_visible(False)
+    bars.set_xlabel("Predicted probability")
+
+
+def _shares(results: Results) -> Drawing | None:
+    main = [(m, b) for m in results.models for b in results.main_blocks(m, "target")]
+    if not main:
+        main = [(m, b) for m in results.models for b in results.main_blocks(m, "source")]
+    findings = list(dict.fromkeys(b.finding for _, b in main))
+    lines = [
+        (f, c)
+        for f in findings
+        for c in results.classes
+        if results.task == "multiclass" or c == results.positive
+    ]
+    if not lines:
+        return None
+    step = 0.3 * len(results.models) + 0.45
+    figure = _figure(7.2, 0.75 + 0.55 * step * len(lines))
+    ax = figure.subplots()
+    for k, (finding, cls) in enumerate(lines):
+        top = -k * step
+        for j, (model, block) in enumerate([x for x in main if x[1].finding == finding]):
+            called = block.get("predicted_share", cls=cls)
+            if called is not None:
+                _bar(ax, top - 0.3 * j, called.estimate, colour(results, model))
+            truth = block.get("observed_share", cls=cls)
+            if j == 0 and truth is not None and truth.estimate.value is not None:
+                x = truth.estimate.value
+                ends = [top + 0.18, top - 0.3 * len(results.models) + 0.12]
+                label = "reference standard" if k == 0 else None
+                ax.plot([x, x], ends, color=INK, linewidth=2.2, label=label)
+    for model in results.models:
+        ax.plot([], [], "o-", color=colour(results, model), label=f"called by {shorten(model)}", markersize=5)
+    names = [shorten(cls) + (f", {shorten(f)}" if f else "") for f, cls in lines]
+    middle = 0.15 * (len(results.models) - 1)
+    ax.set_yticks([-k * step - middle for k in range(len(lines))], names)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.set(xlim=(0, 1), ylim=(-len(lines) * step + 0.1, 0.45), xlabel="Share of cases")
+    _legend(figure, ax)
+    caption = (
+        f"Share of the cases that each model calls a class ({_level(results)} intervals), and the share by "
+        "the reference standard where there is one. Large gaps point to a shift that the model did not "
+        "follow."
+    )
+    return Drawing("shares", to_svg(figure, "shares", "Shares of the classes"), caption)
+
+
+def _sites(results: Results) -> Drawing | None:
+    blocks = [b for b in results.blocks if b.site is not None and b.split == "test" and b.num_labelled]
+    places = list(dict.fromkeys((b.domain, b.site, b.finding) for b in blocks))
+    if len({(d, s) for d, s, _ in places}) < 2:
+        return None
+    names = ("auroc", "balanced_accuracy")
+    step = 0.3 * len(results.models) + 0.4
+    figure = _figure(7.2, 0.8 + 0.52 * step * len(places))
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, name in zip(axes, names, strict=True):
+        for k, place in enumerate(places):
+            for j, model in enumerate(results.models):
+                block = next(
+                    (b for b in blocks if (b.domain, b.site, b.finding) == place and b.model == model), None
+                )
+                measure = block.get(name) if block else None
+                if measure is not None:
+                    _bar(ax, -k * step - 0.3 * j, measure.estimate, colour(results, model))
+        ax.set(title=MEASURES[name].title, xlim=(0, 1.01), ylim=(-len(places) * step + 0.1, 0.4))
+        ax.axvline(0.5 if name == "auroc" else 1 / len(results.classes), color=RULE, linewidth=0.9)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+    words = {"target": "external", "source": "internal"}
+    labels = [f"{shorten(s or '')} ({words[d]})" + (f", {shorten(f)}" if f else "") for d, s, f in places]
+    middle = 0.15 * (len(results.models) - 1)
+    axes[0].set_yticks([-k * step - middle for k in range(len(places))], labels)
+    for model in results.models:
+        axes[0].plot([], [], "o-", color=colour(results, model), label=shorten(model), markersize=5)
+    _legend(figure, axes[0])
+    caption = f"Results by site with {_level(results)} intervals; the thin line is chance."
+    return Drawing("sites", to_svg(figure, "sites", "Results by site"), caption)
+
+
+def _seeds(results: Results) -> Drawing | None:
+    main = [(m, b) for m in results.models for b in results.main_blocks(m, "target") if b.num_labelled]
+    main = [(m, b) for m, b in main if len(b.seeds) > 1]
+    if not main:
+        return None
+    figure = _figure(7.2, 0.8 + 0.3 * len(main))
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, name in zip(axes, ("auroc", "balanced_accuracy"), strict=True):
+        for k, (model, block) in enumerate(main):
+            measure = block.get(name)
+            if measure is None:
+                continue
+            values = [v for v in measure.per_seed.values() if v is not None]
+            tint = colour(results, model)
+            ax.plot(
+                values, [-k] * len(values), "o", color=tint, markersize=5.5, alpha=0.75, markeredgewidth=0
+            )
+            if measure.estimate.value is not None:
+                ax.plot([measure.estimate.value] * 2, [-k - 0.3, -k + 0.3], color=tint, linewidth=1.8)
+        ax.set(title=MEASURES[name].title, ylim=(-len(main) + 0.4, 0.6))
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.grid(axis="x", color=RULE, linewidth=0.5)
+        ax.set_axisbelow(True)
+    names = [shorten(m) + (f", {shorten(b.finding)}" if b.finding else "") for m, b in main]
+    axes[0].set_yticks([-k for k in range(len(main))], names)
+    caption = "One dot a training seed, in external testing; the stroke is the mean that the tables report."
+    return Drawing("seeds", to_svg(figure, "seeds", "Training seeds"), caption)

@@ -1,0 +1,358 @@
+"""The numbered sections of a report, built from the results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from medtl.evaluation.appendix import definitions_section, limitations_section, reproducibility_section
+from medtl.evaluation.estimate import Estimate, format_number
+from medtl.evaluation.figures import Drawing, role
+from medtl.evaluation.measures import KINDS, MEASURES
+from medtl.evaluation.results import Block, Results
+from medtl.evaluation.summary import TONES
+from medtl.evaluation.view import Cell, Section, Table, TableBuilder, plain
+
+_DASH = "\N{EN DASH}"
+
+
+def sections(results: Results, figures: dict[str, Drawing]) -> list[Section]:
+    """Every section that the results have something to show for."""
+    makers = (_data, _frozen, _discrimination, _decisions, _effect, _calibration, _shares, _sites, _seeds)
+    made = [make(results, figures) for make in makers]
+    return [s for s in made if s is not None] + [
+        limitations_section(results),
+        definitions_section(results),
+        reproducibility_section(results),
+    ]
+
+
+def _figures(figures: dict[str, Drawing], name: str) -> tuple[Drawing, ...]:
+    return (figures[name],) if name in figures else ()
+
+
+def _name(results: Results, block: Block) -> str:
+    return block.model if block.finding is None else f"{block.model}, {block.finding}"
+
+
+def _main(results: Results, *, labelled: bool = True) -> Iterator[Block]:
+    """The blocks that the tables show: for each domain, each model (and finding)."""
+    for domain in ("target", "source"):
+        for model in results.models:
+            for block in results.main_blocks(model, domain):
+                if block.num_labelled or not labelled:
+                    yield block
+
+
+def _estimate(
+    block: Block, name: str, *, cls: str | None = None, stage: str | None = None, kind: str | None = None
+) -> Estimate | None:
+    found = block.get(name, cls=cls, stage=stage, kind=kind)
+    return None if found is None else found.estimate
+
+
+def _data(results: Results, figures: dict[str, Drawing]) -> Section:
+    tables = []
+    if results.context.flow:
+        tables.append(_flow(results))
+    table = TableBuilder(
+        "Cases in this evaluation",
+        ("Cases for", "Site", "Patients", "Cases", "With reference standard", *results.classes),
+    )
+    if results.task == "multilabel":
+        table.columns = (*table.columns[:5], "Findings present")
+    for block in results.blocks:
+        if block.model != results.models[0] or (
+            block.finding is not None and block.finding != results.blocks[0].finding
+        ):
+            continue
+        site = block.site if block.site is not None else "all sites"
+        shown: list[str] = []
+        if results.task == "multilabel":
+            shown = [
+                ", ".join(
+                    f"{b.finding} {b.class_cases[results.positive or results.classes[-1]]}"
+                    for b in results.blocks
+                    if (b.model, b.domain, b.split, b.site)
+                    == (block.model, block.domain, block.split, block.site)
+                )
+            ]
+        elif block.num_labelled:
+            shown = [
+                f"{block.class_cases[c]} ({block.class_patients[c]} patients)"
+                if block.class_patients[c] != block.class_cases[c]
+                else str(block.class_cases[c])
+                for c in results.classes
+            ]
+        else:
+            shown = [_DASH] * len(results.classes)
+        table.row(role(block), site, block.num_patients, block.num_cases, block.num_labelled, *shown)
+    tables.append(table.build())
+    text = (
+        "External testing: patients of a site that gave no labels to training. Internal testing: patients of "
+        "the source site(s) who were not trained on. Tuning cases: patients of the source on whom "
+        "temperature and operating point were fitted. A patient belongs to one of these only.",
+    )
+    return Section("data", "Data and flow", text=text, tables=tuple(tables))
+
+
+def _flow(results: Results) -> Table:
+    """Counts from the folders to the cases; whatever the run counted, numbers first, reasons last."""
+    flow = {site: dict(counts) for site, counts in results.context.flow.items() if isinstance(counts, dict)}
+    keys = list(dict.fromkeys(k for counts in flow.values() for k in counts))
+    table = TableBuilder(
+        "From the folders to the cases", ("Site", *(k.replace("_", " ").capitalize() for k in keys))
+    )
+    for site, counts in flow.items():
+        cells = []
+        for key in keys:
+            value = counts.get(key)
+            if isinstance(value, dict):
+                parts = [f"{reason.replace('_', ' ')} {number}" for reason, number in value.items()]
+                cells.append(Cell("; ".join(parts) or "none"))
+            else:
+                cells.append(Cell(_DASH if value is None else str(value)))
+        table.row(site, *cells)
+    return table.build()
+
+
+def _frozen(results: Results, figures: dict[str, Drawing]) -> Section:
+    binary = results.positive is not None
+    columns = ["Model", "Training seed", "Temperature", "Fitted on"]
+    if binary:
+        columns += ["Operating point", "Rule", "Sensitivity there", "Specificity there"]
+    table = TableBuilder("Settings fitted at the source", tuple(columns), compact=True)
+    words = {"no_validation": "no labelled tuning cases", "one_class": "tuning cases of one class only"}
+    for s in results.settings:
+        name = s.model if s.finding is None else f"{s.model}, {s.finding}"
+        cases = f"{s.temperature_cases} cases"
+        if s.temperature_status != "fitted":
+            cases = words.get(s.temperature_status, "at its bound")
+        cells: list[Cell | str] = [name, s.seed, plain(s.temperature), cases]
+        if binary and s.operating_point is not None:
+            point = s.operating_point
+            number = Cell(f"≥ {format_number(point.probability, 3)}", point.probability)
+            rule = point.rule if s.operating_status == "fitted" else f"one half: {words[s.operating_status]}"
+            cells += [number, rule, plain(point.sensitivity), plain(point.specificity)]
+        table.row(*cells)
+    text = ["Everything in this table was fitted on tuning cases of the source and then frozen."]
+    if binary:
+        text.append(
+            "A case is called positive when its probability, before recalibration, is at or above the "
+            "operating point. Sensitivity and specificity here are those of the cases that the point was "
+            "chosen on; they flatter."
+        )
+    else:
+        text.append("The most probable class is called; there is no operating point.")
+    return Section("settings", "Settings frozen before testing", text=tuple(text), tables=(table.build(),))
+
+
+def _discrimination(results: Results, figures: dict[str, Drawing]) -> Section | None:
+    blocks = list(_main(results))
+    if not blocks:
+        return None
+    multi = results.task == "multiclass"
+    columns = ["Model", "Cases for", "AUROC"] + (
+        [f"{c} against the rest" for c in results.classes] if multi else []
+    )
+    table = TableBuilder("Discrimination", tuple(columns))
+    for block in blocks:
+        cells = [table.number(_estimate(block, "auroc"))]
+        if multi:
+            cells += [table.number(_estimate(block, "class_auroc", cls=c)) for c in results.classes]
+        table.row(_name(results, block), role(block), *cells)
+    return Section(
+        "discrimination", "Discrimination", tables=(table.build(),), figures=_figures(figures, "roc")
+    )
+
+
+def _decisions(results: Results, figures: dict[str, Drawing]) -> Section | None:
+    blocks = list(_main(results))
+    if not blocks:
+        return None
+    names = ["balanced_accuracy", "accuracy"]
+    if results.positive is not None:
+        names += ["sensitivity", "specificity"] + (["ppv", "npv"] if results.prevalence is not None else [])
+    columns = ["Model", "Cases for", *(MEASURES[n].title for n in names)]
+    if results.positive is None:
+        columns += [f"Recall, {c}" for c in results.classes]
+    title = "Calls at the frozen operating point" if results.positive else "Calls of the most probable class"
+    table = TableBuilder(title, tuple(columns))
+    for block in blocks:
+        cells = [table.number(_estimate(block, n)) for n in names]
+        if results.positive is None:
+            cells += [table.number(_estimate(block, "recall", cls=c)) for c in results.classes]
+        table.row(_name(results, block), role(block), *cells)
+    text: tuple[str, ...] = ()
+    if results.prevalence is not None:
+        text = (
+            f"PPV and NPV hold at a stated prevalence of {100 * results.prevalence:g} %, not at the share in "
+            "this sample.",
+        )
+    elif results.positive is not None:
+        text = (
+            "No prevalence was stated, so no PPV and NPV are given: those of the sample would not be those "
+            "of a clinic.",
+        )
+    confusion = tuple(_confusion(results, b) for b in blocks if b.domain == "target" and b.confusion)
+    confusion = confusion or tuple(_confusion(results, b) for b in blocks if b.confusion)
+    return Section(
+        "calls",
+        "Calls, sensitivity and specificity" if results.positive else "Calls and recalls",
+        text=text,
+        tables=(table.build(), *confusion),
+    )
+
+
+def _confusion(results: Results, block: Block) -> Table:
+    averaged = len(block.seeds) > 1
+    table = TableBuilder(
+        f"{_name(results, block)}, {role(block).lower()}: cases by reference standard (rows) and call "
+        "(columns)" + (", mean over training seeds" if averaged else ""),
+        ("", *results.classes),
+        compact=True,
+    )
+    for name, row in zip(results.classes, block.confusion or (), strict=True):
+        total = sum(row) or 1.0
+        whole = all(float(v).is_integer() for v in row)
+        table.row(name, *(Cell(format_number(v, 0 if whole else 1), v, heat=v / total) for v in row))
+    return table.build()
+
+
+def _effect(results: Results, figures: dict[str, Drawing]) -> Section | None:
+    if results.reference_model is None:
+        return None
+    rows = []
+    for domain in ("target", "source"):
+        main = {(b.split, b.site) for m in results.models for b in results.main_blocks(m, domain)}
+        rows += [d for d in results.differences if d.domain == domain and (d.split, d.site) in main]
+    rows = [d for d in rows if d.estimate.value is not None]
+    if not rows:
+        return None
+    table = TableBuilder(
+        f"Paired differences from {results.reference_model}",
+        ("Measure", "Model", "Cases for", "Difference", "Better is", "Reads as"),
+    )
+    for d in rows:
+        title = MEASURES[d.name].title + (f", {d.stage} recalibration" if d.stage else "")
+        model = d.model if d.finding is None else f"{d.model}, {d.finding}"
+        place = next(
+            role(b)
+            for b in results.blocks
+            if (b.model, b.domain, b.split, b.site) == (d.model, d.domain, d.split, d.site)
+        )
+        tone = TONES[d.verdict]
+        number = table.number(d.estimate, signed=True, tone=tone)
+        table.row(title, model, place, number, d.better, Cell(d.verdict, tone=tone))
+    text = (
+        "Both models are taken on the same resampled patients. A difference reads as gain or harm when its "
+        "interval leaves out 0. The intervals are not adjusted for the number of comparisons.",
+    )
+    return Section(
+        "effect",
+        "Effect of the adaptation" if results.reference_model == "source_only" else "Paired comparison",
+        text=text,
+        tables=(table.build(),),
+        figures=_figures(figures, "differences"),
+    )
+
+
+def _calibration(results: Results, figures: dict[str, Drawing]) -> Section | None:
+    blocks = list(_main(results))
+    if not blocks:
+        return None
+    kinds = ("positive", "top_label") if results.positive is not None else ("top_label", "classwise")
+    main = kinds[0]
+    columns = ["Model", "Cases for", "Recalibration", "Log loss", "Brier score"]
+    if results.positive is not None:
+        columns += ["Slope", "In the large"]
+    columns += ["Squared error, debiased", *(f"ECE, {k.replace('_', ' ')}" for k in kinds)]
+    table = TableBuilder("Calibration before and after recalibration", tuple(columns))
+    for block in blocks:
+        for stage in ("before", "after"):
+            if block.get("nll", stage=stage) is None:
+                continue
+            names = ["nll", "brier"]
+            if results.positive is not None:
+                names += ["calibration_slope", "calibration_intercept"]
+            cells = [table.number(_estimate(block, n, stage=stage)) for n in names]
+            cells.append(table.number(_estimate(block, "debiased_squared_error", stage=stage, kind=main)))
+            cells += [table.number(_estimate(block, "ece", stage=stage, kind=k)) for k in kinds]
+            table.row(_name(results, block), role(block), stage, *cells)
+    table.notes.append(
+        f"The debiased error is about the {KINDS[main]} (10 bins of about equal numbers). ECE: L1, 10 bins "
+        "of equal width; "
+        + "; ".join(f"{k.replace('_', ' ')} = {KINDS[k]}" for k in kinds)
+        + ". Biased upwards on few cases, so without intervals."
+    )
+    text = (
+        "Recalibration divides the logits by one number, the temperature, fitted at the source. It changes "
+        "no ranking and no call of the most probable class. Whether it helps at another site is seen here, "
+        "not assumed.",
+    )
+    return Section(
+        "calibration",
+        "Calibration",
+        text=text,
+        tables=(table.build(),),
+        figures=_figures(figures, "calibration"),
+    )
+
+
+def _shares(results: Results, figures: dict[str, Drawing]) -> Section:
+    table = TableBuilder("Shares of the classes", ("Cases for", "Share", *results.classes))
+    seen: set[tuple[str, str | None]] = set()
+    for block in _main(results, labelled=False):
+        about = f", {block.finding}" if block.finding else ""
+        if block.num_labelled and (block.domain, block.finding) not in seen:
+            seen.add((block.domain, block.finding))
+            cells = [table.number(_estimate(block, "observed_share", cls=c)) for c in results.classes]
+            table.row(role(block) + about, "by the reference standard", *cells)
+        cells = [table.number(_estimate(block, "predicted_share", cls=c)) for c in results.classes]
+        table.row(role(block) + about, f"called by {block.model}", *cells)
+    return Section(
+        "shares",
+        "Predicted and observed shares of the classes",
+        tables=(table.build(),),
+        figures=_figures(figures, "shares"),
+    )
+
+
+def _sites(results: Results, figures: dict[str, Drawing]) -> Section | None:
+    blocks = [b for b in results.blocks if b.site is not None and b.split == "test" and b.num_labelled]
+    if len({(b.domain, b.site) for b in blocks}) < 2:
+        return None
+    names = ["auroc", "balanced_accuracy"] + (["sensitivity", "specificity"] if results.positive else [])
+    columns = ("Site", "Model", "Patients", "Cases", *(MEASURES[n].title for n in names))
+    table = TableBuilder("Results by site", columns)
+    for block in blocks:
+        place = "external" if block.domain == "target" else "internal"
+        cells = [table.number(_estimate(block, n)) for n in names]
+        table.row(
+            f"{block.site} ({place})",
+            _name(results, block),
+            block.num_patients,
+            block.num_labelled,
+            *cells,
+        )
+    text = ("Settings are the same at every site. With few sites their spread is shown, not estimated.",)
+    return Section("sites", "Sites", text=text, tables=(table.build(),), figures=_figures(figures, "sites"))
+
+
+def _seeds(results: Results, figures: dict[str, Drawing]) -> Section | None:
+    if all(len(b.seeds) < 2 for b in results.blocks):
+        return None
+    names = ["auroc", "balanced_accuracy"] + (["sensitivity", "specificity"] if results.positive else [])
+    table = TableBuilder(
+        "Values of single training seeds",
+        ("Model", "Cases for", "Training seed", *(MEASURES[n].title for n in names)),
+        compact=True,
+    )
+    for block in _main(results):
+        for seed in block.seeds:
+            found = [block.get(n) for n in names]
+            cells = [plain(m.per_seed.get(seed)) if m else Cell(_DASH, tone="muted") for m in found]
+            table.row(_name(results, block), role(block), seed, *cells)
+    text = ("Intervals elsewhere are about patients; the spread over training seeds is not part of them.",)
+    return Section(
+        "seeds", "Training seeds", text=text, tables=(table.build(),), figures=_figures(figures, "seeds")
+    )

@@ -1,0 +1,195 @@
+"""The box on top of a report: what would be kept and why, and what external testing showed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medtl.evaluation.estimate import format_estimate, format_number
+from medtl.evaluation.measures import MEASURES
+from medtl.evaluation.results import Block, Difference, Results
+from medtl.evaluation.view import Cell, Table, TableBuilder, join, plain
+
+HEADLINES = ("balanced_accuracy", "auroc")
+TONES = {"gain": "gain", "harm": "harm", "no clear difference": "even", "not estimable": "muted"}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The summary box.
+
+    Attributes:
+        verdict: what the rule keeps, or "" where no rule was applied.
+        reason: why, in one sentence.
+        evidence: what the rule looked at.
+        finding: what external testing showed, one sentence for each model and headline measure.
+        warning: where the rule and external testing disagree, or "".
+        table: models side by side.
+        facts: numbers of patients and cases, the positive class, the reference.
+    """
+
+    verdict: str
+    reason: str
+    evidence: Table | None
+    finding: tuple[Cell, ...]
+    warning: str
+    table: Table
+    facts: tuple[str, ...]
+
+
+def summarise(results: Results) -> Summary:
+    """Builds the summary box from the results."""
+    keep = results.context.keep or {}
+    kept = str(keep.get("model", ""))
+    domain = "target" if any(b.domain == "target" for b in results.blocks) else "source"
+    return Summary(
+        verdict=kept,
+        reason=str(keep.get("reason", "")),
+        evidence=_evidence(results, keep),
+        finding=tuple(_findings(results)),
+        warning=_warning(results, kept),
+        table=_side_by_side(results, kept, domain),
+        facts=tuple(_facts(results)),
+    )
+
+
+def headline_differences(results: Results, name: str) -> list[Difference]:
+    """Paired differences of one measure on the main external cases, one for each model and finding."""
+    main = {(b.split, b.site) for m in results.models for b in results.main_blocks(m, "target")}
+    return [
+        d
+        for d in results.differences
+        if d.domain == "target" and (d.split, d.site) in main and d.name == name and d.cls is None
+    ]
+
+
+def _evidence(results: Results, keep: dict[str, object]) -> Table | None:
+    evidence = keep.get("evidence")
+    if not isinstance(evidence, (list, tuple)) or not evidence:
+        return None
+    table = TableBuilder("", ("Evidence, without external labels", *results.models, "Speaks for"))
+    for entry in evidence:
+        values = entry.get("values") or {}
+        cells = [plain(None if values.get(m) is None else float(values[m])) for m in results.models]
+        table.row(str(entry.get("name", "")), *cells, str(entry.get("verdict", "")))
+    return table.build()
+
+
+def _findings(results: Results) -> list[Cell]:
+    out = []
+    for name in HEADLINES:
+        for d in headline_differences(results, name):
+            e = d.estimate
+            about = f" for {d.finding}" if d.finding else ""
+            what = f"{MEASURES[name].title}{about}"
+            text = format_estimate(e, signed=True)
+            sentences = {
+                "gain": f"Gain: {d.model} is better than {d.reference}. {what}: {text}.",
+                "harm": f"Harm: {d.model} is worse than {d.reference}. {what}: {text}.",
+                "no clear difference": f"No clear difference between {d.model} and {d.reference}. {what}: "
+                f"{text}.",
+                "not estimable": f"{what}: the difference between {d.model} and {d.reference} cannot be "
+                "estimated.",
+            }
+            out.append(Cell(sentences[d.verdict], e.value, e.lo, e.hi, tone=TONES[d.verdict]))
+    if not out:
+        targets = [b for b in results.blocks if b.domain == "target"]
+        if targets and not any(b.num_labelled for b in targets):
+            out.append(
+                Cell(
+                    "The external site has no reference standard: gain or harm there is unknown.",
+                    tone="muted",
+                )
+            )
+        elif not targets:
+            out.append(Cell("There was no external testing.", tone="muted"))
+    return out
+
+
+def _warning(results: Results, kept: str) -> str:
+    """Says where the rule, which saw no external labels, and external testing disagree."""
+    if not kept:
+        return ""
+    for d in headline_differences(results, HEADLINES[0]):
+        if d.model == kept and d.verdict == "harm":
+            return (
+                f"The rule would keep {kept}, but external testing shows that it is worse than {d.reference} "
+                "there. The rule was wrong here."
+            )
+        if d.reference == kept and d.verdict == "gain":
+            return (
+                f"The rule would keep {kept}, but external testing shows that {d.model} is better there. The "
+                "rule was cautious here."
+            )
+    return ""
+
+
+def _side_by_side(results: Results, kept: str, domain: str) -> Table:
+    names = ["balanced_accuracy", "auroc"]
+    if results.positive is not None:
+        names += ["sensitivity", "specificity"]
+    names += ["nll"]
+    stage = {"nll": "after"}
+    several = len({b.finding for b in results.blocks}) > 1
+    place = "External testing" if domain == "target" else "Internal testing"
+    columns = [MEASURES[n].title + (", recalibrated" if n == "nll" else "") for n in names]
+    if results.reference_model and domain == "target":
+        columns.append("Difference in balanced accuracy")
+    table = TableBuilder(place, ("Model", *columns))
+    for model in results.models:
+        for block in results.main_blocks(model, domain):
+            label = f"{model}, {block.finding}" if several else model
+            marks = [
+                word
+                for word, true in (("kept", model == kept), ("reference", model == results.reference_model))
+                if true
+            ]
+            cells = [Cell(label + (f" ({', '.join(marks)})" if marks else ""))]
+            for name in names:
+                measure = block.get(name, stage=stage.get(name)) or block.get(name)
+                cells.append(table.number(measure.estimate if measure else None))
+            if results.reference_model and domain == "target":
+                found = [d for d in headline_differences(results, HEADLINES[0]) if d.model == model]
+                d = next((x for x in found if x.finding == block.finding), None)
+                if d is None:
+                    cells.append(Cell("\N{EN DASH}", tone="muted"))
+                else:
+                    cells.append(table.number(d.estimate, signed=True, tone=TONES[d.verdict]))
+            table.row(*cells)
+    table.notes.append(
+        f"Value ({format_number(100 * results.level, 0)} % interval over patients"
+        + ("; mean over training seeds)." if any(len(b.seeds) > 1 for b in results.blocks) else ").")
+    )
+    return table.build()
+
+
+def _facts(results: Results) -> list[str]:
+    facts = []
+    for domain, word in (("target", "External testing"), ("source", "Internal testing")):
+        blocks = results.main_blocks(results.models[0], domain)
+        if blocks:
+            facts.append(f"{word}: {_counts(results, blocks[0], domain)}")
+    if results.positive is not None and results.task == "binary":
+        facts.append(f"Positive class: {results.positive} ({results.positive_reason}).")
+    if results.reference_model:
+        facts.append(f"Reference for comparisons: {results.reference_model} ({results.reference_reason}).")
+    return facts
+
+
+def _counts(results: Results, block: Block, domain: str) -> str:
+    sites = sorted(
+        {
+            b.site
+            for b in results.blocks
+            if b.domain == domain and b.split == block.split and b.site is not None
+        }
+    )
+    shown = join(sites) if len(sites) <= 4 else f"{len(sites)} sites"
+    text = f"{block.num_patients} patients, {block.num_cases} cases, {shown}"
+    if results.task != "multilabel" and block.num_labelled:
+        text += f"; {', '.join(f'{c} {k}' for c, k in block.class_cases.items())}"
+    tuning = (
+        ""
+        if block.split == "test"
+        else " These are the tuning cases: there is no separate internal test set."
+    )
+    return text + "." + tuning
