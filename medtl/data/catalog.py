@@ -280,7 +280,7 @@ def _safe_rejection(
     header = headers.get(rejection.files[0])
     own = (header.patient_id, header.patient_name, header.study or "") if header else (None, None, "")
     path = rejection.files[0]
-    if len(rejection.files) > 1:
+    if len(rejection.files) > 1 and "/" in path:
         path = str(PurePosixPath(path).parent)
     return replace(rejection, path=identifiers.safe_path(path, *own))
 

@@ -152,8 +152,13 @@ def read_image_header(root: Path, file: str, name: str) -> VolumeItem | Rejectio
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height after the EXIF orientation, which swaps them for values of 5 and more."""
+    """Width and height after the EXIF orientation of a JPEG, which swaps them for values of 5 and more.
+
+    Pillow turns TIFF by itself; asking a PNG would decode it, and cameras do not write PNG.
+    """
     width, height = image.size
+    if image.format != "JPEG":
+        return width, height
     turned = image.getexif().get(0x0112, 1)
     return (height, width) if isinstance(turned, int) and turned >= 5 else (width, height)
 

@@ -77,7 +77,6 @@ class CaseTable:
             case for case in self.cases if all(v is None or getattr(case, k) == v for k, v in wanted.items())
         )
 
-    @property
     def items(self) -> tuple[VolumeItem, ...]:
         """The scans of all used cases."""
         return tuple(case.item for case in self.select() if case.item is not None)
@@ -88,15 +87,15 @@ class CaseTable:
         Raises:
             DataError: No case is left, or a class has none left in training or validation.
         """
-        lost = {id(r.item): r for r in rejections}
+        lost = {r.item: r for r in rejections if r.item is not None}
         cases = tuple(
-            replace(c, split="", status="excluded", reason=lost[id(c.item)].code) if id(c.item) in lost else c
+            replace(c, split="", status="excluded", reason=lost[c.item].code) if c.item in lost else c
             for c in self.cases
         )
         rejected = dict(self.rejections)
         for case in self.cases:
-            if id(case.item) in lost:
-                rejected[case.site] = (*rejected.get(case.site, ()), lost[id(case.item)])
+            if case.item in lost:
+                rejected[case.site] = (*rejected.get(case.site, ()), lost[case.item])
         table = replace(self, cases=cases, rejections=rejected)
         gone = [
             f"class {name!r} in {split}"
@@ -108,9 +107,8 @@ class CaseTable:
         gone += [d for d in ("source", "target") if self.select(domain=d) and not table.select(domain=d)]
         if gone:
             raise DataError(
-                f"{len(lost)} scans could not be decoded, and nothing is left of {', '.join(gone)}. The "
-                f"first: "
-                f"{rejections[0].detail}"
+                f"{len(lost)} scans could not be decoded, and nothing is left of {', '.join(gone)}. "
+                f"The first: {rejections[0].detail}"
             )
         return table
 

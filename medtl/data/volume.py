@@ -142,7 +142,7 @@ def _read_nifti(item: VolumeItem) -> Volume:
 
 def _read_image(item: VolumeItem) -> Volume:
     with Image.open(item.root / item.files[0]) as opened:
-        image = ImageOps.exif_transpose(opened)
+        image = ImageOps.exif_transpose(opened) if opened.format == "JPEG" else opened
         if item.channels == 3:
             array = np.asarray(image.convert("RGB"))
         elif image.mode in ("1", "P", "LA"):
