@@ -71,9 +71,8 @@ def collect_cases(
     """
     if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ConfigError(
-            f"The shares of validation and test must be positive and leave cases to train on; got "
-            f"{val_fraction} and "
-            f"{test_fraction}."
+            "The shares of validation and test must be positive and leave cases to train on; got "
+            f"{val_fraction} and {test_fraction}."
         )
     if not source and target is None:
         raise ConfigError("There is no folder to read: give --source DIR or --target DIR.")
@@ -218,22 +217,21 @@ def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[st
         count = f"{len(shared)} patient{'s are' if len(shared) > 1 else ' is'}"
         faults.append(
             f"{count} in more than one site ({example} have one patient id): take each out of one folder, "
-            f"or, if sites "
-            "number their patients on their own, give different ids in the labels' column patient"
+            "or, if sites number their patients on their own, give different ids in the labels' column "
+            "patient"
         )
     for site in {d.site: None for d in drafts if d.domain == "source"}:
         cases = [d for d in drafts if d.site == site]
         if len(cases) >= ONE_PATIENT and len({d.key for d in cases}) == 1:
             faults.append(
                 f"all {len(cases)} cases of {site!r} have the same patient id, so no split by patient is "
-                f"possible: give "
-                "the patients in a column patient of the labels CSV"
+                "possible: give the patients in a column patient of the labels CSV"
             )
     for site, number in without.items():
         warnings.append(
             f"{number} cases of {site!r} have no patient id: each counts as a patient of its own. If a "
-            f"patient has several, "
-            "give a column patient in the labels CSV; intervals and splits are too optimistic otherwise."
+            "patient has several, give a column patient in the labels CSV; intervals and splits are too "
+            "optimistic otherwise."
         )
 
 
@@ -262,8 +260,7 @@ def _set_classes(
     if foreign:
         warnings.append(
             f"{len(foreign)} target cases have a label that is not among the classes: they are used like "
-            f"any other for "
-            "adaptation, and evaluation leaves them out."
+            "any other for adaptation, and evaluation leaves them out."
         )
     return names
 

@@ -82,8 +82,7 @@ class CaseDataset(Dataset[Batch]):
         if wrong:
             raise DataError(
                 f"{len(wrong)} cases have no label of the classes {', '.join(self.classes)}, such as "
-                f"{wrong[0]!r}: select "
-                "labelled cases only."
+                f"{wrong[0]!r}: select labelled cases only."
             )
         return [self.classes.index(case.label or "") for case in self.cases]
 

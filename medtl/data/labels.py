@@ -124,15 +124,13 @@ def match_rows(
     if strange:
         faults.append(
             f"{name} names the site {', '.join(map(repr, strange))} "
-            f"({lines([n for rows in strange.values() for n in rows])}), "
-            f"the folders are "
+            f"({lines([n for rows in strange.values() for n in rows])}), the folders are "
             f"{', '.join(map(repr, catalogs))}"
         )
     if unclear:
         faults.append(
             f"{name} names cases that are in several places ({lines(unclear)}): give the path inside the "
-            f"folder as case, "
-            "or add a column 'site' with the folder's name"
+            "folder as case, or add a column 'site' with the folder's name"
         )
     if absent:
         faults.append(_absent_text(name, absent, catalogs))

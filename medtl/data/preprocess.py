@@ -76,9 +76,9 @@ class Preprocess:
             or (self.num_slices is not None and self.num_slices < 2)
         ):
             raise ConfigError(
-                f"Preprocessing needs an image size of 8 or more, 1 or 3 channels, and no or 2 and more "
-                f"slices; got "
-                f"image_size={self.image_size}, channels={self.channels}, num_slices={self.num_slices}."
+                "Preprocessing needs an image size of 8 or more, 1 or 3 channels, and no or 2 and more "
+                f"slices; got image_size={self.image_size}, channels={self.channels}, "
+                f"num_slices={self.num_slices}."
             )
         if self.plane not in PLANES:
             raise ConfigError(f"There is no plane {self.plane!r}; give one of {', '.join(PLANES)}.")
@@ -127,8 +127,7 @@ def window_of(intensity: str) -> tuple[float, float] | None:
         return float(match[1]), float(match[2])
     raise ConfigError(
         f"There is no intensity {intensity!r}; give auto, percentile, unit, window:LOW,HIGH with LOW < "
-        f"HIGH, or one of "
-        f"the CT windows {', '.join(CT_WINDOWS)}."
+        f"HIGH, or one of the CT windows {', '.join(CT_WINDOWS)}."
     )
 
 
@@ -269,10 +268,8 @@ def suggest_preprocess(
         several = next(item for item in items if item.shape[0] > 1)
         raise DataError(
             f"Single images and volumes are mixed: {len(single)} items have one slice (such as "
-            f"{single[0].name!r}), "
-            f"{len(items) - len(single)} have several (such as {several.name!r}). Give folders of one "
-            f"kind: medtl "
-            "inspect lists what is in each."
+            f"{single[0].name!r}), {len(items) - len(single)} have several (such as {several.name!r}). "
+            "Give folders of one kind: medtl inspect lists what is in each."
         )
     if intensity == "auto":
         intensity = _common_intensity(items)

@@ -48,9 +48,8 @@ def read_volume(item: VolumeItem) -> Volume:
     j, i = item.shape[1:]
     if item.shape[0] * j * i * item.channels * 4 > MAX_BYTES:
         raise DataError(
-            f"The volume of case {item.name!r} has {item.shape[0]} x {j} x {i} voxels, more than the "
-            f"limit of "
-            f"{MAX_BYTES >> 30} GiB for one volume: crop or resample it."
+            f"The volume of case {item.name!r} has {item.shape[0]} x {j} x {i} voxels, more than the limit "
+            f"of {MAX_BYTES >> 30} GiB for one volume: crop or resample it."
         )
     reader = {"dicom": _read_dicom_series, "nifti": _read_nifti, "image": _read_image}[item.kind]
     try:
@@ -70,8 +69,7 @@ def _message(item: VolumeItem, why: str) -> str:
     what = f"{item.kind} of {len(item.files)} files" if len(item.files) > 1 else item.kind
     return (
         f"Case {item.name!r} ({what}) cannot be read: {why}. The file may have changed since the folder "
-        f"was scanned: "
-        "export or copy it again, or leave it out."
+        "was scanned: export or copy it again, or leave it out."
     )
 
 
