@@ -1,3 +1,127 @@
-"""medtl: take a model from one hospital's scans to another's, and know how far to trust it."""
+"""medtl: take a model from one hospital's scans to another's, and know how far to trust it.
+
+Scans -> cases -> batches -> adapter -> predictions -> report. Names are loaded when they are first used, so
+`import medtl` is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from medtl.errors import CheckpointError, ConfigError, DataError, MedtlError, WeightsError
+
+if TYPE_CHECKING:
+    from medtl.adapters import Adapter, build_adapter, parse_hparams
+    from medtl.adapters.adabn import AdaBN
+    from medtl.adapters.dann import DANN
+    from medtl.adapters.finetune import FineTune
+    from medtl.data.batch import Batch
+    from medtl.data.cases import collect_cases
+    from medtl.data.catalog import scan_folder
+    from medtl.data.cohort import Cohort
+    from medtl.data.preprocess import Preprocess, suggest_preprocess
+    from medtl.data.volume import read_volume
+    from medtl.evaluation import Estimate, PredictionTable, Results, RunContext, evaluate, write_report
+    from medtl.inference import load_trained, model_header, predict_cases, prediction_rows
+    from medtl.models import (
+        Classifier,
+        Output,
+        build_classifier,
+        build_encoder,
+        with_features,
+    )
+    from medtl.runs import Run, environment
+    from medtl.selection import recommend
+    from medtl.training import FitConfig, FitResult, fit
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "AdaBN": "adapters.adabn",
+    "Adapter": "adapters",
+    "Batch": "data.batch",
+    "Classifier": "models",
+    "Cohort": "data.cohort",
+    "DANN": "adapters.dann",
+    "Estimate": "evaluation",
+    "FineTune": "adapters.finetune",
+    "FitConfig": "training",
+    "FitResult": "training",
+    "Output": "models",
+    "PredictionTable": "evaluation",
+    "Preprocess": "data.preprocess",
+    "Results": "evaluation",
+    "Run": "runs",
+    "RunContext": "evaluation",
+    "build_adapter": "adapters",
+    "build_classifier": "models",
+    "build_encoder": "models",
+    "collect_cases": "data.cases",
+    "environment": "runs",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "load_trained": "inference",
+    "model_header": "inference",
+    "parse_hparams": "adapters",
+    "predict_cases": "inference",
+    "prediction_rows": "inference",
+    "read_volume": "data.volume",
+    "recommend": "selection",
+    "scan_folder": "data.catalog",
+    "suggest_preprocess": "data.preprocess",
+    "with_features": "models",
+    "write_report": "evaluation",
+}
+
+__all__ = [
+    "AdaBN",
+    "Adapter",
+    "Batch",
+    "CheckpointError",
+    "Classifier",
+    "Cohort",
+    "ConfigError",
+    "DANN",
+    "DataError",
+    "Estimate",
+    "FineTune",
+    "FitConfig",
+    "FitResult",
+    "MedtlError",
+    "Output",
+    "PredictionTable",
+    "Preprocess",
+    "Results",
+    "Run",
+    "RunContext",
+    "WeightsError",
+    "build_adapter",
+    "build_classifier",
+    "build_encoder",
+    "collect_cases",
+    "environment",
+    "evaluate",
+    "fit",
+    "load_trained",
+    "model_header",
+    "parse_hparams",
+    "predict_cases",
+    "prediction_rows",
+    "read_volume",
+    "recommend",
+    "scan_folder",
+    "suggest_preprocess",
+    "with_features",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"medtl.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'medtl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -22,16 +22,22 @@ import platform
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medtl.config import Config, from_dict, read_yaml, to_dict, to_yaml
 from medtl.errors import CheckpointError, ConfigError
 from medtl.files import atomic_write
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["MetricsLog", "Run", "atomic_write", "environment", "shareable_path"]
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("medtl", "torch", "timm", "monai", "pytorch-lightning", "pydicom", "nibabel", "numpy", "scikit-learn")
 
@@ -42,15 +48,15 @@ class Run:
 
     folder: Path
     recipe: str
-    config: Config
+    config: Any
 
     @classmethod
-    def start(cls, recipe: str, config: Config, command: Sequence[str] = ()) -> Run:
-        """Makes the folder of a new run, or opens the one that `config.resume` names.
+    def plan(cls, recipe: str, config: Config) -> Run:
+        """Names the folder of a new run, or finds the one that `config.resume` names; writes nothing.
 
         Raises:
-            CheckpointError: the folder exists already and is not empty, is no run of this recipe, or is
-                complete; or a flag differs from the resumed run's.
+            CheckpointError: the folder exists already and is not empty, is no run, or is complete.
+            ConfigError: a flag differs from the resumed run's.
         """
         if config.resume is not None:
             return cls._resume(recipe, config)
@@ -62,16 +68,36 @@ class Run:
                 f"The folder {shareable_path(folder)} is not empty, and a run is never overwritten. "
                 f"Choose another --out; if it holds a run, that run {hint}."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, recipe, config)
-        inputs = {k: v for k, v in to_dict(config).items() if _holds_paths(config, k)}
-        _private_write(run._inputs_file, json.dumps({k: _absolute(v) for k, v in inputs.items()}))
-        shared = {k: _shareable(v) if k in inputs else v for k, v in to_dict(config).items()}
-        atomic_write(folder / "config.yaml", f"# medtl run {recipe} --config config.yaml\n{to_yaml(shared)}")
-        words = [shareable_path(Path(w)) if Path(w).is_absolute() else w for w in command]
-        atomic_write(folder / "command.txt", shlex.join(["medtl", "run", recipe, *words]) + "\n")
-        atomic_write(folder / "env.json", json.dumps(environment(), indent=2) + "\n")
-        return run
+        return cls(folder, recipe, config)
+
+    @contextmanager
+    def open(self, command: Sequence[str] = ()) -> Iterator[Run]:
+        """Makes the folder, unless the run is resumed; logs to it; marks it `DONE` if nothing is raised."""
+        if self.config.resume is None:
+            self._create(command)
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("medtl").addHandler(handler)
+        try:
+            yield self
+            self.write("DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
+        except Exception as error:
+            logger.debug("The run stopped: %s", type(error).__name__)
+            raise
+        finally:
+            logging.getLogger("medtl").removeHandler(handler)
+            handler.close()
+
+    def _create(self, command: Sequence[str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        values = to_dict(self.config)
+        paths = {k: v for k, v in values.items() if v and _holds_paths(self.config, k)}
+        _private_write(self._inputs_file, json.dumps({k: _absolute(v) for k, v in paths.items()}))
+        shared = {k: _shareable(v) if k in paths else v for k, v in values.items()}
+        self.write("config.yaml", f"# medtl run {self.recipe} --config config.yaml\n{to_yaml(shared)}")
+        words = [shareable_path(Path(w)) if os.sep in w and Path(w).exists() else w for w in command]
+        self.write("command.txt", shlex.join(["medtl", "run", self.recipe, *words]) + "\n")
+        self.write_json("env.json", environment())
 
     @classmethod
     def _resume(cls, recipe: str, config: Config) -> Run:
@@ -84,7 +110,7 @@ class Run:
         if (folder / "DONE").exists():
             raise CheckpointError(f"The run {shareable_path(folder)} is complete; there is nothing to resume.")
         stored = read_yaml(folder / "config.yaml")
-        inputs = folder.parent / f".{folder.name}.inputs.json"
+        inputs = cls(folder, recipe, config)._inputs_file
         if inputs.is_file():
             stored |= json.loads(inputs.read_text(encoding="utf-8"))
         fresh, given = from_dict(type(config), {}), to_dict(config)
@@ -100,6 +126,16 @@ class Run:
     @property
     def _inputs_file(self) -> Path:
         return self.folder.parent / f".{self.folder.name}.inputs.json"
+
+    @property
+    def name(self) -> str:
+        """The folder as it may be shown."""
+        return shareable_path(self.folder)
+
+    @property
+    def command(self) -> str:
+        """The command line, as `command.txt` holds it."""
+        return (self.folder / "command.txt").read_text(encoding="utf-8").strip()
 
     @property
     def cache(self) -> Path:
@@ -119,20 +155,17 @@ class Run:
         atomic_write(self.folder / name, data)
         return self.folder / name
 
+    def write_table(self, name: str, parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        """Writes tables below each other as one CSV file, and returns them joined."""
+        import pandas as pd
+
+        joined = pd.concat(parts, ignore_index=True)
+        self.write(name, joined.to_csv(index=False, lineterminator="\n"))
+        return joined
+
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a JSON file of the run."""
         return self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-    def log_to_file(self) -> logging.Handler:
-        """Adds `log.txt` to medtl's loggers; the caller removes the handler at the end."""
-        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logging.getLogger("medtl").addHandler(handler)
-        return handler
-
-    def finish(self) -> None:
-        """Marks the run as complete."""
-        self.write("DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
 
 
 @dataclass(frozen=True)

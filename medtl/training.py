@@ -53,6 +53,7 @@ class FitConfig:
             epoch; None trains to the end and keeps the last.
         devices, accelerator, precision: Lightning's.
         num_workers: processes that load data; 0 loads in the training process.
+        steps_per_epoch: None derives it from the data.
         progress_bar: a bar on the terminal; without it one log line an epoch.
         tensorboard: also log to TensorBoard, if it is installed.
     """
@@ -67,6 +68,7 @@ class FitConfig:
     accelerator: str = "auto"
     precision: Any = "32-true"
     num_workers: int = 0
+    steps_per_epoch: int | None = None
     progress_bar: bool = False
     tensorboard: bool = True
 
@@ -201,7 +203,8 @@ class _Module(pl.LightningModule):
         self._metrics = metrics
         # Counted over all that was given: source-only takes as many steps as the adapted model beside it.
         longest = max(len(d) for d in given.values() if d is not None)
-        self.steps_per_epoch = max(math.ceil(longest / config.batch_size), MIN_STEPS_PER_EPOCH)
+        steps = max(math.ceil(longest / config.batch_size), MIN_STEPS_PER_EPOCH)
+        self.steps_per_epoch = config.steps_per_epoch or steps
         self.num_steps = self.steps_per_epoch * config.epochs
         self._sums: dict[str, float] = {}
         self._validation: list[tuple[Tensor, Tensor]] = []
@@ -253,7 +256,7 @@ class _Module(pl.LightningModule):
                 "Lower --lr, or check the scans with `medtl inspect`."
             )
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
         loss: Tensor = losses["loss"]
         return loss
 

@@ -13,6 +13,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import nn
 
 from medtl.adapters.base import Adapter
@@ -69,9 +70,11 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def build_adapter(name: str, model: nn.Module, **hparams: Any) -> Adapter:
-    """Builds method `name` around `model`."""
-    return adapter_class(name)(model, **hparams)
+def build_adapter(name: str, model: nn.Module, *, seed: int = 0, **hparams: Any) -> Adapter:
+    """Builds method `name` around `model`; its own networks are drawn from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return adapter_class(name)(model, **hparams)
 
 
 def _convert(where: str, text: str, kind: Any) -> Any:

@@ -108,12 +108,18 @@ def build_classifier(
     bottleneck: int | None = None,
     dropout: float = 0.0,
     pooling: Pooling = "attention",
+    seed: int = 0,
 ) -> Classifier:
-    """Builds a classifier on a named encoder; the arguments are those of `build_encoder` and `Classifier`."""
-    return Classifier(
-        build_encoder(encoder, weights=weights, in_channels=in_channels),
-        num_classes,
-        bottleneck=bottleneck,
-        dropout=dropout,
-        pooling=pooling,
-    )
+    """Builds a classifier on a named encoder; what is not pretrained is drawn from `seed` alone.
+
+    The other arguments are those of `build_encoder` and `Classifier`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Classifier(
+            build_encoder(encoder, weights=weights, in_channels=in_channels),
+            num_classes,
+            bottleneck=bottleneck,
+            dropout=dropout,
+            pooling=pooling,
+        )

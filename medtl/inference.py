@@ -1,0 +1,137 @@
+"""Predictions of a model for cases, as rows of the predictions table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader
+
+from medtl import __version__
+from medtl.adapters.base import Adapter
+from medtl.adapters.norm import modes_kept
+from medtl.checkpoints import load_weights
+from medtl.data.batch import collate
+from medtl.data.dataset import CaseDataset
+from medtl.data.preprocess import Preprocess
+from medtl.data.table import Case
+from medtl.errors import CheckpointError
+from medtl.models import Classifier, build_classifier
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def predict_cases(
+    model: nn.Module, data: CaseDataset, *, batch_size: int = 32, device: torch.device | None = None
+) -> NDArray[np.float64]:
+    """Logits of every case, in the order of `data`.
+
+    Args:
+        model: returns `Output(logits, features)`.
+        data: cases without augmentation.
+        batch_size: cases at once.
+        device: where to compute; by default a GPU if there is one.
+
+    Returns:
+        (N, K) float64.
+    """
+    device = device or default_device()
+    parts = []
+    with modes_kept(model):
+        model.to(device).eval()
+        for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
+            parts.append(model(batch.image.to(device)).logits.double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def prediction_rows(
+    cases: Sequence[Case],
+    scores: NDArray[np.float64],
+    classes: Sequence[str],
+    model: str,
+    seed: int | None = None,
+    *,
+    kind: str = "logit",
+) -> pd.DataFrame:
+    """Rows of the predictions table.
+
+    Args:
+        cases: N cases.
+        scores: (N, K) logits or probabilities.
+        classes: K names.
+        model: name of the model.
+        seed: its training seed, or None.
+        kind: `logit` or `prob`.
+    """
+    groups = sorted({g for c in cases for g in c.groups})
+    frame = pd.DataFrame(
+        [
+            {
+                "case": c.case,
+                "patient": c.patient,
+                "split": c.split,
+                "domain": c.domain,
+                "site": c.site,
+                "model": model,
+                "seed": seed,
+                "label": c.label or "",
+                **{g: c.groups.get(g, "") for g in groups},
+            }
+            for c in cases
+        ]
+    )
+    if seed is None:
+        frame = frame.drop(columns="seed")
+    return pd.concat([frame, pd.DataFrame(scores, columns=[f"{kind}_{c}" for c in classes])], axis=1)
+
+
+def model_header(adapter: Adapter, classes: Sequence[str], preprocess: Preprocess) -> dict[str, Any]:
+    """What `load_trained` needs beside the tensors, as JSON values."""
+    return {
+        "kind": "classifier",
+        "version": __version__,
+        "method": type(adapter).__name__.lower(),
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+        "model": adapter.model.spec() if isinstance(adapter.model, Classifier) else None,
+    }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of a finished run, as `load_trained` reads it."""
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    header: dict[str, Any]
+
+
+def load_trained(path: Path) -> Trained:
+    """Rebuilds a classifier from `model.safetensors` alone: its header says what it is.
+
+    Raises:
+        CheckpointError: not a model of medtl, or tensors that do not fit its header.
+    """
+    header, weights = load_weights(path)
+    try:
+        spec = dict(header["model"])
+        model = build_classifier(spec.pop("encoder"), spec.pop("num_classes"), weights="random", **spec)
+        model.load_state_dict(weights)
+        return Trained(model.eval(), tuple(header["classes"]), Preprocess.from_dict(header["preprocess"]), header)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path.name} does not describe a classifier of this version of medtl ({type(error).__name__}). "
+            "Expected: a model.safetensors that `medtl run` wrote."
+        ) from error

