@@ -63,7 +63,7 @@ def decimals(value: float | None, lo: float | None, hi: float | None) -> int:
         return max(0, min(4, 1 - math.floor(math.log10(hi - lo))))
     if value is None or value == 0:
         return 2
-    return max(0, min(4, 2 - math.floor(math.log10(abs(value)))))
+    return max(0, min(3, 2 - math.floor(math.log10(abs(value)))))
 
 
 def format_number(value: float | None, places: int, *, signed: bool = False) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +105,9 @@ def evaluate(
         context=replace(
             context,
             notes=(*context.notes, *table.warnings),
+            keep=_plain(context.keep),
+            flow=_plain(context.flow),
+            versions={str(name): str(version) for name, version in context.versions.items()},
             command=hide_folders(context.command),
             source_sites=tuple(context.source_sites),
             seeds=tuple(context.seeds),
@@ -120,6 +125,21 @@ def hide_folders(command: str) -> str:
         'medtl report …/p.csv --out …/x'
     """
     return re.sub(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"]*[/\\])?([^\s'\"/\\]*)", r"…/\1", command)
+
+
+def _plain(value: Any) -> Any:
+    """A run's own notes as JSON has them: no numpy numbers, no tuples, and None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return _finite(float(value))
+    return value if value is None else str(value)
 
 
 def _check_options(

@@ -10,6 +10,7 @@ from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.measures import KINDS, MEASURES
 from medtl.evaluation.results import Block, Curve, Results
 from medtl.evaluation.svg import (
+    BEFORE_COLOUR,
     COLOURS,
     INK,
     MUTED,
@@ -104,7 +105,7 @@ def _roc(results: Results) -> Drawing | None:
         return None
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
-    size = {1: 3.6, 2: 3.3, 3: 2.9, 4: 2.35}[columns]
+    size = {1: 3.7, 2: 3.5, 3: 3.1, 4: 2.5}[columns]
     figure = _figure(size * columns, size * rows * 1.02 + 0.35)
     grid = figure.subplots(rows, columns, squeeze=False)
     for ax in grid.flat[len(shown) :]:
@@ -134,7 +135,7 @@ def _roc(results: Results) -> Drawing | None:
 def _legend(figure: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), borderpad=0)
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), borderpad=0.6)
 
 
 def _bar(ax: Axes, y: float, e: Estimate, tint: str, marker: str = "o") -> None:
@@ -155,7 +156,7 @@ def _forest(results: Results) -> Drawing | None:
     ]
     if not rows:
         return None
-    figure = _figure(7.2, 0.7 + 0.27 * len(rows))
+    figure = _figure(8.4, 0.7 + 0.27 * len(rows))
     ax = figure.subplots()
     extent = max(max(abs(d.estimate.lo or 0), abs(d.estimate.hi or 0)) for d in rows) * 1.12 or 0.1
     ax.axvspan(-extent, 0, color="#b4531a", alpha=0.06, linewidth=0)
@@ -199,7 +200,7 @@ def _reliability(results: Results) -> Drawing | None:
         return None
     per_row = min(len(columns), 4)
     num_rows = -(-len(columns) // per_row)
-    size = {1: 3.6, 2: 3.2, 3: 2.8, 4: 2.4}[per_row]
+    size = {1: 3.7, 2: 3.3, 3: 3.0, 4: 2.5}[per_row]
     figure = _figure(size * per_row, (size * 1.36) * num_rows + 0.3)
     ratios = [4.2, 1] * num_rows
     grid = figure.subplots(2 * num_rows, per_row, squeeze=False, height_ratios=ratios)
@@ -232,7 +233,7 @@ def _reliability(results: Results) -> Drawing | None:
 def _calibration_panel(results: Results, ax: Axes, bars: Axes, model: str, block: Block) -> None:
     tint = colour(results, model)
     ax.plot([0, 1], [0, 1], color=RULE, linewidth=0.9)
-    for stage, style, shade in (("before", (0, (4, 2)), MUTED), ("after", "solid", tint)):
+    for stage, style, shade in (("before", (0, (3.5, 2)), BEFORE_COLOUR), ("after", "solid", tint)):
         for curve in _curves(block, "reliability", stage=stage):
             ax.fill_between(curve.x, curve.lo, curve.hi, color=shade, alpha=0.15, linewidth=0)
             label = f"{stage} recalibration"
@@ -261,7 +262,7 @@ def _shares(results: Results) -> Drawing | None:
     if not lines:
         return None
     step = 0.3 * len(results.models) + 0.45
-    figure = _figure(7.2, 0.75 + 0.55 * step * len(lines))
+    figure = _figure(8.4, 0.75 + 0.55 * step * len(lines))
     ax = figure.subplots()
     for k, (finding, cls) in enumerate(lines):
         top = -k * step
@@ -299,7 +300,7 @@ def _sites(results: Results) -> Drawing | None:
         return None
     names = ("auroc", "balanced_accuracy")
     step = 0.3 * len(results.models) + 0.4
-    figure = _figure(7.2, 0.8 + 0.52 * step * len(places))
+    figure = _figure(8.4, 0.8 + 0.52 * step * len(places))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for k, place in enumerate(places):
@@ -330,7 +331,7 @@ def _seeds(results: Results) -> Drawing | None:
     main = [(m, b) for m, b in main if len(b.seeds) > 1]
     if not main:
         return None
-    figure = _figure(7.2, 0.8 + 0.3 * len(main))
+    figure = _figure(8.4, 0.8 + 0.3 * len(main))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, ("auroc", "balanced_accuracy"), strict=True):
         for k, (model, block) in enumerate(main):

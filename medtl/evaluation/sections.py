@@ -134,7 +134,12 @@ def _frozen(results: Results, figures: dict[str, Drawing]) -> Section:
             rule = point.rule if s.operating_status == "fitted" else f"one half: {words[s.operating_status]}"
             cells += [number, rule, plain(point.sensitivity), plain(point.specificity)]
         table.row(*cells)
-    text = ["Everything in this table was fitted on tuning cases of the source and then frozen."]
+    fitted = any("fitted" in (s.temperature_status, s.operating_status) for s in results.settings)
+    text = [
+        "Everything in this table was fitted on tuning cases of the source and then frozen."
+        if fitted
+        else "The table of predictions holds no tuning cases to fit settings on: the defaults stand."
+    ]
     if binary:
         text.append(
             "A case is called positive when its probability, before recalibration, is at or above the "
@@ -226,6 +231,8 @@ def _effect(results: Results, figures: dict[str, Drawing]) -> Section | None:
         main = {(b.split, b.site) for m in results.models for b in results.main_blocks(m, domain)}
         rows += [d for d in results.differences if d.domain == domain and (d.split, d.site) in main]
     rows = [d for d in rows if d.estimate.value is not None]
+    recalibrated = any(d.stage == "after" for d in rows)
+    rows = [d for d in rows if d.stage is None or (d.stage == "after") == recalibrated]
     if not rows:
         return None
     table = TableBuilder(

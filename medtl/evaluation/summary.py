@@ -40,7 +40,8 @@ def summarise(results: Results) -> Summary:
     """Builds the summary box from the results."""
     keep = results.context.keep or {}
     kept = str(keep.get("model", ""))
-    domain = "target" if any(b.domain == "target" for b in results.blocks) else "source"
+    measured = any(b.domain == "target" and b.num_labelled for b in results.blocks)
+    domain = "target" if measured else "source"
     return Summary(
         verdict=kept,
         reason=str(keep.get("reason", "")),
@@ -131,7 +132,8 @@ def _side_by_side(results: Results, kept: str, domain: str) -> Table:
     stage = {"nll": "after"}
     several = len({b.finding for b in results.blocks}) > 1
     place = "External testing" if domain == "target" else "Internal testing"
-    columns = [MEASURES[n].title + (", recalibrated" if n == "nll" else "") for n in names]
+    after = any(b.get("nll", stage="after") for b in results.blocks)
+    columns = [MEASURES[n].title + (", recalibrated" if n == "nll" and after else "") for n in names]
     if results.reference_model and domain == "target":
         columns.append("Difference in balanced accuracy")
     table = TableBuilder(place, ("Model", *columns))

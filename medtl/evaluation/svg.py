@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, PAPER = "#1c2430", "#5d6875", "#c9d0d8", "#ffffff"
-REFERENCE_COLOUR = "#7a828c"
+REFERENCE_COLOUR, BEFORE_COLOUR = "#6b747f", "#c08a2e"
 COLOURS = ("#0b6e8f", "#b4531a", "#5b4b9a", "#3d7a3a", "#a3346d", "#8a6d00")
-"""Colours of the models; the reference model is grey."""
+"""Colours of the models; the reference model is grey; ochre is before recalibration."""
 LONGEST = 28
 """Characters of a name that fit beside a figure."""
 

@@ -42,6 +42,11 @@ class Table:
     notes: tuple[str, ...] = ()
     compact: bool = False
 
+    @property
+    def wide(self) -> bool:
+        """Whether there are so many numbers side by side that intervals go below their values."""
+        return any(sum(cell.lo is not None for cell in row) > 4 for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -82,7 +87,7 @@ class TableBuilder:
 
     def build(self) -> Table:
         """The finished table."""
-        marked = [f"{mark} {STATUSES.get(status, status)}." for status, mark in self._marks.items()]
+        marked = [f"{mark}: {STATUSES.get(status, status)}." for status, mark in self._marks.items()]
         return Table(self.caption, self.columns, tuple(self.rows), (*self.notes, *marked), self.compact)
 
 
