@@ -177,10 +177,10 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
             "`medtl run` made; one that was stopped goes on with --resume."
         )
     decision = options.run / "decision.json"
-    kept = json.loads(decision.read_text(encoding="utf-8"))["model"] if decision.is_file() else "source_only"
-    name = options.model or kept
     paths = sorted(options.run.glob("checkpoints/*-seed*/model.safetensors"))
     names = sorted({p.parent.name.rpartition("-seed")[0] for p in paths})
+    kept = json.loads(decision.read_text(encoding="utf-8"))["model"] if decision.is_file() else names[0]
+    name = options.model or kept
     if name not in names:
         raise ConfigError(f"The run has no model {name!r}. {near_matches(name, names)}")
     frozen = json.loads((options.run / "calibration.json").read_text(encoding="utf-8"))["models"][name]
