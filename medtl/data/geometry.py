@@ -83,7 +83,7 @@ def stack_slices(orientation: Sequence[float], positions: Sequence[Sequence[floa
     line = points[0] + np.arange(len(points))[:, None] * step
     if float(np.abs(points - line).max()) <= allowed:
         return Stack(tuple(int(i) for i in order), points[0], step)
-    usual = float(np.median(gaps))
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower median: it is one of the gaps
     multiples = gaps / usual
     missing = int(np.rint(multiples).sum()) - len(gaps)
     straight = np.abs(points - points[0] - np.outer(along - along[0], step / height)).max() <= max(

@@ -10,6 +10,7 @@ from medtl.data.geometry import Irregular, dicom_affine, same_orientation, slice
 from medtl.data.headers import MAX_BYTES, PROJECTION, STACKED, DicomHeader
 from medtl.data.items import Affine, Rejection
 
+_LOST = ("truncated", "no_decoder")
 _STEPS = {
     "four_d": "Convert the series to NIfTI with dcm2niix and give one volume.",
     "missing_slices": "Export the series again, or leave the case out.",
@@ -42,9 +43,13 @@ def plan_volumes(headers: Iterable[DicomHeader]) -> tuple[list[Plan], list[Rejec
         groups[_group_key(header)].append(header)
     for group in groups.values():
         good = [h for h in group if h.problem is None]
-        bad = [h.problem for h in group if h.problem is not None]
-        rejections += bad
-        broken = [p for p in bad if p.code in ("truncated", "no_decoder")]
+        rejections += [h.problem for h in group if h.problem is not None]
+        whole = {h.sop_instance for h in good} - {None}
+        broken = [
+            h.file
+            for h in group
+            if h.problem is not None and h.problem.code in _LOST and h.sop_instance not in whole
+        ]
         if not good:
             continue
         result = _plan(good)
