@@ -86,7 +86,7 @@ class _Augmentation:
             RandSimulateLowResolution(
                 prob=0.1 * more, downsample_mode="area", upsample_mode="bilinear", zoom_range=(0.5, 1.0)
             ),
-            RandGaussianSmooth(prob=0.15 * more, sigma_x=blur, sigma_y=blur),
+            _RandSmooth(prob=0.15 * more, sigma_x=blur, sigma_y=blur),
             RandGaussianNoise(prob=0.2 * more, std=0.04 * more),
         ]
         self._share(self.values)
@@ -127,6 +127,18 @@ def _geometry(height: int, width: int, more: float) -> list[RandomizableTransfor
 
 def _plain(image: Any) -> Tensor:
     return image.as_tensor() if hasattr(image, "as_tensor") else torch.as_tensor(image)
+
+
+class _RandSmooth(RandGaussianSmooth):
+    """The blur with its border repeated outwards; alone it would draw a dark frame round the image."""
+
+    def __call__(self, img: Any, randomize: bool = True) -> Any:
+        self.randomize()
+        if not self._do_transform:
+            return img
+        reach = 6  # more than the kernel's four standard deviations
+        padded = torch.nn.functional.pad(_plain(img)[None], (reach,) * 4, mode="replicate")[0]
+        return _plain(super().__call__(padded, randomize=False))[:, reach:-reach, reach:-reach]
 
 
 class _RandColour(RandomizableTransform):

@@ -17,8 +17,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.croppad.array import SpatialPad
 from monai.transforms.intensity.array import ScaleIntensityRange
-from monai.transforms.spatial.array import Orientation, Resize
+from monai.transforms.spatial.array import Orientation
 from numpy.typing import NDArray
+from torch.nn.functional import interpolate
 
 from medtl.data.geometry import voxel_spacing
 from medtl.data.items import Affine, VolumeItem
@@ -173,9 +174,9 @@ def preprocess(volume: Volume, spec: Preprocess) -> NDArray[np.float16]:
 def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(values.shape[1:]) == size:
         return values
-    smaller = any(new < old for new, old in zip(size, values.shape[1:], strict=True))
-    resized = Resize(size, mode="bilinear", align_corners=False, anti_aliasing=smaller)(values)
-    return torch.as_tensor(resized)
+    # Not MONAI's Resize: its low-pass filter takes in zeros from beyond the edge, which darkens border pixels and the
+    # first and last slices by a tenth; the weights of this one sum to 1 everywhere.
+    return interpolate(values[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def _axcodes(affine: Affine, shape: Sequence[int], spec: Preprocess) -> str:

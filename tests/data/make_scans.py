@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def write_series(
     names: Sequence[str] | None = None,
     **more: Any,
 ) -> list[Path]:
-    """Writes (k, j, i) as one file a slice, slice k at first + k * step (along the normal if step is a number).
+    """Writes (k, j, i) as one file a slice, slice k at first + k * step (a number: along the normal).
 
     Instance numbers run against the positions, as some scanners do.
     """
@@ -162,12 +163,13 @@ def write_nifti(
     image.header.set_data_dtype(volume.dtype)
     image.set_sform(np.eye(4) if affine is None else affine, code=sform_code)
     image.set_qform(np.eye(4) if qform is None else qform, code=qform_code)
-    if scale is not None:
-        image.header.set_slope_inter(*scale)
-        # nibabel would store rescaled values: hand it the raw ones through the writer of unscaled data.
-        image = nibabel.Nifti1Image(volume.transpose() * scale[0] + scale[1], None, image.header)
-        image.header.set_data_dtype(volume.dtype)
     nibabel.save(image, path)
+    if (
+        scale is not None
+    ):  # nibabel would choose its own: write scl_slope and scl_inter where the header has them
+        data = bytearray(path.read_bytes())
+        data[112:120] = struct.pack("<2f", *scale)
+        path.write_bytes(data)
     return path
 
 
