@@ -57,6 +57,8 @@ def check_columns(frame: pd.DataFrame, faults: list[str]) -> Columns | None:
         )
     if not all(n.strip() for n in names):
         faults.append(f"a column is called '{kind}_' without the name of a class")
+    if any(_odd(n) for n in names):
+        faults.append("the name of a score column holds control characters")
     if "finding" in header and len(names) > 2:
         faults.append(
             f"with a column 'finding' one or two score columns are expected; there are {len(names)}"
@@ -64,6 +66,11 @@ def check_columns(frame: pd.DataFrame, faults: list[str]) -> Columns | None:
     if len(frame) == 0 and not faults:
         faults.append("there are no rows below the header")
     return None if faults else Columns(kind, names, "finding" in header)
+
+
+def _odd(name: str) -> bool:
+    """Whether a name holds characters that neither a page nor a drawing may hold."""
+    return any(unicodedata.category(ch)[0] == "C" for ch in name)
 
 
 def _text(values: Any) -> Strings:
@@ -113,7 +120,7 @@ def parse(frame: pd.DataFrame, columns: Columns, faults: list[str]) -> Predictio
         if empty.any():
             faults.append(f"{name} is empty at {_lines(empty)}")
     for name in ("site", "model", "seed", "finding"):
-        odd = np.array([any(unicodedata.category(ch)[0] == "C" for ch in v) for v in text[name]], dtype=bool)
+        odd = np.array([_odd(v) for v in text[name]], dtype=bool)
         if odd.any():
             faults.append(f"{name} holds control characters at {_lines(odd)}")
     for name, allowed in (("split", SPLITS), ("domain", DOMAINS)):
@@ -121,11 +128,13 @@ def parse(frame: pd.DataFrame, columns: Columns, faults: list[str]) -> Predictio
         if bad.any():
             got = sorted(set(text[name][bad].tolist()))[:3]
             faults.append(f"{name} must be one of {', '.join(allowed)}; got {got} at {_lines(bad)}")
+    before = len(faults)
     raw = np.stack(
         [_numbers(frame[f"{columns.kind}_{n}"], f"{columns.kind}_{n}", faults) for n in columns.names], axis=1
     )
+    # What is no number stands as one half by now: its sum would be a second fault for the same cell.
+    logits, clipped = _logits(raw, columns.kind, faults) if len(faults) == before else (raw, 0)
     names, labels = _classes(columns, text["label"], faults)
-    logits, clipped = _logits(raw, columns.kind, faults)
     weight = np.ones(len(frame))
     if "weight" in frame.columns:
         weight = _numbers(frame["weight"], "weight", faults)

@@ -56,7 +56,6 @@ def limitations(results: Results) -> Iterator[str]:
 
 
 def _size(results: Results, targets: list[Block]) -> Iterator[str]:
-    seen: set[tuple[str | None, str]] = set()
     for block in targets:
         if block.model != results.models[0] or not block.num_labelled:
             continue
@@ -75,7 +74,6 @@ def _size(results: Results, targets: list[Block]) -> Iterator[str]:
                 f"External testing{about} holds fewer than the advised {ADVISED_EVENTS} patients of each "
                 f"class: {counts}{hard}."
             )
-        seen.add((block.finding, block.split))
     for block in targets:
         measure = block.get("auroc")
         e = measure.estimate if measure else None

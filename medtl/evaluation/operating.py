@@ -142,7 +142,7 @@ def ppv_npv(
     """Predictive values at a stated prevalence (Bayes' rule); nan where nobody is called positive (negative).
 
     Example:
-        >>> [float(round(x, 4)) for x in ppv_npv(0.9, 0.8, 0.9)]
+        >>> [round(float(x), 4) for x in ppv_npv(0.9, 0.8, 0.9)]
         [0.9759, 0.4706]
     """
     sensitivity, specificity = np.asarray(sensitivity, dtype=float), np.asarray(specificity, dtype=float)

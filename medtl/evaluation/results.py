@@ -143,10 +143,6 @@ class Block:
         """The first measure called `name` whose other fields are as given."""
         return next((m for m in self.measures if m.name == name and _matches(m, where)), None)
 
-    def all(self, name: str, **where: str | None) -> tuple[Measure, ...]:
-        """Every measure called `name` whose other fields are as given."""
-        return tuple(m for m in self.measures if m.name == name and _matches(m, where))
-
 
 @dataclass(frozen=True)
 class Difference:

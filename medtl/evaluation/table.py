@@ -134,8 +134,9 @@ class PredictionTable:
         return tuple(dict.fromkeys(self.finding.tolist()))
 
     def seeds(self, model: str) -> tuple[str, ...]:
-        """Training seeds of one model, in order."""
-        return tuple(dict.fromkeys(self.seed[self.model == model].tolist()))
+        """Training seeds of one model; numbers in their own order."""
+        found = set(self.seed[self.model == model].tolist())
+        return tuple(sorted(found, key=lambda seed: (len(seed), seed)))
 
     def rows(self, **where: str) -> Ints:
         """Indices of the rows whose columns equal `where`, ordered by case, so that models are aligned."""
