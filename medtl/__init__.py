@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from medtl.data.cohort import Cohort
     from medtl.data.preprocess import Preprocess, suggest_preprocess
     from medtl.data.volume import read_volume
-    from medtl.evaluation import Estimate, PredictionTable, Results, RunContext, evaluate, write_report
+    from medtl.evaluation import Estimate, PredictionTable, Results, RunContext, write_report
+    from medtl.evaluation.evaluate import evaluate
     from medtl.inference import load_trained, model_header, predict_cases, prediction_rows
     from medtl.models import (
         Classifier,
@@ -75,6 +76,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DANN",
     "AdaBN",
     "Adapter",
     "Batch",
@@ -82,7 +84,6 @@ __all__ = [
     "Classifier",
     "Cohort",
     "ConfigError",
-    "DANN",
     "DataError",
     "Estimate",
     "FineTune",

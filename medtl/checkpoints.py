@@ -59,12 +59,16 @@ class SafetensorsIO(CheckpointIO):
         atomic_write(path.with_suffix(".state.pt"), buffer.getvalue())
         save_weights(path, checkpoint["state_dict"], {"kind": "training", "epoch": int(checkpoint["epoch"])})
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """Joins the two files again; nothing is unpickled but tensors and plain values."""
         path = Path(path)
         _, weights = load_weights(path)
         try:
-            rest: dict[str, Any] = torch.load(path.with_suffix(".state.pt"), map_location="cpu", weights_only=True)
+            rest: dict[str, Any] = torch.load(
+                path.with_suffix(".state.pt"), map_location="cpu", weights_only=True
+            )
         except Exception as error:
             raise CheckpointError(
                 f"The optimiser's state beside {path.name} cannot be read ({type(error).__name__}). "

@@ -80,7 +80,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = list(rows[0])
     cells = [[str(row.get(h, "")) for h in heads] for row in rows]
     widths = [max(len(h), *(len(c[i]) for c in cells)) for i, h in enumerate(heads)]
-    right = [all(not c[i] or c[i].lstrip("+-").replace(".", "", 1).isdigit() for c in cells) for i in range(len(heads))]
+    right = [
+        all(not c[i] or c[i].lstrip("+-").replace(".", "", 1).isdigit() for c in cells)
+        for i in range(len(heads))
+    ]
 
     def line(values: Sequence[str]) -> str:
         parts = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
@@ -130,7 +133,8 @@ def parse_config(module: ModuleType, words: Sequence[str], prog: str) -> Any:
     return tyro.cli(
         module.Config,
         prog=prog,
-        description=(module.__doc__ or "") + "\n\nAlso: --config FILE reads these from YAML (flags win); --debug shows tracebacks.",
+        description=(module.__doc__ or "")
+        + "\n\nAlso: --config FILE reads these from YAML (flags win); --debug shows tracebacks.",
         args=_join_repeated(words),
         default=default,
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -140,7 +144,11 @@ def parse_config(module: ModuleType, words: Sequence[str], prog: str) -> Any:
 def _run(words: list[str]) -> None:
     """Runs a recipe: medtl run RECIPE [flags]; `medtl run RECIPE --help` lists them."""
     if not words or words[0] in ("-h", "--help"):
-        say("usage: medtl run RECIPE [flags]\n\n" + _recipe_table() + "\n\nmedtl run RECIPE --help lists its flags.")
+        say(
+            "usage: medtl run RECIPE [flags]\n\n"
+            + _recipe_table()
+            + "\n\nmedtl run RECIPE --help lists its flags."
+        )
         return
     module = load_recipe(words[0])
     config = parse_config(module, words[1:], f"medtl run {Path(words[0]).stem}")
@@ -153,13 +161,15 @@ def _copy(words: list[str]) -> None:
 
     options = _parse(Copy, words, "copy")
     if options.recipe not in recipe_names():
-        raise ConfigError(f"There is no recipe {options.recipe!r}. {near_matches(options.recipe, recipe_names())}")
+        raise ConfigError(
+            f"There is no recipe {options.recipe!r}. {near_matches(options.recipe, recipe_names())}"
+        )
     source = recipes_folder() / f"{options.recipe}.py"
     dest = options.dest / source.name if options.dest.is_dir() else options.dest
     if dest.exists():
         raise ConfigError(f"{dest.name} exists already and is not overwritten. Choose another place.")
     shutil.copyfile(source, dest)
-    say(f"Copied to {options.dest / source.name if options.dest.is_dir() else options.dest}. Run it: python {dest.name} --help")
+    say(f"Copied. Run it: python {dest} --help")
 
 
 def _inspect(words: list[str]) -> None:
@@ -187,7 +197,7 @@ def _report(words: list[str]) -> None:
     options = _parse(Report, words, "report")
     results, page = report(options)
     if options.json:
-        say(json.dumps(results.to_dict(), indent=2))
+        say(results.to_json().rstrip())
     else:
         say(table(results.summary_table()))
         say(f"\nReport: {page}")
@@ -199,7 +209,9 @@ def _list(words: list[str]) -> None:
 
     options = _parse(List, words, "list")
     makers: dict[str, Callable[[str | None], list[dict[str, Any]]]] = {
-        "recipes": lambda _: [{"recipe": n, "what it does": _summary(load_recipe(n))} for n in recipe_names()],
+        "recipes": lambda _: [
+            {"recipe": n, "what it does": _summary(load_recipe(n))} for n in recipe_names()
+        ],
         "methods": list_methods,
         "encoders": list_encoders,
     }
@@ -242,8 +254,10 @@ def _parse(kind: type, words: Sequence[str], command: str) -> Any:
 def _overview() -> str:
     lines = [f"  {name:<9} {(f.__doc__ or '').strip().partition(':')[0]}" for name, f in COMMANDS.items()]
     return (
-        "usage: medtl COMMAND [flags]\n\nTake a model from one hospital's scans to another's, and know how far to trust "
-        "it.\n\n" + "\n".join(lines) + "\n\nmedtl COMMAND --help says more. --debug shows tracebacks, --version the version.\n"
+        "usage: medtl COMMAND [flags]\n\nTake a model from one hospital's scans to another's, and know how far to "
+        "trust it.\n\n"
+        + "\n".join(lines)
+        + "\n\nmedtl COMMAND --help says more. --debug shows tracebacks, --version the version.\n"
         "For research; not a medical device. Nothing leaves this machine."
     )
 
@@ -259,7 +273,9 @@ def _summary(module: ModuleType) -> str:
 def _inspection_text(found: Mapping[str, Any]) -> str:
     parts = []
     for folder in found["folders"]:
-        parts.append(f"{folder['folder']}: {folder['num_files']} files, {folder['num_volumes']} volumes or images")
+        parts.append(
+            f"{folder['folder']}: {folder['num_files']} files, {folder['num_volumes']} volumes or images"
+        )
         parts.append(table(folder["groups"]))
         if folder["rejected"]:
             parts.append("Left out:")
@@ -285,7 +301,9 @@ def _take_option(words: list[str], flag: str) -> tuple[list[str], str | None]:
     return words, None
 
 
-def _join_repeated(words: Sequence[str], flags: Sequence[str] = ("--source", "--hparams", "--classes")) -> list[str]:
+def _join_repeated(
+    words: Sequence[str], flags: Sequence[str] = ("--source", "--hparams", "--classes")
+) -> list[str]:
     """Writes `--source a --source b` as `--source a b`, so that both spellings work."""
     kept: list[str] = []
     values: dict[str, list[str]] = {}
@@ -314,18 +332,24 @@ def _explain(error: Exception) -> str:
             "Free some space; a run then goes on with --resume and its folder."
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{Path(str(error.filename)).name} cannot be read or written: {os.strerror(error.errno)}. Check its permissions."
+        name, why = Path(str(error.filename)).name, os.strerror(error.errno)
+        return f"{name} cannot be read or written: {why}. Check its permissions."
     if isinstance(error, MemoryError):
         return "Memory ran out. Use a smaller --batch-size or --image-size."
     return (
-        f"Unexpected {type(error).__name__}. This is a fault of medtl: please report it with the output of `medtl doctor` "
-        "and what `--debug` prints (check that for names of patients first)."
+        f"Unexpected {type(error).__name__}. This is a fault of medtl: please report it with what `medtl doctor` "
+        "prints and what `--debug` prints (check that for names of patients first)."
     )
 
 
 def _complain(text: str) -> None:
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    sys.stderr.write(textwrap.fill(f"error: {' '.join(text.split())}", width, break_long_words=False, break_on_hyphens=False) + "\n")
+    sys.stderr.write(
+        textwrap.fill(
+            f"error: {' '.join(text.split())}", width, break_long_words=False, break_on_hyphens=False
+        )
+        + "\n"
+    )
 
 
 def _log_to_stderr(debug: bool) -> None:

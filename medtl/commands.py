@@ -18,17 +18,15 @@ from medtl.runs import environment, shareable_path
 if TYPE_CHECKING:
     from medtl.evaluation import Results
 
-Position = tyro.conf.Positional
-
 
 @dataclass(frozen=True)
 class Copy:
     """Options of `medtl copy`."""
 
-    recipe: Position[str]
+    recipe: Annotated[str, tyro.conf.Positional]
     """Name of the recipe."""
 
-    dest: Position[Path]
+    dest: Annotated[Path, tyro.conf.Positional]
     """File or folder to copy it to."""
 
 
@@ -36,7 +34,7 @@ class Copy:
 class Inspect:
     """Options of `medtl inspect`."""
 
-    paths: Position[tuple[Path, ...]]
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of scans."""
 
     out: Path | None = None
@@ -50,10 +48,10 @@ class Inspect:
 class Predict:
     """Options of `medtl predict`."""
 
-    run: Position[Path]
+    run: Annotated[Path, tyro.conf.Positional]
     """Folder of a finished run."""
 
-    scans: Position[Path]
+    scans: Annotated[Path, tyro.conf.Positional]
     """Folder of scans."""
 
     out: Path
@@ -70,7 +68,7 @@ class Predict:
 class Report:
     """Options of `medtl report`."""
 
-    predictions: Position[Path]
+    predictions: Annotated[Path, tyro.conf.Positional]
     """CSV with the columns case, patient, split, domain, model, label and logit_CLASS or prob_CLASS."""
 
     out: Path
@@ -99,7 +97,7 @@ class Report:
 class List:
     """Options of `medtl list`."""
 
-    what: Position[Literal["recipes", "methods", "encoders"]]
+    what: Annotated[Literal["recipes", "methods", "encoders"], tyro.conf.Positional]
     """What to list."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
@@ -134,12 +132,24 @@ def inspect_folders(options: Inspect) -> dict[str, Any]:
             maker = item.header.get("manufacturer", "")
             groups[item.kind, item.modality or "", maker, f"{item.channels}", size] += 1
             volumes.append(
-                {"folder": path.name, "name": item.name, "path": item.path, "kind": item.kind, "files": len(item.files)}
+                {
+                    "folder": path.name,
+                    "name": item.name,
+                    "path": item.path,
+                    "kind": item.kind,
+                    "files": len(item.files),
+                }
                 | {"modality": item.modality or "", "shape_kji": size, "manufacturer": maker}
             )
-        reasons: dict[tuple[str, str], int] = Counter((r.code, r.next_step) for r in catalog.rejections)
+        reasons = Counter((r.code, r.next_step) for r in catalog.rejections)
         rejections += [
-            {"folder": path.name, "path": r.path, "reason": r.code, "detail": r.detail, "next step": r.next_step}
+            {
+                "folder": path.name,
+                "path": r.path,
+                "reason": r.code,
+                "detail": r.detail,
+                "next step": r.next_step,
+            }
             for r in catalog.rejections
         ]
         heads = ("kind", "modality", "manufacturer", "channels", "size (k x j x i)")
@@ -149,7 +159,9 @@ def inspect_folders(options: Inspect) -> dict[str, Any]:
                 "num_files": catalog.num_files,
                 "num_volumes": len(catalog.items),
                 "groups": [dict(zip(heads, g, strict=True)) | {"number": n} for g, n in groups.most_common()],
-                "rejected": [{"reason": c, "number": n, "next step": s} for (c, s), n in sorted(reasons.items())],
+                "rejected": [
+                    {"reason": c, "number": n, "next step": s} for (c, s), n in sorted(reasons.items())
+                ],
             }
         )
     if options.out is not None:
@@ -186,7 +198,8 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
     frozen = json.loads((options.run / "calibration.json").read_text(encoding="utf-8"))["models"][name]
     table = collect_cases(source=(), labels=None, target=options.scans)
     _fresh(options.out)
-    cohort, probabilities, classes = None, [], ()
+    cohort: Cohort | None = None
+    probabilities, classes = [], tuple[str, ...]()
     for path in (p for p in paths if p.parent.name.rpartition("-seed")[0] == name):
         trained = load_trained(path)
         if cohort is None:
@@ -202,7 +215,7 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"The run holds no weights of model {name!r}.")
     mean = np.mean(probabilities, axis=0)
     rows = prediction_rows(cohort.select("target"), mean, classes, name, kind="prob")
-    rows.insert(rows.columns.get_loc("label") + 1, "predicted", [classes[k] for k in mean.argmax(1)])
+    rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in mean.argmax(1)])
     atomic_write(options.out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
     cohort.table.to_csv(options.out / "cases.csv")
     return {
@@ -239,12 +252,17 @@ def list_methods(name: str | None) -> list[dict[str, Any]]:
     if name is None:
         classes = {n: adapter_class(n) for n in available()}
         return [
-            {"method": n, "needs": ", ".join(sorted(c.needs)), "what it does": (c.__doc__ or "").partition("\n")[0]}
+            {
+                "method": n,
+                "needs": ", ".join(sorted(c.needs)),
+                "what it does": (c.__doc__ or "").partition("\n")[0],
+            }
             for n, c in classes.items()
         ]
     parameters = hyper_parameters(adapter_class(name))
     return [
-        {"hyper-parameter": k, "type": _type_name(p.annotation), "default": str(p.default)} for k, p in parameters.items()
+        {"hyper-parameter": k, "type": _type_name(p.annotation), "default": str(p.default)}
+        for k, p in parameters.items()
     ]
 
 
@@ -257,13 +275,22 @@ def list_encoders(pattern: str | None) -> list[dict[str, Any]]:
     pattern = pattern or ""
     names = timm.list_pretrained(pattern if "*" in pattern else f"*{pattern}*")
     if not names:
-        raise ConfigError(f"No encoder matches {pattern!r}. {near_matches(pattern, timm.list_models())[:200]}")
+        raise ConfigError(
+            f"No encoder matches {pattern!r}. {near_matches(pattern, timm.list_models())[:200]}"
+        )
     rows = []
     for name in names:
         config = timm.get_pretrained_cfg(name)
         here = "yes" if name.partition(".")[0] == PACKAGED_ENCODER and packaged_available() else "hub"
         size = "x".join(map(str, config.input_size)) if config else ""
-        rows.append({"encoder": name, "input": size, "licence": (config.license if config else "") or "", "weights": here})
+        rows.append(
+            {
+                "encoder": name,
+                "input": size,
+                "licence": (config.license if config else "") or "",
+                "weights": here,
+            }
+        )
     return rows
 
 
@@ -308,5 +335,7 @@ def _type_name(kind: Any) -> str:
 def _fresh(folder: Path) -> None:
     """Makes a folder, or refuses one that holds something."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{shareable_path(folder)} is not empty and is not overwritten. Choose another --out.")
+        raise ConfigError(
+            f"{shareable_path(folder)} is not empty and is not overwritten. Choose another --out."
+        )
     folder.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The configuration file {path.name} cannot be read ({type(error).__name__}).") from error
+        raise ConfigError(
+            f"The configuration file {path.name} cannot be read ({type(error).__name__})."
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} holds no `key: value` lines; expected for example `epochs: 10`.")
     return {str(k).replace("-", "_"): v for k, v in values.items()}
@@ -125,7 +127,9 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
             pass
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    wrong = isinstance(kind, type) and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool))
+    wrong = isinstance(kind, type) and (
+        not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+    )
     if origin is None and wrong:
         raise ConfigError(f"{name} is {value!r}; expected a value of type {kind.__name__}.")
     return value

@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
-    """Writes `data` beside `path`, flushes it to disk and renames it: a reader sees the old file or the new one.
+    r"""Writes `data` beside `path`, flushes it to disk and renames it: a reader sees the old file or the new one.
 
-    Text is written as UTF-8 with `\\n` line ends. The parent folder is made if it is absent.
+    Text is written as UTF-8 with `\n` line ends. The parent folder is made if it is absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

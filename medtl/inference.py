@@ -129,7 +129,9 @@ def load_trained(path: Path) -> Trained:
         spec = dict(header["model"])
         model = build_classifier(spec.pop("encoder"), spec.pop("num_classes"), weights="random", **spec)
         model.load_state_dict(weights)
-        return Trained(model.eval(), tuple(header["classes"]), Preprocess.from_dict(header["preprocess"]), header)
+        return Trained(
+            model.eval(), tuple(header["classes"]), Preprocess.from_dict(header["preprocess"]), header
+        )
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path.name} does not describe a classifier of this version of medtl ({type(error).__name__}). "

@@ -39,7 +39,17 @@ __all__ = ["MetricsLog", "Run", "atomic_write", "environment", "shareable_path"]
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("medtl", "torch", "timm", "monai", "pytorch-lightning", "pydicom", "nibabel", "numpy", "scikit-learn")
+_PACKAGES = (
+    "medtl",
+    "torch",
+    "timm",
+    "monai",
+    "pytorch-lightning",
+    "pydicom",
+    "nibabel",
+    "numpy",
+    "scikit-learn",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,11 @@ class Run:
         name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(p.name for p in config.source) or "run").strip("-")[:40]
         folder = config.out or Path("runs") / recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            hint = "has finished" if (folder / "DONE").exists() else f"can go on with --resume {shareable_path(folder)}"
+            hint = (
+                "has finished"
+                if (folder / "DONE").exists()
+                else f"can go on with --resume {shareable_path(folder)}"
+            )
             raise CheckpointError(
                 f"The folder {shareable_path(folder)} is not empty, and a run is never overwritten. "
                 f"Choose another --out; if it holds a run, that run {hint}."
@@ -108,7 +122,9 @@ class Run:
                 "Expected: a folder such as runs/adapt_classification/20260101-120000-site."
             )
         if (folder / "DONE").exists():
-            raise CheckpointError(f"The run {shareable_path(folder)} is complete; there is nothing to resume.")
+            raise CheckpointError(
+                f"The run {shareable_path(folder)} is complete; there is nothing to resume."
+            )
         stored = read_yaml(folder / "config.yaml")
         inputs = cls(folder, recipe, config)._inputs_file
         if inputs.is_file():
@@ -119,7 +135,9 @@ class Run:
         moved = {k for k in differing if not inputs.is_file() and _holds_paths(config, k)}
         if extra := [k for k in differing if k not in moved]:
             flags = ", ".join(f"--{k.replace('_', '-')}" for k in extra)
-            raise ConfigError(f"{flags} differ from the run that is resumed. Leave them out, or start a new run.")
+            raise ConfigError(
+                f"{flags} differ from the run that is resumed. Leave them out, or start a new run."
+            )
         merged = {**stored, **{k: given[k] for k in moved}, "resume": str(folder)}
         return cls(folder, recipe, from_dict(type(config), merged))
 
@@ -225,7 +243,9 @@ def _holds_paths(config: Config, key: str) -> bool:
 
 
 def _shareable(value: Any) -> Any:
-    return [shareable_path(Path(v)) for v in value] if isinstance(value, list) else shareable_path(Path(value))
+    return (
+        [shareable_path(Path(v)) for v in value] if isinstance(value, list) else shareable_path(Path(value))
+    )
 
 
 def _absolute(value: Any) -> Any:
@@ -236,10 +256,11 @@ def _same(given: Any, stored: Any) -> bool:
     if given == stored or stored is None:
         return bool(given == stored)
     as_lists = [v if isinstance(v, list) else [v] for v in (given, stored)]
-    return [str(Path(str(v)).resolve()) for v in as_lists[0]] == [str(Path(str(v)).resolve()) for v in as_lists[1]]
+    return [str(Path(str(v)).resolve()) for v in as_lists[0]] == [
+        str(Path(str(v)).resolve()) for v in as_lists[1]
+    ]
 
 
 def _private_write(path: Path, data: str) -> None:
     atomic_write(path, data)
     path.chmod(0o600)
-

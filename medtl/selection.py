@@ -48,7 +48,9 @@ class Decision:
         return {**asdict(self), "evidence": [asdict(e) for e in self.evidence]}
 
 
-def recommend(predictions: pd.DataFrame, classes: tuple[str, ...], *, reference: str = "source_only") -> Decision:
+def recommend(
+    predictions: pd.DataFrame, classes: tuple[str, ...], *, reference: str = "source_only"
+) -> Decision:
     """Chooses between the reference and the adapted models of a predictions table.
 
     The target's labels are dropped before anything is computed. With several seeds each figure is their mean.
@@ -67,13 +69,19 @@ def recommend(predictions: pd.DataFrame, classes: tuple[str, ...], *, reference:
     information = {m: _mean_over_seeds(target[target.model == m], classes, _information) for m in models}
     distance = {m: 0.5 * sum(abs(shares[m][c] - expected.get(c, 0.0)) for c in classes) for m in models}
     lost = {
-        m: [c for c in classes if shares[m][c] < LOST_CLASS * expected.get(c, 0.0) and shares[m][c] < shares[reference][c]]
+        m: [
+            c
+            for c in classes
+            if shares[m][c] < LOST_CLASS * expected.get(c, 0.0) and shares[m][c] < shares[reference][c]
+        ]
         for m in models
     }
     vetoes: dict[str, str] = {}
     for m in models[1:]:
         if accuracy[m] < accuracy[reference] - MAX_SOURCE_LOSS:
-            vetoes[m] = f"it lost {accuracy[reference] - accuracy[m]:.2f} of balanced accuracy on source validation"
+            vetoes[m] = (
+                f"it lost {accuracy[reference] - accuracy[m]:.2f} of balanced accuracy on source validation"
+            )
         elif lost[m]:
             vetoes[m] = f"it hardly predicts {', '.join(lost[m])} at the target any more"
         elif information[m] == information[reference] and distance[m] == distance[reference]:
@@ -81,7 +89,11 @@ def recommend(predictions: pd.DataFrame, classes: tuple[str, ...], *, reference:
     open_to = [m for m in models if m not in vetoes]
     kept = max(open_to, key=lambda m: (information[m], m == reference))
     evidence = [
-        Evidence("Balanced accuracy on source validation", accuracy, _text(vetoes, "balanced accuracy", "no model lost much")),
+        Evidence(
+            "Balanced accuracy on source validation",
+            accuracy,
+            _text(vetoes, "balanced accuracy", "no model lost much"),
+        ),
         Evidence("Information in the target's predictions (nats)", information, f"highest: {kept}"),
         Evidence(
             "Distance of the target's predicted class shares from the source's labels",
@@ -89,7 +101,11 @@ def recommend(predictions: pd.DataFrame, classes: tuple[str, ...], *, reference:
             _text(vetoes, "hardly predicts", "no class was lost"),
         ),
         *(
-            Evidence(f"Predicted share of {c} at the target", {m: shares[m][c] for m in models}, f"source: {expected.get(c, 0.0):.2f}")
+            Evidence(
+                f"Predicted share of {c} at the target",
+                {m: shares[m][c] for m in models},
+                f"source: {expected.get(c, 0.0):.2f}",
+            )
             for c in classes
         ),
     ]
@@ -101,9 +117,9 @@ def _reason(kept: str, reference: str, vetoes: Mapping[str, str], information: M
         return "; ".join(f"{m} is not kept: {why}" for m, why in vetoes.items()) + "."
     others = ", ".join(f"{m} {v:.2f}" for m, v in information.items() if m != kept)
     return (
-        f"Its predictions for the target carry the most information ({information[kept]:.2f} nats; {others}), it kept its "
-        "accuracy on source validation and lost no class. No label of the target was used, so this is evidence, "
-        "not proof."
+        f"Its predictions for the target carry the most information ({information[kept]:.2f} nats; {others}), it "
+        "kept its accuracy on source validation and lost no class. No label of the target was used, so this is "
+        "evidence, not proof."
     )
 
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
@@ -131,7 +129,9 @@ def fit(
     given = {"source": source, "target": target}
     used = {role: data for role, data in given.items() if role in adapter.needs and data is not None}
     if missing := [role for role in given if role in adapter.needs and role not in used]:
-        raise ConfigError(f"Method {type(adapter).__name__} needs {' and '.join(missing)} scans, which were not given.")
+        raise ConfigError(
+            f"Method {type(adapter).__name__} needs {' and '.join(missing)} scans, which were not given."
+        )
     if config.patience is not None and validation is None:
         raise ConfigError("patience stops on source validation, and no validation cases were given.")
     if final.exists():
@@ -170,7 +170,10 @@ def fit(
             if metrics is not None:
                 metrics.truncate(int(resumed.stem.split("-")[1]))
         trainer.fit(
-            module, val_dataloaders=loader, ckpt_path=str(resumed) if resumed is not None else None, weights_only=True
+            module,
+            val_dataloaders=loader,
+            ckpt_path=str(resumed) if resumed is not None else None,
+            weights_only=True,
         )
     best_epoch = keeper.restore(adapter)
     adapter.on_fit_end(module.plain_loaders())
@@ -222,7 +225,9 @@ class _Module(pl.LightningModule):
 
     def plain_loaders(self) -> dict[str, DataLoader[Any]]:
         """Every target case once, in order, not augmented."""
-        return {} if self._target_plain is None else {"target": _plain_loader(self._target_plain, self.config)}
+        return (
+            {} if self._target_plain is None else {"target": _plain_loader(self._target_plain, self.config)}
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the adapter's groups; each keeps its own peak learning rate."""
@@ -248,7 +253,9 @@ class _Module(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """One call of the adapter."""
-        losses = self.adapter(batch.get("source"), batch.get("target"), progress=self.global_step / self.num_steps)
+        losses = self.adapter(
+            batch.get("source"), batch.get("target"), progress=self.global_step / self.num_steps
+        )
         if not torch.isfinite(losses["loss"]):
             parts = ", ".join(f"{k}={float(v):.4g}" for k, v in losses.items())
             raise DataError(
@@ -277,14 +284,18 @@ class _Module(pl.LightningModule):
             self.log("validation_loss", self.adapter.supervised_loss(logits, label), sync_dist=True)
             if not label.is_floating_point():
                 hits = logits.argmax(1) == label
-                recalls = [hits[label == k].float().mean() for k in label.unique()]
-                self.log("validation_balanced_accuracy", torch.stack(recalls).mean(), prog_bar=True, sync_dist=True)
+                recalls = [hits[label == k].float().mean() for k in torch.unique(label)]
+                self.log(
+                    "validation_balanced_accuracy", torch.stack(recalls).mean(), prog_bar=True, sync_dist=True
+                )
 
     def on_train_epoch_end(self) -> None:
         """Writes the epoch's means to the metrics file and the log."""
         self.last_losses = {k: v / self.steps_per_epoch for k, v in self._sums.items()}
         values = dict(self.last_losses)
-        values |= {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("validation")}
+        values |= {
+            k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("validation")
+        }
         if self._metrics is not None and self.trainer.is_global_zero:
             self._metrics.append(self.current_epoch, self.global_step, values)
         if self.logger is not None:
@@ -321,7 +332,9 @@ class _Keeper(Callback):
             if loss < self.best or self.best_epoch < 0:
                 self.best, self.best_epoch = loss, epoch
                 if trainer.is_global_zero:
-                    save_weights(self.folder / "best.safetensors", pl_module.adapter.state_dict(), {"epoch": epoch})
+                    save_weights(
+                        self.folder / "best.safetensors", _adapter(pl_module).state_dict(), {"epoch": epoch}
+                    )
             trainer.should_stop = trainer.should_stop or epoch - self.best_epoch >= self.patience
         path = self.folder / f"epoch-{epoch:04d}.safetensors"
         trainer.save_checkpoint(str(path))
@@ -340,6 +353,13 @@ class _Keeper(Callback):
         if (last := last_epoch(self.folder)) is not None:
             SafetensorsIO().remove_checkpoint(last)
         (self.folder / "best.safetensors").unlink(missing_ok=True)
+
+
+def _adapter(module: pl.LightningModule) -> Adapter:
+    adapter = module.adapter
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"expected an Adapter, got {type(adapter).__name__}")
+    return adapter
 
 
 def _schedule(progress: float, warmup: float = 0.1) -> float:

@@ -98,7 +98,11 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
 
     def build(seed: int) -> medtl.Classifier:
         return medtl.build_classifier(
-            config.encoder, len(cases.classes), weights=config.weights, in_channels=preprocess.channels, seed=seed
+            config.encoder,
+            len(cases.classes),
+            weights=config.weights,
+            in_channels=preprocess.channels,
+            seed=seed,
         )
 
     build(config.seed)  # absent weights are an error before anything is written
@@ -154,7 +158,9 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             seeds=seeds,
         )
         replicates = 200 if config.smoke else 2000
-        results = medtl.evaluate(medtl.PredictionTable.from_frame(predictions), context=context, replicates=replicates)
+        results = medtl.evaluate(
+            medtl.PredictionTable.from_frame(predictions), context=context, replicates=replicates
+        )
         run.write_json("calibration.json", results.calibration())
         page = medtl.write_report(results, run.folder / "report")
     say("\n" + table(results.summary_table()))
@@ -166,7 +172,9 @@ def smoke(config: Config) -> Config:
     """The same with two steps and random weights, on sample_data unless folders are given."""
     if not config.source:
         a, b = sample_site("site_a"), sample_site("site_b")
-        config = replace(config, source=(a,), labels=a / "labels.csv", target=b, target_labels=b / "labels.csv")
+        config = replace(
+            config, source=(a,), labels=a / "labels.csv", target=b, target_labels=b / "labels.csv"
+        )
     return replace(config, epochs=1, batch_size=16, image_size=48, weights="random", seeds=1)
 
 

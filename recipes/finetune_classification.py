@@ -96,7 +96,11 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
 
     def build(seed: int) -> medtl.Classifier:
         return medtl.build_classifier(
-            config.encoder, len(cases.classes), weights=config.weights, in_channels=preprocess.channels, seed=seed
+            config.encoder,
+            len(cases.classes),
+            weights=config.weights,
+            in_channels=preprocess.channels,
+            seed=seed,
         )
 
     build(config.seed)  # absent weights are an error before anything is written
@@ -148,7 +152,9 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             seeds=seeds,
         )
         replicates = 200 if config.smoke else 2000
-        results = medtl.evaluate(medtl.PredictionTable.from_frame(predictions), context=context, replicates=replicates)
+        results = medtl.evaluate(
+            medtl.PredictionTable.from_frame(predictions), context=context, replicates=replicates
+        )
         run.write_json("calibration.json", results.calibration())
         page = medtl.write_report(results, run.folder / "report")
     say("\n" + table(results.summary_table()))

@@ -20,7 +20,15 @@ from medtl.adapters.base import Adapter
 from medtl.data.batch import Batch
 from medtl.errors import ConfigError, near_matches
 
-__all__ = ["Adapter", "Batch", "adapter_class", "available", "build_adapter", "hyper_parameters", "parse_hparams"]
+__all__ = [
+    "Adapter",
+    "Batch",
+    "adapter_class",
+    "available",
+    "build_adapter",
+    "hyper_parameters",
+    "parse_hparams",
+]
 
 _NOT_METHODS = {"base", "norm", "losses"}
 
@@ -42,7 +50,9 @@ def adapter_class(name: str) -> type[Adapter]:
     for _, found in inspect.getmembers(module, inspect.isclass):
         if issubclass(found, Adapter) and found.__name__.lower() == name.replace("_", ""):
             return found
-    raise ConfigError(f"{name}.py has no Adapter called like the file, for example class {name.title()}(Adapter).")
+    raise ConfigError(
+        f"{name}.py has no Adapter called like the file, for example class {name.title()}(Adapter)."
+    )
 
 
 def hyper_parameters(method: type[Adapter]) -> dict[str, inspect.Parameter]:
@@ -63,7 +73,9 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--hparams takes key=value, got {pair!r}; for example --hparams weight=0.5 norm=joint.")
+            raise ConfigError(
+                f"--hparams takes key=value, got {pair!r}; for example --hparams weight=0.5 norm=joint."
+            )
         if key not in known:
             raise ConfigError(f"Method {name} has no hyper-parameter {key!r}. {near_matches(key, known)}")
         values[key] = _convert(f"{name}: {key}", text, hints[key])

@@ -30,7 +30,7 @@ class AdaBN(Adapter):
         super().__init__(model, label_smoothing=label_smoothing)
         if not batch_norms(model):
             raise ConfigError(
-                "AdaBN replaces BatchNorm statistics, and the model has no BatchNorm layer, so it would change nothing. "
+                "AdaBN replaces BatchNorm statistics, and the model has none, so it would change nothing. "
                 "Choose an encoder with BatchNorm (resnet, efficientnet, ...) or another method (`medtl list methods`)."
             )
         self.statistics = "target"

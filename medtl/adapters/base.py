@@ -58,11 +58,18 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        for key, value, choices in (("norm", norm, self.norms), ("statistics", statistics, get_args(Statistics))):
+        for key, value, choices in (
+            ("norm", norm, self.norms),
+            ("statistics", statistics, get_args(Statistics)),
+        ):
             if value not in choices:
-                raise ConfigError(f"{name} does not support {key}={value!r}. There are: {', '.join(sorted(choices))}.")
+                raise ConfigError(
+                    f"{name} does not support {key}={value!r}. There are: {', '.join(sorted(choices))}."
+                )
         if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"{name}: label_smoothing is {label_smoothing}; expected at least 0 and below 1.")
+            raise ConfigError(
+                f"{name}: label_smoothing is {label_smoothing}; expected at least 0 and below 1."
+            )
         if (norm in ("domain_specific", "frozen") or statistics == "target") and not batch_norms(model):
             raise ConfigError(
                 f"{name} with norm={norm}, statistics={statistics} acts on BatchNorm layers, and the model has none "
@@ -101,7 +108,9 @@ class Adapter(nn.Module):
         """Called once after training: sets the target's statistics if `statistics="target"`."""
         if self.statistics == "target":
             if "target" not in loaders:
-                raise ConfigError(f"{type(self).__name__} with statistics=target needs the target's scans, got none.")
+                raise ConfigError(
+                    f"{type(self).__name__} with statistics=target needs the target's scans, got none."
+                )
             reestimate_statistics(self.model, loaders["target"])
 
     def train(self, mode: bool = True) -> Adapter:

@@ -19,7 +19,9 @@ class FineTune(Adapter):
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
     norms: ClassVar[frozenset[str]] = frozenset({"separate", "frozen"})
 
-    def forward(self, source: Batch | None, target: Batch | None = None, *, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, source: Batch | None, target: Batch | None = None, *, progress: float
+    ) -> dict[str, Tensor]:
         """Computes the source's loss; `target` is not used."""
         source = self._given(source, "source")
         loss = self.supervised_loss(self.forward_source(source).logits, source.label)

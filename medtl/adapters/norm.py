@@ -1,11 +1,11 @@
 """Batch normalisation when two domains are trained at once: one named choice, and the statistics at test.
 
-    separate         one forward pass a domain: each is normalised by its own batch; the running statistics
-                     follow both in turn (default)
-    joint            one forward pass over both: the textbook's batch; harms where class shares differ
-    domain_specific  one set of running statistics a domain; prediction uses the target's (DSBN without its own
-                     affine parameters: Chang et al. 2019)
-    frozen           statistics stay those of the pretrained weights
+separate         one forward pass a domain: each is normalised by its own batch; the running statistics
+                 follow both in turn (default)
+joint            one forward pass over both: the textbook's batch; harms where class shares differ
+domain_specific  one set of running statistics a domain; prediction uses the target's (DSBN without its own
+                 affine parameters: Chang et al. 2019)
+frozen           statistics stay those of the pretrained weights
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtl.data.batch import Batch
@@ -55,7 +55,7 @@ def statistics_fixed(model: nn.Module) -> Iterator[None]:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for layer, count in zip((x for x in layers if x.num_batches_tracked is not None), kept, strict=True):
-            layer.num_batches_tracked.copy_(count)
+            layer.num_batches_tracked = count
 
 
 @torch.no_grad()
@@ -111,13 +111,11 @@ class DomainStatistics(nn.Module):
         finally:
             self._swap(model)
 
-    @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
+        # The tensors change places; copying into them would break the graph of an earlier pass.
         for number, layer in enumerate(batch_norms(model)):
             for key in _STATISTICS:
-                mine: Tensor | None = getattr(layer, key)
-                if mine is not None:
-                    other: Tensor = getattr(self, f"{key}_{number}")
-                    mine_before = mine.clone()
-                    mine.copy_(other)
-                    other.copy_(mine_before)
+                if getattr(layer, key) is not None:
+                    mine, other = getattr(layer, key), getattr(self, f"{key}_{number}")
+                    setattr(layer, key, other)
+                    setattr(self, f"{key}_{number}", mine)

@@ -56,14 +56,18 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes < 2:
-            raise ConfigError(f"A classifier needs at least 2 classes, got {num_classes}; a binary task has 2 logits.")
+            raise ConfigError(
+                f"A classifier needs at least 2 classes, got {num_classes}; a binary task has 2 logits."
+            )
         if pooling not in get_args(Pooling):
             raise ConfigError(f"Unknown pooling {pooling!r}. There are: {', '.join(get_args(Pooling))}.")
         self.encoder = encoder
         self.pooling = pooling
         self.pool = AttentionPool(encoder.num_features) if pooling == "attention" else None
         width = bottleneck or encoder.num_features
-        self.neck = nn.Sequential(nn.Linear(encoder.num_features, width), nn.ReLU()) if bottleneck else nn.Identity()
+        self.neck = (
+            nn.Sequential(nn.Linear(encoder.num_features, width), nn.ReLU()) if bottleneck else nn.Identity()
+        )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, num_classes)
         self.num_features = width

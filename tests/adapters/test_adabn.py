@@ -1,0 +1,76 @@
+"""AdaBN: the exact average, weights as in fine-tuning, refusal where it would do nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medtl.adapters import build_adapter
+from medtl.adapters.norm import modes_kept, reestimate_statistics
+from medtl.errors import ConfigError
+from medtl.models import with_features
+from tests.adapters.test_contract import train
+from tests.adapters.toys import domains, network
+
+
+def test_statistics_are_the_exact_average() -> None:
+    model = network().train()
+    batches = [domains(16, s)[1] for s in range(3)]
+    seen = reestimate_statistics(model, batches)
+    inputs = torch.cat([b.image for b in batches])
+    activations = model.module[0](inputs)
+    assert seen == 48
+    torch.testing.assert_close(model.module[1].running_mean, activations.mean(dim=(0, 2, 3)))
+    assert model.module[1].momentum == 0.1
+    assert model.training
+
+
+def test_no_batches_leave_statistics_alone() -> None:
+    model = network()
+    before = model.module[1].running_var.clone()
+    assert reestimate_statistics(model, []) == 0
+    assert torch.equal(model.module[1].running_var, before)
+
+
+def test_weights_are_those_of_fine_tuning() -> None:
+    plain, adapted = build_adapter("finetune", network()), build_adapter("adabn", network())
+    train(plain, 5)
+    train(adapted, 5)
+    for mine, theirs in zip(adapted.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not torch.allclose(
+        adapted.model.module[1].running_mean, plain.model.module[1].running_mean, atol=1e-2
+    )
+
+
+def test_running_statistics_follow_the_target_in_a_bare_loop() -> None:
+    adapter = build_adapter("adabn", network()).train()
+    source, target, _ = domains(64, 0)
+    for _ in range(60):
+        adapter(source, target, progress=0.0)
+    mean = adapter.model.module[0](target.image).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(adapter.model.module[1].running_mean, mean, rtol=1e-2, atol=1e-2)
+
+
+def test_refuses_a_network_without_batchnorm() -> None:
+    plain = with_features(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    )
+    with pytest.raises(ConfigError, match="no BatchNorm"):
+        build_adapter("adabn", plain)
+
+
+def test_modes_are_restored_when_something_fails() -> None:
+    model = network().train()
+    model.module[1].eval()
+
+    def fail() -> None:
+        with modes_kept(model):
+            model.eval()
+            model(torch.zeros(1, 5, 2, 2))
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert model.training
+    assert not model.module[1].training
