@@ -160,4 +160,4 @@ class _RandColour(RandomizableTransform):
         cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
         turn = grey + stretch * (math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * cross)
         matrix = torch.as_tensor(gains[:, None] * turn, dtype=image.dtype)
-        return torch.einsum("ab,bhw->ahw", matrix, _plain(image))
+        return (matrix @ _plain(image).reshape(3, -1)).reshape(image.shape)

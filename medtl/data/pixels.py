@@ -23,9 +23,12 @@ def read_dicom(path: Path) -> Dataset:
 
     Raises:
         PixelError: It cannot be parsed.
+        OSError: It cannot be opened.
     """
     try:
         return pydicom.dcmread(path, force=True)
+    except OSError:
+        raise
     except Exception as error:  # the library's text can hold header values
         raise PixelError(f"it cannot be parsed ({type(error).__name__})") from None
 

@@ -174,8 +174,8 @@ def preprocess(volume: Volume, spec: Preprocess) -> NDArray[np.float16]:
 def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(values.shape[1:]) == size:
         return values
-    # Not MONAI's Resize: its low-pass filter takes in zeros from beyond the edge, which darkens border pixels and the
-    # first and last slices by a tenth; the weights of this one sum to 1 everywhere.
+    # Not MONAI's Resize: its low-pass filter takes in zeros from beyond the edge, which darkens border pixels
+    # and the first and last slices by a tenth; the weights of this one sum to 1 everywhere.
     return interpolate(values[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 

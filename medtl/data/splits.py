@@ -60,6 +60,7 @@ def _hold_out(
     """Places of the cases to hold out: one fold of several, repaired until each class is on both sides."""
     folds = max(2, min(round(1 / fraction), len(set(patients))))
     strata = _strata(patients, labels, sites, folds)
+    folds = min(folds, max(Counter(strata).values()))  # what the splitter asks for
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed % 2**32)
     empty = np.zeros(len(labels))
     with warnings.catch_warnings():

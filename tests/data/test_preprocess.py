@@ -195,7 +195,7 @@ def test_slices_are_counted_along_the_common_plane():
 
 
 def test_suggestion_faults():
-    with pytest.raises(DataError, match="2 items have one slice .* 1 have several"):
+    with pytest.raises(DataError, match=r"2 items have one slice .* 1 have several"):
         suggest_preprocess([item("a"), item("b"), item("c", (9, 5, 5))])
     with pytest.raises(DataError, match="no scans"):
         suggest_preprocess([])
