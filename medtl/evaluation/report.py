@@ -41,7 +41,9 @@ def write_report(results: Results, out_dir: Path | str) -> Path:
         "sections": sections(results, figures),
     }
     page = _render("report.html.j2", content)
-    card = _render("report.md.j2", content)
+    # The template's loops leave spaces and empty lines behind, which Markdown does not need.
+    lines = re.sub(r" +\n", "\n", _render("report.md.j2", content))
+    card = re.sub(r"\n{3,}", "\n\n", lines).rstrip() + "\n"
     for drawing in figures.values():
         atomic_write(out / "figures" / f"{drawing.name}.svg", drawing.svg)
     results.save(out / "results.json")
@@ -71,7 +73,8 @@ def _render(name: str, content: dict[str, Any]) -> str:
 
 def _markdown(value: object) -> object:
     """Text that Markdown would read as markup, made literal: no name breaks a table."""
-    if not isinstance(value, str):
+    # What a macro of the template returns went through here already, piece by piece.
+    if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     plain = re.sub(r"\s+", " ", value)
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", plain)

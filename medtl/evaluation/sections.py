@@ -143,8 +143,12 @@ def _frozen(results: Results, figures: dict[str, Drawing]) -> Section:
     if binary:
         text.append(
             "A case is called positive when its probability, before recalibration, is at or above the "
-            "operating point. Sensitivity and specificity here are those of the cases that the point was "
-            "chosen on; they flatter."
+            "operating point."
+            + (
+                " Sensitivity and specificity here are those of the cases that the point was chosen on; they flatter."
+                if fitted
+                else ""
+            )
         )
     else:
         text.append("The most probable class is called; there is no operating point.")

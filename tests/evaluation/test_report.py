@@ -190,6 +190,20 @@ def test_no_patient_and_no_case_in_any_file(out: Path) -> None:
         assert "case-q" not in text
 
 
+def test_markdown_card(out: Path) -> None:
+    card = (out / "report.md").read_text()
+    assert "# Lesions, north\n" in card
+    assert "**Keep: dann.** The class shares fit better." in card
+    assert (
+        "\n| Site | Files | Patients | Rejected | Excluded |\n| --- | --- | --- | --- | --- |\n| home | 4321 |"
+        in card
+    )
+    assert "source\\_only" in card
+    assert "![roc](figures/roc.svg)" in card
+    assert "\n\n\n" not in card
+    assert " \n" not in card
+
+
 def test_harm_is_as_plain_as_gain(binary: Maker, tmp_path: Path) -> None:
     frame = binary()
     frame["model"] = frame["model"].map({"source_only": "dann", "dann": "source_only"})
@@ -224,7 +238,9 @@ def test_hostile_names_stay_text(binary: Maker, tmp_path: Path) -> None:
     assert any((e.text or "").startswith("m<script>alert(1)") for e in drawn.iter())
     card = (out / "report.md").read_text()
     assert "<script" not in card
-    for block in re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE):
+    tables = re.findall(r"(?:^\|.*\n)+", card, flags=re.MULTILINE)
+    assert len(tables) > 8
+    for block in tables:
         bars = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(bars) == 1, block
 
