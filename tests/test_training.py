@@ -1,0 +1,186 @@
+"""The loop: steps, pairing, resuming after SIGKILL, stopping early, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from medtl.adapters import Adapter, build_adapter
+from medtl.checkpoints import load_weights, read_header
+from medtl.errors import CheckpointError, ConfigError, DataError
+from medtl.runs import MetricsLog
+from medtl.training import FitConfig, _schedule, fit
+from tests.adapters.toys import network
+from tests.toydata import ToyData
+
+QUIET = {"tensorboard": False, "accelerator": "cpu"}
+
+
+def train(folder: Path, method: str = "dann", *, epochs: int = 2, patience: int | None = None, **options: object):
+    adapter = build_adapter(method, network(), seed=0)
+    config = FitConfig(epochs=epochs, batch_size=16, lr=3e-3, patience=patience, **QUIET, **options)
+    result = fit(
+        adapter,
+        ToyData("source", 24),
+        ToyData("target", 50, labelled=False),
+        folder=folder,
+        config=config,
+        validation=ToyData("source", 40, offset=1),
+        target_plain=ToyData("target", 50, labelled=False),
+        header={"kind": "test"},
+        metrics=MetricsLog(folder.parent / "metrics.csv", method, 0),
+    )
+    return adapter, result
+
+
+def test_leaves_the_model_and_nothing_else(tmp_path: Path) -> None:
+    adapter, result = train(tmp_path / "dann")
+    assert [p.name for p in (tmp_path / "dann").iterdir()] == ["model.safetensors"]
+    header, weights = load_weights(result.path)
+    assert header["kind"] == "test"
+    assert header["fit"]["epochs"] == 2
+    assert all(torch.equal(v, weights[k]) for k, v in adapter.model.state_dict().items())
+    assert set(result.losses) == {"loss", "source_loss", "domain_loss", "domain_accuracy", "lambda"}
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    assert set(rows.epoch) == {0, 1}
+    assert {"loss", "validation_loss", "validation_balanced_accuracy"} <= set(rows.metric)
+    assert rows.step.max() == 20  # 50 target images in batches of 16 are 4 steps; an epoch has at least 10
+
+
+def test_finished_training_is_read_not_repeated(tmp_path: Path) -> None:
+    first, _ = train(tmp_path / "dann")
+    before = (tmp_path / "dann" / "model.safetensors").stat().st_mtime_ns
+    second, result = train(tmp_path / "dann")
+    assert (tmp_path / "dann" / "model.safetensors").stat().st_mtime_ns == before
+    assert result.epochs == 2
+    assert all(torch.equal(v, second.model.state_dict()[k]) for k, v in first.model.state_dict().items())
+
+
+def test_random_state_outside_is_untouched(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    train(tmp_path / "dann", epochs=1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Stop(Exception):
+    """Raised by a test in the middle of an epoch."""
+
+
+@pytest.mark.parametrize("method", ["finetune", "adabn", "dann"])
+def test_resumed_weights_are_bit_equal(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = train(tmp_path / "whole" / method, method, epochs=4)
+    calls = 0
+
+    def stop_in_the_third_epoch(self: Adapter) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 25:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "on_step_end", stop_in_the_third_epoch)
+        with pytest.raises(Stop):
+            train(tmp_path / "cut" / method, method, epochs=4)
+    assert sorted(p.name for p in (tmp_path / "cut" / method).iterdir()) == [
+        "epoch-0001.safetensors",
+        "epoch-0001.state.pt",
+    ]
+    resumed, result = train(tmp_path / "cut" / method, method, epochs=4)
+    assert result.epochs == 4
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[key]), key
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from medtl.adapters import Adapter
+from tests.test_training import train
+if sys.argv[2] == "slow":
+    Adapter.on_step_end = lambda self: time.sleep(0.05)
+train(Path(sys.argv[1]), epochs=4)
+"""
+
+
+def test_survives_sigkill(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
+    victim = subprocess.Popen([*command, str(tmp_path / "cut" / "dann"), "slow"], env=environment, cwd=root)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cut" / "dann" / "epoch-0001.safetensors").exists():
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "cut" / "dann" / "model.safetensors").exists()
+    train(tmp_path / "cut" / "dann", epochs=4)
+    train(tmp_path / "whole" / "dann", epochs=4)
+    files = [(tmp_path / part / "dann" / "model.safetensors").read_bytes() for part in ("cut", "whole")]
+    assert files[0] == files[1]
+
+
+def test_stops_early_and_keeps_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([0.5, 0.3, 0.9, 0.9, 0.2])
+    original = Adapter.supervised_loss
+
+    def scripted(self: Adapter, logits: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        loss = original(self, logits, label)
+        return loss if self.training else torch.tensor(next(losses))
+
+    monkeypatch.setattr(Adapter, "supervised_loss", scripted)
+    _, result = train(tmp_path / "finetune", "finetune", epochs=5, patience=2)
+    assert (result.epochs, result.best_epoch) == (4, 1)
+    assert read_header(result.path)["fit"]["best_epoch"] == 1
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    assert _schedule(0.0) == pytest.approx(0.1)
+    assert _schedule(0.1) == pytest.approx(1.0)
+    assert _schedule(0.55) == pytest.approx(0.5)
+    assert _schedule(1.0) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_missing_target_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="target"):
+        fit(build_adapter("dann", network()), ToyData("source", 8), folder=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    adapter = build_adapter("finetune", network())
+    with torch.no_grad():
+        adapter.model.module[8].weight.fill_(torch.nan)
+    with pytest.raises(DataError, match="not finite at step 0"):
+        fit(adapter, ToyData("source", 8), folder=tmp_path / "x", config=FitConfig(**QUIET))
+
+
+def test_wrong_configuration() -> None:
+    with pytest.raises(ConfigError, match="epochs"):
+        FitConfig(epochs=0)
+    with pytest.raises(ConfigError, match="lr"):
+        FitConfig(lr=0.0)
+
+
+def test_checkpoint_that_is_cut_short(tmp_path: Path) -> None:
+    _, result = train(tmp_path / "dann", epochs=1)
+    data = result.path.read_bytes()
+    result.path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="cut short"):
+        load_weights(result.path)
