@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medtl import __version__
 from medtl.evaluation.figures import draw_all
 from medtl.evaluation.results import Results
 from medtl.evaluation.sections import sections
@@ -36,7 +36,7 @@ def write_report(results: Results, out_dir: Path | str) -> Path:
     content = {
         "results": results,
         "title": results.context.title or DEFAULT_TITLE,
-        "version": __version__,
+        "version": version("medtl"),
         "summary": summarise(results),
         "sections": sections(results, figures),
     }
