@@ -257,7 +257,7 @@ class _Module(pl.LightningModule):
             batch.get("source"), batch.get("target"), progress=self.global_step / self.num_steps
         )
         if not torch.isfinite(losses["loss"]):
-            parts = ", ".join(f"{k}={float(v):.4g}" for k, v in losses.items())
+            parts = ", ".join(f"{k}={float(v.detach()):.4g}" for k, v in losses.items())
             raise DataError(
                 f"The loss of {type(self.adapter).__name__} is not finite at step {self.global_step} ({parts}). "
                 "Lower --lr, or check the scans with `medtl inspect`."
