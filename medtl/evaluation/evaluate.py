@@ -67,6 +67,8 @@ def evaluate(
     rule = _check_options(table, rule, prevalence, replicates, level)
     models = table.models
     reference, reference_reason = _reference(models, context)
+    # The reference stands first everywhere, so that every table reads from before to after.
+    models = tuple(sorted(models, key=lambda name: name != reference))
     settings = {
         (m, s, f): freeze(table, m, s, f, rule=rule, positive=column)
         for m in models

@@ -133,6 +133,7 @@ def test_gain_and_harm_are_named(frame: pd.DataFrame, results: Results) -> None:
     assert loss.estimate.value < 0
     context = RunContext(reference_model="dann")
     turned = evaluate(PredictionTable.from_frame(frame), context=context, **FAST)
+    assert turned.models == ("dann", "source_only")
     harm = next(d for d in turned.differences if (d.domain, d.site, d.name) == ("target", None, "auroc"))
     assert (harm.model, harm.verdict) == ("source_only", "harm")
 
