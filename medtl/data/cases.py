@@ -12,6 +12,7 @@ import numpy as np
 from medtl.data.catalog import scan_folder
 from medtl.data.items import Catalog, VolumeItem
 from medtl.data.labels import LabelRow, lines, match_rows, read_labels
+from medtl.data.series import NO_POSITION
 from medtl.data.splits import split_patients
 from medtl.data.table import COLUMNS, Case, CaseTable
 from medtl.errors import ConfigError, DataError, near_matches
@@ -103,7 +104,7 @@ def collect_cases(
         shares = {"val_fraction": val_fraction, "test_fraction": test_fraction}
         for draft, split in zip(used, split_patients(keys, given, sites, seed=seed, **shares), strict=True):
             draft.split = split
-    warnings += _confounding(used)
+    warnings += _doubtful_geometry(drafts) + _confounding(used)
     return CaseTable(
         cases=_finish(drafts),
         classes=names,
@@ -288,6 +289,16 @@ def _check_classes(used: Sequence[_Draft], needed: int, faults: list[str]) -> No
             f"a class needs {needed} patients or more, one for each split; too few have {listed}: "
             f"{step}add cases"
         )
+
+
+def _doubtful_geometry(drafts: Sequence[_Draft]) -> list[str]:
+    """Says where a place in the patient was assumed; images have none and need none."""
+    counts = Counter((d.site, d.item.header.get("geometry", "")) for d in drafts)
+    return [
+        f"{count} scans of {site!r}: {note}."
+        for (site, note), count in sorted(counts.items())
+        if note not in ("", NO_POSITION)
+    ]
 
 
 def _confounding(used: Sequence[_Draft]) -> list[str]:

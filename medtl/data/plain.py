@@ -21,7 +21,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_UNIT_MM = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
+_UNIT_MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # NIfTI codes of metre, millimetre, micrometre
 _AGAIN = "Copy or export the file again."
 
 
@@ -34,7 +34,7 @@ def read_nifti_header(root: Path, file: str, name: str) -> VolumeItem | Rejectio
     try:
         image: Any = nibabel.load(root / file)
         header, shape = image.header, tuple(int(n) for n in image.shape)
-        dtype = header.get_data_dtype()
+        dtype, (affine, note) = header.get_data_dtype(), nifti_affine(header)
     except OSError as error:
         return _reject(file, "unreadable", error.strerror or "it cannot be opened", _AGAIN)
     except Exception as error:
@@ -54,7 +54,6 @@ def read_nifti_header(root: Path, file: str, name: str) -> VolumeItem | Rejectio
     missing = _missing_bytes(root / file, int(header["vox_offset"]), i * j * k * dtype.itemsize)
     if missing:
         return _reject(file, "truncated", missing, _AGAIN)
-    affine, note = nifti_affine(header)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         return _reject(
             file, "bad_affine", "its sform or qform is singular or not finite", "Repair the header."
@@ -85,7 +84,7 @@ def nifti_affine(header: Any) -> tuple[NDArray[np.float64], str]:
         matrix = qform
     else:
         matrix, note = header.get_base_affine(), "neither sform nor qform: orientation unknown"
-    scale = _UNIT_MM.get(header.get_xyzt_units()[0], 1.0)
+    scale = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)  # the lower bits are the unit of space
     matrix = np.array(matrix, dtype=np.float64)
     matrix[:3] *= scale
     return matrix, note

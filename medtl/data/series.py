@@ -10,6 +10,8 @@ from medtl.data.geometry import Irregular, dicom_affine, same_orientation, slice
 from medtl.data.headers import MAX_BYTES, PROJECTION, STACKED, DicomHeader
 from medtl.data.items import Affine, Rejection
 
+NO_POSITION = "no position"
+"""Note of an image that has no place in the patient."""
 _LOST = ("truncated", "no_decoder")
 _STEPS = {
     "four_d": "Convert the series to NIfTI with dcm2niix and give one volume.",
@@ -97,7 +99,7 @@ def _plan(group: list[DicomHeader]) -> list[Plan] | Irregular:
         placed = sum(_stacks(h) for h in group)
         if len(group) > 1 and (placed or first.modality in STACKED):
             return Irregular("no_geometry", f"{len(group) - placed} of {len(group)} slices have no position")
-        return [Plan((h,), None, "no position") for h in group]
+        return [Plan((h,), None, NO_POSITION) for h in group]
     assert first.orientation is not None
     assert first.position is not None
     different = [h for h in group if not same_orientation(h.orientation or (), first.orientation)]

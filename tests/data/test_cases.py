@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from make_scans import random_image, write_dicom, write_image, write_series, write_site
+from make_scans import random_image, write_dicom, write_image, write_nifti, write_series, write_site
 
 from medtl.data.cache import VolumeCache
 from medtl.data.cases import COLUMNS, collect_cases
@@ -164,6 +164,16 @@ def test_confounded_label_and_site_is_a_warning(tmp_path):
     labels.write_text((tmp_path / "a.csv").read_text() + (tmp_path / "b.csv").read_text().split("\n", 1)[1])
     (warning,) = [w for w in collect_cases(source=[one, two], labels=labels).warnings if "confounded" in w]
     assert "V 1.00; x: a 8, b 0; y: a 0, b 8" in warning
+
+
+def test_assumed_geometry_is_a_warning(tmp_path):
+    for number in range(4):
+        volume = random_image(number, (3, 5, 6))
+        write_nifti(tmp_path / "a" / f"v{number}.nii", volume, sform_code=int(number > 1))
+    labels = tmp_path / "l.csv"
+    labels.write_text("case,label\nv0,x\nv1,y\nv2,x\nv3,y\n")
+    warnings = collect_cases(source=[tmp_path / "a"], labels=labels).warnings
+    assert "2 scans of 'a': neither sform nor qform: orientation unknown." in warnings
 
 
 def test_duplicates_and_their_labels(tmp_path):

@@ -292,6 +292,51 @@ def test_one_file_and_links(tmp_path):
     assert codes(catalog) == {"gone.png": "unreadable"}
 
 
+def test_damaged_files_never_crash_a_scan(tmp_path):
+    """Bytes changed and files cut at random: an item or a rejection, and items read or raise DataError."""
+    sources = [
+        write_dicom(tmp_path / "s" / "a.dcm", random_image(1, (12, 12)), padding=(0, "US")),
+        write_dicom(tmp_path / "s" / "b.dcm", VOLUME[0], syntax="rle", modality="CT", intercept=-1024),
+        write_nifti(tmp_path / "s" / "c.nii", VOLUME),
+        write_nifti(tmp_path / "s" / "d.nii.gz", VOLUME),
+        *(write_image(tmp_path / "s" / f"e{s}", random_image(2)) for s in (".png", ".jpg", ".tif", ".bmp")),
+    ]
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for number in range(400):
+        source = sources[number % len(sources)]
+        data = bytearray(source.read_bytes())
+        if rng.random() < 0.3:
+            del data[int(rng.integers(len(data))) :]
+        for place in rng.integers(0, max(1, len(data)), 4 if data else 0):
+            data[place] = int(rng.integers(256))
+        path = tmp_path / "t" / source.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        catalog = scan_folder(path)
+        assert catalog.num_files == 1
+        outcomes |= {rejection.code for rejection in catalog.rejections}
+        for item in catalog.items:
+            try:
+                read_volume(item)
+                outcomes.add("read")
+            except DataError:
+                outcomes.add("refused")
+    assert {"read", "refused", "truncated", "unreadable"} <= outcomes
+
+
+def test_nifti_units_and_unknown_unit_codes(tmp_path):
+    path = write_nifti(tmp_path / "m.nii", VOLUME, np.diag([0.001, 0.001, 0.002, 1]))
+    data = bytearray(path.read_bytes())
+    data[123] = 1  # metres
+    path.write_bytes(data)
+    data[123] = 0x97  # codes that the standard does not define
+    (tmp_path / "u.nii").write_bytes(data)
+    items = scan_folder(tmp_path).items
+    assert items[0].affine[2][2] == pytest.approx(2)
+    assert items[1].affine[2][2] == pytest.approx(0.002)
+
+
 def test_codes_are_closed():
     with pytest.raises(ValueError, match="no rejection code"):
         Rejection("x", "because", "", "")
