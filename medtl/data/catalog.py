@@ -282,7 +282,8 @@ def _safe_rejection(
     path = rejection.files[0]
     if len(rejection.files) > 1 and "/" in path:
         path = str(PurePosixPath(path).parent)
-    return replace(rejection, path=identifiers.safe_path(path, *own))
+    owners = tuple(o for o in (header.patient_id, header.series) if o) if header else ()
+    return replace(rejection, path=identifiers.safe_path(path, *own), owners=owners)
 
 
 def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:

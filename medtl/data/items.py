@@ -103,6 +103,7 @@ class Rejection:
         next_step: What the user can do.
         files: The files concerned, relative to the folder. In memory only.
         same_as: For duplicates, the file (relative, in memory only) that is used instead.
+        owners: PatientID and SeriesInstanceUID where the header was readable. In memory only.
         item: For files that failed at decoding, the item they belonged to.
     """
 
@@ -112,6 +113,7 @@ class Rejection:
     next_step: str
     files: tuple[str, ...] = field(default=(), repr=False)
     same_as: str | None = field(default=None, repr=False)
+    owners: tuple[str, ...] = field(default=(), repr=False)
     item: VolumeItem | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from medtl.data.items import Catalog, Rejection, VolumeItem
 from medtl.errors import near_matches
 
 _NO_SCAN = frozenset({"not_a_scan", "mask", "localizer", "secondary_capture", "no_pixels", "derived_map"})
+_PLACES, _OWNERS, _SLICES = range(3)
 _SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z]{2,5})$")
 
 
@@ -102,6 +103,7 @@ def match_rows(
     matches = Matches(defaultdict(list), defaultdict(list))
     absent: list[LabelRow] = []
     unclear: list[int] = []
+    slices: list[int] = []
     strange: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         if row.site is not None and row.site not in catalogs:
@@ -119,8 +121,14 @@ def match_rows(
         elif lost:
             for site, index, _ in lost:
                 matches.rejected[site, index].append(row)
+        elif any(row.key in known[site][_SLICES] for site in sites):
+            slices.append(row.line)
         else:
             absent.append(row)
+    if slices:
+        faults.append(
+            f"{name} labels single files of a series ({lines(slices)}): a series is one case, named like its folder"
+        )
     if strange:
         faults.append(
             f"{name} names the site {', '.join(map(repr, strange))} "
@@ -157,9 +165,11 @@ def _find(
 ) -> list[Found]:
     """(site, index, by patient or series) of what a key names; names and paths come first."""
     plain = key.replace("\\", "/").removeprefix("./")
-    for level in range(2):
+    for level in (_PLACES, _OWNERS):
         found = [
-            (site, index, level > 0) for site in sites for index in sorted(known[site][level].get(plain, ()))
+            (site, index, level == _OWNERS)
+            for site in sites
+            for index in sorted(known[site][level].get(plain, ()))
         ]
         if found:
             return found
@@ -167,30 +177,39 @@ def _find(
 
 
 def _keys(things: Sequence[VolumeItem | Rejection], site: str) -> tuple[dict[str, set[int]], ...]:
-    """Two dictionaries from what a row may say to indices: names and paths, patient ids and series."""
+    """From what a row may say to indices, in three dictionaries.
+
+    Names and paths; patient ids and series; single files of a series, which cannot have labels of their own.
+    """
     places: dict[str, set[int]] = defaultdict(set)
     owners: dict[str, set[int]] = defaultdict(set)
+    slices: dict[str, set[int]] = defaultdict(set)
     for index, thing in enumerate(things):
-        paths = list(thing.files[:1] if len(thing.files) == 1 else [])
-        if len(thing.files) > 1:
-            paths.append(str(PurePosixPath(min(thing.files)).parent))
-        names = {thing.path} | ({thing.name} if isinstance(thing, VolumeItem) else set())
-        for path in paths:
-            file = PurePosixPath(path).name
-            names |= {path, file, _SUFFIX.sub("", path), _SUFFIX.sub("", file)}
         if isinstance(thing, Rejection) and thing.code in _NO_SCAN:
             continue
-        for text in names | {f"{site}/{text}" for text in names}:
+        names = {thing.path} | ({thing.name} if isinstance(thing, VolumeItem) else set())
+        whole = thing.files if len(thing.files) == 1 else (str(PurePosixPath(min(thing.files)).parent),)
+        for text in _spellings(whole, site) | names | {f"{site}/{text}" for text in names}:
             places[text].add(index)
-        if isinstance(thing, VolumeItem):
-            for owner in (thing.patient_id, thing.series_uid):
-                if owner:
-                    owners[owner].add(index)
+        for text in _spellings(thing.files, site) if len(thing.files) > 1 else ():
+            slices[text].add(index)
+        given = (thing.patient_id, thing.series_uid) if isinstance(thing, VolumeItem) else thing.owners
+        for owner in filter(None, given):
+            owners[owner].add(index)
     # A file stem may stand in several folders; the name that was made unique still names one of them.
     for index, thing in enumerate(things):
         if isinstance(thing, VolumeItem):
             places[thing.name] = places[f"{site}/{thing.name}"] = {index}
-    return places, owners
+    return places, owners, slices
+
+
+def _spellings(paths: Sequence[str], site: str) -> set[str]:
+    """Path, path without suffix, file and stem, each with and without the site's folder in front."""
+    texts: set[str] = set()
+    for path in paths:
+        file = PurePosixPath(path).name
+        texts |= {path, file, _SUFFIX.sub("", path), _SUFFIX.sub("", file)}
+    return texts | {f"{site}/{text}" for text in texts}
 
 
 def lines(numbers: Sequence[int], most: int = 5) -> str:

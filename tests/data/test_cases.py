@@ -280,6 +280,27 @@ def test_lost_zeros_get_a_hint(tmp_path):
     assert "leading zeros were lost" in faults_of(source=[tmp_path / "a"], labels=labels)
 
 
+def test_a_patient_whose_scan_was_left_out_is_no_fault(tmp_path):
+    for number in range(6):
+        series = {"patient_id": f"PID{number}", "series": f"1.5.{number}"}
+        paths = write_series(tmp_path / "a" / f"s{number}", random_image(number, (3, 6, 6)), **series)
+    paths[2].write_bytes(paths[2].read_bytes()[:-9])
+    labels = tmp_path / "l.csv"
+    labels.write_text("case,label\n" + "".join(f"PID{n},{'xy'[n % 2]}\n" for n in range(6)))
+    table = collect_cases(source=[tmp_path / "a"], labels=labels)
+    assert len(table.select()) == 5
+    assert any("that were left out (1 incomplete_series, 1 truncated)" in w for w in table.warnings)
+
+
+def test_labels_of_single_slices_are_refused(tmp_path):
+    for number in range(4):
+        write_series(tmp_path / "a" / f"s{number}", random_image(number, (3, 6, 6)), series=f"1.5.{number}")
+    labels = tmp_path / "l.csv"
+    labels.write_text("case,label\ns0/001.dcm,x\ns1,y\ns2/000,x\n")
+    text = faults_of(source=[tmp_path / "a"], labels=labels)
+    assert "labels single files of a series (lines 2, 4): a series is one case, named like its folder" in text
+
+
 def test_a_mask_is_not_the_scan_of_a_label(tmp_path):
     source, labels = write_site(tmp_path / "a", ["x", "y"] * 4)
     write_image(source / "masks" / "a099.png", random_image(99))
