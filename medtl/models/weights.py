@@ -29,7 +29,6 @@ PACKAGED_ENCODER = "tf_efficientnet_lite0"
 PACKAGED_FILE = Path("models/efficientnet-lite0-57934424.pth")
 PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-_PREFIXES = ("module.", "model.", "encoder.", "backbone.", "net.")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -154,17 +153,13 @@ def _load_state(
 
 
 def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strips the prefixes that wrappers put before names, as long as that makes more names match."""
-    best = dict(state)
-    while True:
-        candidates = [
-            {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)}
-            for prefix in _PREFIXES
-        ]
-        better = max(candidates, key=lambda c: len(c.keys() & own.keys()))
-        if len(better.keys() & own.keys()) <= len(best.keys() & own.keys()):
-            return best
-        best = better
+    """Strips the prefix that wrappers put before names (`module.`, `encoder.`), where that makes names match."""
+    first = next(iter(own))
+    prefixes = {""} | {k.removesuffix(first) for k in state if k.endswith(f".{first}")}
+    return max(
+        ({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in sorted(prefixes)),
+        key=lambda candidate: len(candidate.keys() & own.keys()),
+    )
 
 
 def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
