@@ -62,7 +62,7 @@ def test_no_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = timm.create_model
     monkeypatch.setattr(weights_module.timm, "create_model", offline)
-    with pytest.raises(WeightsError, match="could not be downloaded.*--weights.*offline"):
+    with pytest.raises(WeightsError, match=r"could not be downloaded.*--weights.*offline"):
         build_encoder("resnet18")
 
 
