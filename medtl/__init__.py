@@ -76,7 +76,6 @@ _HOME = {
 }
 
 __all__ = [
-    "DANN",
     "AdaBN",
     "Adapter",
     "Batch",
@@ -84,6 +83,7 @@ __all__ = [
     "Classifier",
     "Cohort",
     "ConfigError",
+    "DANN",
     "DataError",
     "Estimate",
     "FineTune",

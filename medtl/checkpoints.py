@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from medtl.errors import CheckpointError
 from medtl.runs import atomic_write
@@ -80,6 +83,62 @@ class SafetensorsIO(CheckpointIO):
         """Removes both files, the weights first."""
         Path(path).unlink(missing_ok=True)
         Path(path).with_suffix(".state.pt").unlink(missing_ok=True)
+
+
+class Keeper(Callback):
+    """Keeps the last epoch's checkpoint and, with patience, the weights of the best epoch."""
+
+    def __init__(self, adapter: nn.Module, folder: Path, patience: int | None) -> None:
+        self.adapter = adapter
+        self.folder = folder
+        self.patience = patience
+        self.best = math.inf
+        self.best_epoch = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes this epoch's files, then removes those of the epoch before."""
+        epoch, before = trainer.current_epoch, last_epoch(self.folder)
+        if self.patience is None:
+            self.best_epoch = epoch
+        else:
+            loss = float(trainer.callback_metrics.get("validation_loss", math.inf))
+            if loss < self.best or self.best_epoch < 0:
+                self.best, self.best_epoch = loss, epoch
+                if trainer.is_global_zero:
+                    save_weights(self.folder / "best.safetensors", self.adapter.state_dict(), {"epoch": epoch})
+            trainer.should_stop = trainer.should_stop or self._exhausted(epoch)
+        path = self.folder / f"epoch-{epoch:04d}.safetensors"
+        trainer.save_checkpoint(str(path))
+        if before is not None and before != path and trainer.is_global_zero:
+            SafetensorsIO().remove_checkpoint(before)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was killed after its last epoch, before its final weights were written, trains no further."""
+        trainer.should_stop = trainer.should_stop or self._exhausted(trainer.current_epoch - 1)
+
+    def _exhausted(self, epoch: int) -> bool:
+        return self.patience is not None and self.best_epoch >= 0 and epoch - self.best_epoch >= self.patience
+
+    def restore(self) -> int:
+        """Puts the weights to keep into the adapter and says of which epoch they are."""
+        best = self.folder / "best.safetensors"
+        if self.patience is not None and best.exists():
+            self.adapter.load_state_dict(load_weights(best)[1])
+        return self.best_epoch
+
+    def clean(self) -> None:
+        """Removes what only resuming needed."""
+        if (last := last_epoch(self.folder)) is not None:
+            SafetensorsIO().remove_checkpoint(last)
+        (self.folder / "best.safetensors").unlink(missing_ok=True)
 
 
 def _open(path: Path, *, tensors: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:

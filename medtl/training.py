@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from medtl.adapters.base import Adapter
-from medtl.checkpoints import SafetensorsIO, last_epoch, load_weights, save_weights
+from medtl.checkpoints import Keeper, SafetensorsIO, last_epoch, load_weights, save_weights
 from medtl.data.batch import Batch, collate
 from medtl.data.dataset import CaseDataset, EpochSampler
 from medtl.data.seeds import derive_seed
@@ -141,7 +141,7 @@ def fit(
 
     folder.mkdir(parents=True, exist_ok=True)
     module = _Module(adapter, used, config, given, target_plain, metrics)
-    keeper = _Keeper(folder, config.patience)
+    keeper = Keeper(adapter, folder, config.patience)
     callbacks: list[Callback] = [keeper]
     if config.progress_bar:
         callbacks.append(TQDMProgressBar())
@@ -175,7 +175,7 @@ def fit(
             ckpt_path=str(resumed) if resumed is not None else None,
             weights_only=True,
         )
-    best_epoch = keeper.restore(adapter)
+    best_epoch = keeper.restore()
     adapter.on_fit_end(module.plain_loaders())
     result = FitResult(trainer.current_epoch, best_epoch, module.last_losses, final)
     if trainer.is_global_zero:
@@ -303,63 +303,6 @@ class _Module(pl.LightningModule):
         shown = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
         level = logging.DEBUG if self.config.progress_bar else logging.INFO
         logger.log(level, "epoch %d/%d  %s", self.current_epoch + 1, self.config.epochs, shown)
-
-
-class _Keeper(Callback):
-    """Keeps the last epoch's checkpoint and, with patience, the weights of the best epoch."""
-
-    def __init__(self, folder: Path, patience: int | None) -> None:
-        self.folder = folder
-        self.patience = patience
-        self.best = math.inf
-        self.best_epoch = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        """What resuming needs."""
-        return {"best": self.best, "best_epoch": self.best_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes this epoch's files, then removes those of the epoch before."""
-        epoch, before = trainer.current_epoch, last_epoch(self.folder)
-        if self.patience is None:
-            self.best_epoch = epoch
-        else:
-            loss = float(trainer.callback_metrics.get("validation_loss", math.inf))
-            if loss < self.best or self.best_epoch < 0:
-                self.best, self.best_epoch = loss, epoch
-                if trainer.is_global_zero:
-                    save_weights(
-                        self.folder / "best.safetensors", _adapter(pl_module).state_dict(), {"epoch": epoch}
-                    )
-            trainer.should_stop = trainer.should_stop or epoch - self.best_epoch >= self.patience
-        path = self.folder / f"epoch-{epoch:04d}.safetensors"
-        trainer.save_checkpoint(str(path))
-        if before is not None and before != path and trainer.is_global_zero:
-            SafetensorsIO().remove_checkpoint(before)
-
-    def restore(self, adapter: Adapter) -> int:
-        """Puts the weights to keep into the adapter and says of which epoch they are."""
-        best = self.folder / "best.safetensors"
-        if self.patience is not None and best.exists():
-            adapter.load_state_dict(load_weights(best)[1])
-        return self.best_epoch
-
-    def clean(self) -> None:
-        """Removes what only resuming needed."""
-        if (last := last_epoch(self.folder)) is not None:
-            SafetensorsIO().remove_checkpoint(last)
-        (self.folder / "best.safetensors").unlink(missing_ok=True)
-
-
-def _adapter(module: pl.LightningModule) -> Adapter:
-    adapter = module.adapter
-    if not isinstance(adapter, Adapter):
-        raise TypeError(f"expected an Adapter, got {type(adapter).__name__}")
-    return adapter
 
 
 def _schedule(progress: float, warmup: float = 0.1) -> float:

@@ -351,7 +351,7 @@ class TestFullDisk:
         monkeypatch.setattr("medtl.files.os.fsync", full)
         text = error_of(adapt(), capsys, 1)
         assert "disk is full" in text
-        assert not [p for p in two_sites.rglob("*.tmp")]
+        assert not list(two_sites.rglob("*.tmp"))
 
 
 class TestOtherCommands:

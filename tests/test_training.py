@@ -25,7 +25,9 @@ from tests.toydata import ToyData
 QUIET = {"tensorboard": False, "accelerator": "cpu"}
 
 
-def train(folder: Path, method: str = "dann", *, epochs: int = 2, patience: int | None = None, **options: object):
+def train(
+    folder: Path, method: str = "dann", *, epochs: int = 2, patience: int | None = None, **options: object
+):
     adapter = build_adapter(method, network(), seed=0)
     config = FitConfig(epochs=epochs, batch_size=16, lr=3e-3, patience=patience, **QUIET, **options)
     result = fit(
@@ -73,14 +75,12 @@ def test_random_state_outside_is_untouched(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised by a test in the middle of an epoch."""
 
 
 @pytest.mark.parametrize("method", ["finetune", "adabn", "dann"])
-def test_resumed_weights_are_bit_equal(
-    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = train(tmp_path / "whole" / method, method, epochs=4)
     calls = 0
 
@@ -88,11 +88,11 @@ def test_resumed_weights_are_bit_equal(
         nonlocal calls
         calls += 1
         if calls == 25:
-            raise Stop
+            raise StopError
 
     with monkeypatch.context() as patch:
         patch.setattr(Adapter, "on_step_end", stop_in_the_third_epoch)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             train(tmp_path / "cut" / method, method, epochs=4)
     assert sorted(p.name for p in (tmp_path / "cut" / method).iterdir()) == [
         "epoch-0001.safetensors",
@@ -148,6 +148,31 @@ def test_stops_early_and_keeps_the_best_epoch(tmp_path: Path, monkeypatch: pytes
     _, result = train(tmp_path / "finetune", "finetune", epochs=5, patience=2)
     assert (result.epochs, result.best_epoch) == (4, 1)
     assert read_header(result.path)["fit"]["best_epoch"] == 1
+
+
+def test_stopped_early_then_killed_trains_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the last epoch's checkpoint and the final weights."""
+    monkeypatch.setattr(Adapter, "supervised_loss", _rising(Adapter.supervised_loss))
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "on_fit_end", _raise_stop)
+        with pytest.raises(StopError):
+            train(tmp_path / "finetune", "finetune", epochs=6, patience=2)
+    _, result = train(tmp_path / "finetune", "finetune", epochs=6, patience=2)
+    assert (result.epochs, result.best_epoch) == (3, 0)
+
+
+def _raise_stop(*_: object) -> None:
+    raise StopError
+
+
+def _rising(original):
+    """A validation loss that rises from epoch to epoch."""
+    losses = iter(range(1, 100))
+
+    def loss(self: Adapter, logits: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+        return original(self, logits, label) if self.training else torch.tensor(float(next(losses)))
+
+    return loss
 
 
 def test_learning_rate_warms_up_and_falls() -> None:

@@ -1,0 +1,57 @@
+"""Configuration: dataclass, YAML and flags agree; unknown keys and wrong types are errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from medtl.config import Config, from_dict, read_yaml, to_dict, to_yaml
+from medtl.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example(Config):
+    """A configuration with every type in use."""
+
+    lr: float = 3e-4
+    slices: int | None = None
+    classes: tuple[str, ...] = ()
+    labels: Path | None = None
+    name: str = "x"
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = Example(
+        source=(Path("a"), Path("b")), lr=1e-5, classes=("1", "02"), labels=Path("l.csv"), smoke=True
+    )
+    (tmp_path / "c.yaml").write_text(to_yaml(to_dict(config)))
+    assert from_dict(Example, read_yaml(tmp_path / "c.yaml")) == config
+
+
+def test_yaml_as_people_write_it(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("source: a\nlr: 3e-4\nslices: 5\nname: 12\n")
+    config = from_dict(Example, read_yaml(tmp_path / "c.yaml"))
+    assert config == Example(source=(Path("a"),), lr=3e-4, slices=5, name="12")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"sourc": "a"}, "'source'"),
+        ({"slices": "many"}, "int"),
+        ({"smoke": 1}, "bool"),
+        ({"seed": True}, "int"),
+    ],
+)
+def test_mistakes(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        from_dict(Example, values)
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "\x00"])
+def test_unreadable_files(tmp_path: Path, content: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        read_yaml(tmp_path / "c.yaml")

@@ -1,0 +1,89 @@
+"""The label-free choice: what it keeps, what it vetoes, and that it cannot see a label of the target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medtl.selection import recommend
+
+CLASSES = ("normal", "lesion")
+
+
+def rows(model: str, domain: str, label: np.ndarray, confidence: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """Predictions with logits 0 and `confidence`."""
+    return pd.DataFrame(
+        {
+            "case": [f"{domain}{i}" for i in range(len(label))],
+            "domain": domain,
+            "split": "validation" if domain == "source" else "test",
+            "model": model,
+            "seed": seed,
+            "label": np.asarray(CLASSES)[label],
+            "logit_normal": 0.0,
+            "logit_lesion": confidence,
+        }
+    )
+
+
+def study(adapted_source: np.ndarray, adapted_target: np.ndarray) -> pd.DataFrame:
+    truth = np.arange(40) % 2
+    right = np.where(truth == 1, 3.0, -3.0)
+    timid = np.where(truth == 1, 0.3, -0.3)
+    return pd.concat(
+        [
+            rows("source_only", "source", truth, right),
+            rows("source_only", "target", truth, timid),
+            rows("dann", "source", truth, adapted_source),
+            rows("dann", "target", truth, adapted_target),
+        ]
+    )
+
+
+TRUTH = np.arange(40) % 2
+RIGHT = np.where(TRUTH == 1, 3.0, -3.0)
+
+
+def test_keeps_what_informs_most() -> None:
+    decision = recommend(study(RIGHT, RIGHT), CLASSES)
+    assert decision.model == "dann"
+    values = next(e.values for e in decision.evidence if "Information" in e.name)
+    p = 1 / (1 + np.exp(-3))
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    assert values["dann"] == pytest.approx(np.log(2) - entropy, rel=1e-9)
+
+
+def test_vetoes_a_collapse_however_certain() -> None:
+    decision = recommend(study(RIGHT, np.full(40, 9.0)), CLASSES)
+    assert decision.model == "source_only"
+    assert "normal" in decision.reason
+
+
+def test_vetoes_a_model_that_forgot_the_source() -> None:
+    decision = recommend(study(np.where(np.arange(40) < 20, RIGHT, -RIGHT), RIGHT), CLASSES)
+    assert decision.model == "source_only"
+    assert "source validation" in decision.reason
+
+
+def test_a_model_that_changed_nothing_is_not_kept() -> None:
+    decision = recommend(study(RIGHT, np.where(TRUTH == 1, 0.3, -0.3)), CLASSES)
+    assert decision.model == "source_only"
+    assert "same" in decision.reason
+
+
+def test_target_labels_are_not_seen() -> None:
+    table = study(RIGHT, RIGHT)
+    flipped = table.copy()
+    target = flipped.domain == "target"
+    flipped.loc[target, "label"] = "nonsense"
+    assert recommend(table, CLASSES) == recommend(flipped, CLASSES)
+
+
+def test_seeds_are_averaged() -> None:
+    good, bad = study(RIGHT, RIGHT), study(RIGHT, np.where(TRUTH == 1, 0.1, -0.1)).assign(seed=1)
+    values = next(
+        e.values for e in recommend(pd.concat([good, bad]), CLASSES).evidence if "Information" in e.name
+    )
+    single = next(e.values for e in recommend(good, CLASSES).evidence if "Information" in e.name)
+    assert values["dann"] < single["dann"]
