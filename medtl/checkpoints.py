@@ -113,7 +113,9 @@ class Keeper(Callback):
             if loss < self.best or self.best_epoch < 0:
                 self.best, self.best_epoch = loss, epoch
                 if trainer.is_global_zero:
-                    save_weights(self.folder / "best.safetensors", self.adapter.state_dict(), {"epoch": epoch})
+                    save_weights(
+                        self.folder / "best.safetensors", self.adapter.state_dict(), {"epoch": epoch}
+                    )
             trainer.should_stop = trainer.should_stop or self._exhausted(epoch)
         path = self.folder / f"epoch-{epoch:04d}.safetensors"
         trainer.save_checkpoint(str(path))

@@ -6,6 +6,7 @@ Nothing here names a case or a patient.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import types
 import typing
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medtl.errors import DataError
-from medtl.evaluation.estimate import Estimate
+from medtl.evaluation.estimate import Estimate, format_estimate
 from medtl.evaluation.operating import OperatingPoint
 from medtl.runs import atomic_write
 
@@ -267,21 +268,21 @@ class Results:
                 place.setdefault(s.seed, {})[s.finding] = entry
         return {"schema": SCHEMA, "task": self.task, "classes": list(self.classes), "models": out}
 
-    def summary_table(self) -> list[dict[str, Any]]:
-        """Rows for a terminal: model, domain, metric, value, lo, hi of the main measures."""
-        rows: list[dict[str, Any]] = []
-        for domain in ("target", "source"):
-            for model in self.models:
-                for block in self.main_blocks(model, domain):
-                    for name in ("balanced_accuracy", "auroc", "sensitivity", "specificity"):
-                        measure = block.get(name)
-                        if measure is None or measure.estimate.value is None:
-                            continue
-                        e = measure.estimate
-                        rows.append(
-                            {"model": model, "domain": domain, "split": block.split, "finding": block.finding}
-                            | {"metric": name, "value": e.value, "lo": e.lo, "hi": e.hi}
-                        )
+    def summary_table(self) -> list[dict[str, str]]:
+        """Rows for a terminal: the main measures of every model, with intervals; external testing first."""
+        names = {"target": "external testing", "source": "internal testing"}
+        rows: list[dict[str, str]] = []
+        for domain, model in itertools.product(names, self.models):
+            for block in self.main_blocks(model, domain):
+                row = {"model": model, "tested on": names[domain], "cases": str(block.num_labelled)}
+                if block.split == "validation":
+                    row["tested on"] = "source validation"
+                if block.finding is not None:
+                    row["finding"] = block.finding
+                for name in ("balanced_accuracy", "auroc", "sensitivity", "specificity"):
+                    if (measure := block.get(name)) is not None and measure.estimate.value is not None:
+                        row[name.replace("_", " ")] = format_estimate(measure.estimate)
+                rows.append(row)
         return rows
 
     def to_json(self) -> str:
