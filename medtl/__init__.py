@@ -121,6 +121,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"medtl.{_HOME[name]}"), name)
+    if name[:1].isupper():  # any adaptation method, listed here or not
+        adapters = importlib.import_module("medtl.adapters")
+        if hasattr(adapters, name):
+            return getattr(adapters, name)
     raise AttributeError(f"module 'medtl' has no attribute {name!r}")
 
 

@@ -56,6 +56,10 @@ class SafetensorsIO(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes the state first and the weights last, so that weights mean a complete checkpoint."""
         path = Path(path)
+        if (
+            "state_dict" not in checkpoint
+        ):  # spawned processes hand bare weights to the one that waits for them
+            return save_weights(path, checkpoint, {"kind": "weights"})
         rest = {k: v for k, v in checkpoint.items() if k != "state_dict"}
         buffer = io.BytesIO()
         torch.save(rest, buffer)
@@ -67,7 +71,9 @@ class SafetensorsIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Joins the two files again; nothing is unpickled but tensors and plain values."""
         path = Path(path)
-        _, weights = load_weights(path)
+        header, weights = load_weights(path)
+        if header["kind"] == "weights":
+            return dict(weights)
         try:
             rest: dict[str, Any] = torch.load(
                 path.with_suffix(".state.pt"), map_location="cpu", weights_only=True
@@ -94,14 +100,16 @@ class Keeper(Callback):
         self.patience = patience
         self.best = math.inf
         self.best_epoch = -1
+        self.losses: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        return {"best": self.best, "best_epoch": self.best_epoch, "losses": self.losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.losses = state_dict["losses"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes this epoch's files, then removes those of the epoch before."""
@@ -117,6 +125,7 @@ class Keeper(Callback):
                         self.folder / "best.safetensors", self.adapter.state_dict(), {"epoch": epoch}
                     )
             trainer.should_stop = trainer.should_stop or self._exhausted(epoch)
+        self.losses = dict(pl_module.last_losses)  # type: ignore[arg-type]
         path = self.folder / f"epoch-{epoch:04d}.safetensors"
         trainer.save_checkpoint(str(path))
         if before is not None and before != path and trainer.is_global_zero:
@@ -130,11 +139,23 @@ class Keeper(Callback):
         return self.patience is not None and self.best_epoch >= 0 and epoch - self.best_epoch >= self.patience
 
     def restore(self) -> int:
-        """Puts the weights to keep into the adapter and says of which epoch they are."""
+        """Puts the weights to keep into the adapter, and returns how many epochs were run.
+
+        All is read from the files: with several devices, training ran in other processes.
+        """
+        last = last_epoch(self.folder)
+        if last is None:
+            raise CheckpointError(f"Training left no checkpoint in {self.folder.name}: was it stopped?")
+        checkpoint = SafetensorsIO().load_checkpoint(last)
+        self.load_state_dict(checkpoint["callbacks"][self.state_key])
         best = self.folder / "best.safetensors"
         if self.patience is not None and best.exists():
             self.adapter.load_state_dict(load_weights(best)[1])
-        return self.best_epoch
+        else:
+            self.adapter.load_state_dict(
+                {k.removeprefix("adapter."): v for k, v in checkpoint["state_dict"].items()}
+            )
+        return int(checkpoint["epoch"]) + 1
 
     def clean(self) -> None:
         """Removes what only resuming needed."""

@@ -19,6 +19,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -149,6 +150,10 @@ def fit(
         trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
+            # Spawned, not launched as further copies of the command: one process owns the run folder.
+            strategy=DDPStrategy(start_method="spawn", find_unused_parameters=True)
+            if config.devices > 1
+            else "auto",
             precision=config.precision,
             max_epochs=config.epochs,
             callbacks=callbacks,
@@ -175,13 +180,13 @@ def fit(
             ckpt_path=str(resumed) if resumed is not None else None,
             weights_only=True,
         )
-    best_epoch = keeper.restore()
+    adapter.cpu()
+    epochs = keeper.restore()
     adapter.on_fit_end(module.plain_loaders())
-    result = FitResult(trainer.current_epoch, best_epoch, module.last_losses, final)
-    if trainer.is_global_zero:
-        record = {"epochs": result.epochs, "best_epoch": best_epoch, "losses": result.losses}
-        save_weights(final, adapter.model.state_dict(), {**(header or {}), "fit": record})
-        keeper.clean()
+    result = FitResult(epochs, keeper.best_epoch, keeper.losses, final)
+    record = {"epochs": result.epochs, "best_epoch": result.best_epoch, "losses": result.losses}
+    save_weights(final, adapter.model.state_dict(), {**(header or {}), "fit": record})
+    keeper.clean()
     return result
 
 

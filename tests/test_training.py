@@ -209,3 +209,37 @@ def test_checkpoint_that_is_cut_short(tmp_path: Path) -> None:
     result.path.write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="cut short"):
         load_weights(result.path)
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    """DDP by Lightning: the waiting process ends with the trained weights, and the files are as with one."""
+    root = Path(__file__).parents[1]
+    site = root / "sample_data" / "site_a"
+    words = [
+        "run",
+        "finetune_classification",
+        "--smoke",
+        "--encoder",
+        "test_resnet",
+        "--devices",
+        "2",
+        "--out",
+        "r",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "medtl.cli",
+        *words,
+        "--source",
+        str(site),
+        "--labels",
+        str(site / "labels.csv"),
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r" / "DONE").exists()
+    assert len(pd.read_csv(tmp_path / "r" / "metrics.csv").epoch.unique()) == 1

@@ -89,6 +89,14 @@ def build_adapter(name: str, model: nn.Module, *, seed: int = 0, **hparams: Any)
         return adapter_class(name)(model, **hparams)
 
 
+def __getattr__(name: str) -> Any:
+    """`from medtl.adapters import DANN`: any method by the name of its class."""
+    for method in available():
+        if name.lower() == method.replace("_", "") and (found := adapter_class(method)).__name__ == name:
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _convert(where: str, text: str, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
