@@ -203,7 +203,7 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
     for path in (p for p in paths if p.parent.name.rpartition("-seed")[0] == name):
         trained = load_trained(path)
         if cohort is None:
-            cohort = Cohort.prepare(table, trained.preprocess, options.out.parent / ".cache")
+            cohort = Cohort.prepare(table, trained.preprocess, options.out.parent / ".medtl-cache")
         data = cohort.dataset("target", "test")
         if data is None:
             raise CheckpointError("No scan of the folder could be read.")

@@ -158,7 +158,7 @@ class Run:
     @property
     def cache(self) -> Path:
         """Preprocessed volumes, shared by the runs beside this one."""
-        return self.folder.parent / ".cache"
+        return self.folder.parent / ".medtl-cache"
 
     def model_folder(self, model: str, seed: int) -> Path:
         """Checkpoints of one model and seed."""

@@ -1,4 +1,4 @@
-"""Adapts a classifier from labelled scans of one site to unlabelled scans of another.
+r"""Adapts a classifier from labelled scans of one site to unlabelled scans of another.
 
 Trains source-only and an adapted model side by side, for every seed, and reports both; says which to keep
 without looking at a label of the target.
