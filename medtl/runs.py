@@ -73,11 +73,8 @@ class Run:
         name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(p.name for p in config.source) or "run").strip("-")[:40]
         folder = config.out or Path("runs") / recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            hint = (
-                "has finished"
-                if (folder / "DONE").exists()
-                else f"can go on with --resume {shareable_path(folder)}"
-            )
+            done = (folder / "DONE").exists()
+            hint = "has finished" if done else f"can go on with --resume {shareable_path(folder)}"
             raise CheckpointError(
                 f"The folder {shareable_path(folder)} is not empty, and a run is never overwritten. "
                 f"Choose another --out; if it holds a run, that run {hint}."
@@ -109,8 +106,8 @@ class Run:
         _private_write(self._inputs_file, json.dumps({k: _absolute(v) for k, v in paths.items()}))
         shared = {k: _shareable(v) if k in paths else v for k, v in values.items()}
         self.write("config.yaml", f"# medtl run {self.recipe} --config config.yaml\n{to_yaml(shared)}")
-        words = [shareable_path(Path(w)) if os.sep in w and Path(w).exists() else w for w in command]
-        self.write("command.txt", shlex.join(["medtl", "run", self.recipe, *words]) + "\n")
+        words = ["medtl", "run", self.recipe, *map(_shareable_word, command)]
+        self.write("command.txt", shlex.join(words) + "\n")
         self.write_json("env.json", environment())
 
     @classmethod
@@ -209,7 +206,8 @@ class MetricsLog:
             return
         head, *rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         mine = f"{self.model},{self.seed},"
-        keep = [r for r in rows if not r.startswith(mine) or int(r.split(",")[2]) <= last_epoch]
+        whole = [r for r in rows if r.count(",") == 5 and r.endswith("\n")]  # a kill may cut the last one
+        keep = [r for r in whole if not r.startswith(mine) or int(r.split(",")[2]) <= last_epoch]
         atomic_write(self.path, head + "".join(keep))
 
 
@@ -239,26 +237,32 @@ def shareable_path(path: Path) -> str:
 
 def _holds_paths(config: Config, key: str) -> bool:
     value = getattr(config, key)
-    return isinstance(value, Path) or (isinstance(value, tuple) and any(isinstance(v, Path) for v in value))
-
-
-def _shareable(value: Any) -> Any:
-    return (
-        [shareable_path(Path(v)) for v in value] if isinstance(value, list) else shareable_path(Path(value))
+    values = value if isinstance(value, tuple) else (value,)
+    return any(
+        isinstance(v, Path) or (isinstance(v, str) and os.sep in v and Path(v).exists()) for v in values
     )
 
 
+def _shareable(value: Any) -> Any:
+    return [_shareable(v) for v in value] if isinstance(value, list) else shareable_path(Path(value))
+
+
+def _shareable_word(word: str) -> str:
+    """A word of the command line; paths as they may be shown, also in `--flag=PATH`."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_path = os.sep in value and (Path(value).is_absolute() or Path(value).exists())
+    return f"{flag}{equals}{shareable_path(Path(value)) if is_path else value}"
+
+
 def _absolute(value: Any) -> Any:
-    return [str(Path(v).resolve()) for v in value] if isinstance(value, list) else str(Path(value).resolve())
+    return [_absolute(v) for v in value] if isinstance(value, list) else str(Path(value).resolve())
 
 
 def _same(given: Any, stored: Any) -> bool:
-    if given == stored or stored is None:
-        return bool(given == stored)
-    as_lists = [v if isinstance(v, list) else [v] for v in (given, stored)]
-    return [str(Path(str(v)).resolve()) for v in as_lists[0]] == [
-        str(Path(str(v)).resolve()) for v in as_lists[1]
-    ]
+    """Whether a flag says what the run was started with; paths may be written in another way."""
+    return bool(given == stored) or (
+        isinstance(given, str | list) and stored is not None and _absolute(given) == stored
+    )
 
 
 def _private_write(path: Path, data: str) -> None:

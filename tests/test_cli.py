@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -249,6 +250,32 @@ class TestRun:
                 assert b"Secret" not in content, file.name
                 assert str(finished.parent).encode() not in content, file.name
 
+    def test_no_full_path_of_weights_or_folders_elsewhere(
+        self, two_sites: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Absolute paths outside the working directory: names alone, and the run can be resumed all the same."""
+        import timm
+        from safetensors.torch import save_file
+
+        elsewhere = tmp_path_factory.mktemp("jane_doe")
+        weights = elsewhere / "w.safetensors"
+        save_file(
+            {k: v.contiguous() for k, v in timm.create_model("test_resnet").state_dict().items()}, weights
+        )
+        write_site(elsewhere / "c", offset=300)
+        more = [
+            "--weights",
+            str(weights),
+            f"--target={elsewhere / 'c'}",
+            "--target-labels",
+            str(elsewhere / "c/labels.csv"),
+        ]
+        assert main(adapt(*more)) == 0
+        for file in (two_sites / "run").rglob("*"):
+            assert not file.is_file() or b"jane_doe" not in file.read_bytes(), file.name
+        (two_sites / "run" / "DONE").unlink()
+        assert main(["run", "adapt_classification", "--resume", "run", "--target", str(elsewhere / "c")]) == 0
+
     def test_target_labels_change_no_weight_and_no_choice(self, finished: Path) -> None:
         path = finished.parent / "b" / "labels.csv"
         text = path.read_text()
@@ -351,6 +378,9 @@ class TestFullDisk:
         monkeypatch.setattr("medtl.files.os.fsync", full)
         text = error_of(adapt(), capsys, 1)
         assert "disk is full" in text
+        deadline = time.monotonic() + 10
+        while list(two_sites.rglob("*.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.05)  # another thread is cleaning up
         assert not list(two_sites.rglob("*.tmp"))
 
 
