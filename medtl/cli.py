@@ -77,7 +77,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows with the same keys as aligned columns; numbers to the right."""
     if not rows:
         return ""
-    heads = list(rows[0])
+    heads = list(dict.fromkeys(head for row in rows for head in row))
     cells = [[str(row.get(h, "")) for h in heads] for row in rows]
     widths = [max(len(h), *(len(c[i]) for c in cells)) for i, h in enumerate(heads)]
     right = [

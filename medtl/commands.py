@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class Report:
     """The positive class of a binary task."""
 
     rule: str = "youden"
-    """Operating point, chosen on source validation: youden, sens>=0.95 or spec>=0.9."""
+    """Operating point, chosen on source validation: youden, 'sens>=0.95' or 'spec>=0.9', in quotes."""
 
     prevalence: float | None = None
     """Prevalence at which PPV and NPV are stated."""
@@ -199,11 +200,12 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
     table = collect_cases(source=(), labels=None, target=options.scans)
     _fresh(options.out)
     cohort: Cohort | None = None
+    cache = options.out / ".cache"  # removed at the end: nobody asked for a copy of the scans
     probabilities, classes = [], tuple[str, ...]()
     for path in (p for p in paths if p.parent.name.rpartition("-seed")[0] == name):
         trained = load_trained(path)
         if cohort is None:
-            cohort = Cohort.prepare(table, trained.preprocess, options.out.parent / ".medtl-cache")
+            cohort = Cohort.prepare(table, trained.preprocess, cache)
         data = cohort.dataset("target", "test")
         if data is None:
             raise CheckpointError("No scan of the folder could be read.")
@@ -218,6 +220,7 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
     rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in mean.argmax(1)])
     atomic_write(options.out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
     cohort.table.to_csv(options.out / "cases.csv")
+    shutil.rmtree(cache)
     return {
         "model": name,
         "seeds averaged": len(probabilities),

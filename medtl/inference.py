@@ -127,7 +127,7 @@ def load_trained(path: Path) -> Trained:
     header, weights = load_weights(path)
     try:
         spec = dict(header["model"])
-        model = build_classifier(spec.pop("encoder"), spec.pop("num_classes"), weights="random", **spec)
+        model = build_classifier(spec.pop("encoder"), spec.pop("num_classes"), weights=None, **spec)
         model.load_state_dict(weights)
         return Trained(
             model.eval(), tuple(header["classes"]), Preprocess.from_dict(header["preprocess"]), header

@@ -26,8 +26,16 @@ A veto needs a loss of this size that resampling the patients (one-sided, 95 %) 
 sets are small, and a few cases must not decide.
 """
 
+MIN_GAIN = 0.01
+"""Information (nats) by which an adapted model has to lead the reference: less is a tie, and ties change nothing."""
+
 LOST_CLASS = 0.2
 """A class is lost when it is predicted for less than this fraction of its share of the source's labels."""
+
+
+SOURCE_FIGURE = "Balanced accuracy on source validation (most probable class)"
+TARGET_FIGURE = "Information in the target's predictions (nats)"
+SHARE_FIGURE = "Distance of the target's predicted class shares from the source's labels"
 
 
 @dataclass(frozen=True)
@@ -76,56 +84,61 @@ def recommend(
         m: [
             c
             for c in classes
-            if shares[m][c] < LOST_CLASS * expected.get(c, 0.0) and shares[m][c] < shares[reference][c]
+            if shares[m][c] < LOST_CLASS * expected.get(c, 0.0) and shares[m][c] <= shares[reference][c]
         ]
         for m in models
     }
+    loss = {m: accuracy[reference] - accuracy[m] for m in models}
     vetoes: dict[str, str] = {}
+    unclear: dict[str, str] = {}
     for m in models[1:]:
-        if accuracy[m] < accuracy[reference] - MAX_SOURCE_LOSS and _loss_is_clear(
-            source, m, reference, classes
-        ):
-            vetoes[m] = (
-                f"it lost {accuracy[reference] - accuracy[m]:.2f} of balanced accuracy on source validation"
-            )
-        elif lost[m]:
-            vetoes[m] = f"it hardly predicts {', '.join(lost[m])} at the target any more"
-        elif information[m] == information[reference] and distance[m] == distance[reference]:
-            vetoes[m] = "it predicts the same as the reference"
-    open_to = [m for m in models if m not in vetoes]
-    kept = max(open_to, key=lambda m: (information[m], m == reference))
-    evidence = [
+        if loss[m] > MAX_SOURCE_LOSS:
+            text = f"it lost {loss[m]:.2f} of balanced accuracy on source validation"
+            if _loss_is_clear(source, m, reference, classes):
+                vetoes[m] = text
+            else:
+                unclear[m] = f"{text}, which may be chance with {source.patient.nunique()} patients"
+        if lost[m]:
+            vetoes.setdefault(m, f"it hardly predicts {', '.join(lost[m])} at the target")
+        if information[m] == information[reference] and distance[m] == distance[reference]:
+            vetoes.setdefault(m, "it predicts the same as the reference")
+    least = {m: information[m] - (0.0 if m == reference else MIN_GAIN) for m in models if m not in vetoes}
+    kept = max(least, key=lambda m: (least[m], m == reference))
+    shares_of = {c: {m: shares[m][c] for m in models} for c in classes}
+    evidence = (
         Evidence(
-            "Balanced accuracy on source validation",
-            accuracy,
-            _text(vetoes, "balanced accuracy", "no model lost much"),
+            SOURCE_FIGURE, accuracy, _text({**vetoes, **unclear}, "balanced accuracy", "no model lost much")
         ),
-        Evidence("Information in the target's predictions (nats)", information, f"highest: {kept}"),
-        Evidence(
-            "Distance of the target's predicted class shares from the source's labels",
-            distance,
-            _text(vetoes, "hardly predicts", "no class was lost"),
-        ),
+        Evidence(TARGET_FIGURE, information, f"highest: {max(information, key=lambda m: information[m])}"),
+        Evidence(SHARE_FIGURE, distance, _text(vetoes, "hardly predicts", "no class was lost")),
         *(
             Evidence(
-                f"Predicted share of {c} at the target",
-                {m: shares[m][c] for m in models},
-                f"source: {expected.get(c, 0.0):.2f}",
+                f"Predicted share of {c} at the target", shares_of[c], f"source: {expected.get(c, 0.0):.2f}"
             )
             for c in classes
         ),
-    ]
-    return Decision(kept, _reason(kept, reference, vetoes, information), tuple(evidence))
+    )
+    return Decision(kept, _reason(kept, reference, vetoes, unclear, information), evidence)
 
 
-def _reason(kept: str, reference: str, vetoes: Mapping[str, str], information: Mapping[str, float]) -> str:
-    if vetoes and kept == reference:
-        return "; ".join(f"{m} is not kept: {why}" for m, why in vetoes.items()) + "."
+def _reason(
+    kept: str,
+    reference: str,
+    vetoes: Mapping[str, str],
+    unclear: Mapping[str, str],
+    information: Mapping[str, float],
+) -> str:
     others = ", ".join(f"{m} {v:.2f}" for m, v in information.items() if m != kept)
+    figures = f"({information[kept]:.2f} nats; {others})"
+    if kept == reference:
+        why = [f"{m} is not kept: {text}" for m, text in vetoes.items()]
+        if len(vetoes) < len(information) - 1:
+            why.append(f"no adapted model's predictions for the target carry more information {figures}")
+        return f"{'; '.join(why)}."
+    source = unclear.get(kept, "it kept its accuracy on source validation")
     return (
-        f"Its predictions for the target carry the most information ({information[kept]:.2f} nats; {others}), it "
-        "kept its accuracy on source validation and lost no class. No label of the target was used, so this is "
-        "evidence, not proof."
+        f"Its predictions for the target carry the most information {figures}; {source}; it lost no class. "
+        "No label of the target was used, so this is evidence, not proof."
     )
 
 

@@ -180,6 +180,7 @@ def fit(
             ckpt_path=str(resumed) if resumed is not None else None,
             weights_only=True,
         )
+    _hide_host(folder)
     adapter.cpu()
     epochs = keeper.restore()
     adapter.on_fit_end(module.plain_loaders())
@@ -333,6 +334,12 @@ def _tensorboard(folder: Path) -> Any:
     from pytorch_lightning.loggers import TensorBoardLogger
 
     return TensorBoardLogger(save_dir=folder, name="tb", version="")
+
+
+def _hide_host(folder: Path) -> None:
+    """TensorBoard writes the machine's name into the names of its files; they need none."""
+    for number, file in enumerate(sorted((folder / "tb").glob("events.out.tfevents.*"))):
+        file.rename(file.with_name(f"events.out.tfevents.{number}"))
 
 
 @contextmanager

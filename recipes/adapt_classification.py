@@ -81,7 +81,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
     if config.smoke:
         config = smoke(config)
-    run = medtl.Run.plan("adapt_classification", config)
+    run = medtl.Run.plan(Path(__file__).stem, config)
     config = run.config
     if config.target is None or config.labels is None or not config.source:
         raise medtl.ConfigError("Give --source DIR --labels CSV --target DIR (or try --smoke).")

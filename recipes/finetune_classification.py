@@ -77,7 +77,7 @@ class Config(BaseConfig):
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
-    run = medtl.Run.plan("finetune_classification", smoke(config) if config.smoke else config)
+    run = medtl.Run.plan(Path(__file__).stem, smoke(config) if config.smoke else config)
     config = run.config
     if config.labels is None or not config.source:
         raise medtl.ConfigError("Give --source DIR --labels CSV (or try --smoke).")

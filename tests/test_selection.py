@@ -67,12 +67,28 @@ def test_vetoes_a_model_that_forgot_the_source() -> None:
     assert "source validation" in decision.reason
 
 
+def test_a_class_that_both_lost_is_no_gain() -> None:
+    table = study(RIGHT, np.full(40, 5.0))
+    both = (table.model == "source_only") & (table.domain == "target")
+    table.loc[both, "logit_lesion"] = 4.0
+    assert recommend(table, CLASSES).model == "source_only"
+
+
+def test_a_tie_changes_nothing() -> None:
+    truth = np.where(TRUTH == 1, 0.3, -0.3)
+    decision = recommend(study(RIGHT, truth * 1.01), CLASSES)
+    assert decision.model == "source_only"
+    assert "no adapted model" in decision.reason
+
+
 def test_a_loss_that_may_be_chance_is_no_veto() -> None:
     table = study(RIGHT, RIGHT)
     few = table[(table.domain == "target") | table.case.isin([f"source{i}" for i in range(8)])].copy()
     worse = (few.model == "dann") & (few.case == "source1")
     few.loc[worse, "logit_lesion"] *= -1  # one of eight: balanced accuracy falls by .125
-    assert recommend(few, CLASSES).model == "dann"
+    decision = recommend(few, CLASSES)
+    assert decision.model == "dann"
+    assert "may be chance with 8 patients" in decision.reason
 
 
 def test_a_model_that_changed_nothing_is_not_kept() -> None:

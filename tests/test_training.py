@@ -29,7 +29,7 @@ def train(
     folder: Path, method: str = "dann", *, epochs: int = 2, patience: int | None = None, **options: object
 ):
     adapter = build_adapter(method, network(), seed=0)
-    config = FitConfig(epochs=epochs, batch_size=16, lr=3e-3, patience=patience, **QUIET, **options)
+    config = FitConfig(epochs=epochs, batch_size=16, lr=3e-3, patience=patience, **(QUIET | options))
     result = fit(
         adapter,
         ToyData("source", 24),
@@ -56,6 +56,12 @@ def test_leaves_the_model_and_nothing_else(tmp_path: Path) -> None:
     assert set(rows.epoch) == {0, 1}
     assert {"loss", "validation_loss", "validation_balanced_accuracy"} <= set(rows.metric)
     assert rows.step.max() == 20  # 50 target images in batches of 16 are 4 steps; an epoch has at least 10
+
+
+def test_tensorboard_files_do_not_name_the_machine(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(tmp_path / "dann", epochs=1, tensorboard=True)
+    assert [p.name for p in (tmp_path / "dann" / "tb").glob("events*")] == ["events.out.tfevents.0"]
 
 
 def test_finished_training_is_read_not_repeated(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def write_report(results: Results, out_dir: Path | str) -> Path:
     }
     page = _render("report.html.j2", content)
     # The template's loops leave spaces and empty lines behind, which Markdown does not need.
-    lines = re.sub(r" +\n", "\n", _render("report.md.j2", content))
+    lines = re.sub(r" +\n", "\n", _render("report.md.j2", content)).replace("&#39;", "'")
     card = re.sub(r"\n{3,}", "\n\n", lines).rstrip() + "\n"
     for drawing in figures.values():
         atomic_write(out / "figures" / f"{drawing.name}.svg", drawing.svg)

@@ -107,7 +107,7 @@ def build_classifier(
     encoder: str,
     num_classes: int,
     *,
-    weights: str = "imagenet",
+    weights: str | None = "imagenet",
     in_channels: int = 3,
     bottleneck: int | None = None,
     dropout: float = 0.0,

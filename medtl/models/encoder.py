@@ -47,14 +47,14 @@ class Encoder(nn.Module):
 
 
 def build_encoder(
-    name: str = PACKAGED_ENCODER, *, weights: str = "imagenet", in_channels: int = 3
+    name: str = PACKAGED_ENCODER, *, weights: str | None = "imagenet", in_channels: int = 3
 ) -> Encoder:
     """Builds an encoder with pretrained weights.
 
     Args:
         name: any timm architecture, for example `resnet50`, `convnext_tiny`, `tf_efficientnet_lite0`.
         weights: `imagenet` (the extra `offline`, the hub's cache, or a download), the path of a file, or
-            `random`, which has to be asked for.
+            `random`, which has to be asked for; None if a checkpoint is loaded next.
         in_channels: channels of the images; the RGB weights of the first convolution are adapted.
 
     Raises:
@@ -63,5 +63,5 @@ def build_encoder(
     """
     check_encoder_name(name)
     network = timm.create_model(name, num_classes=0, in_chans=in_channels)
-    origin = load_pretrained(network, name, weights, in_channels)
+    origin = "checkpoint" if weights is None else load_pretrained(network, name, weights, in_channels)
     return Encoder(network, name, in_channels, origin)
