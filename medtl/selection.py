@@ -20,10 +20,10 @@ from scipy.special import log_softmax
 from sklearn.metrics import balanced_accuracy_score
 
 MAX_SOURCE_LOSS = 0.10
-"""How much balanced accuracy on source validation a model may lose against the reference, beyond chance.
+"""How much balanced accuracy on source validation a model may lose against the reference.
 
-A veto needs a loss of this size that resampling the patients (one-sided, 95 %) also finds above zero: validation
-sets are small, and a few cases must not decide.
+A veto needs resamples of the patients to leave no doubt (95 %, one-sided) that more was lost: validation sets are
+small, adaptation always costs the source something, and a few cases must not decide.
 """
 
 MIN_GAIN = 0.01
@@ -97,7 +97,7 @@ def recommend(
             if _loss_is_clear(source, m, reference, classes):
                 vetoes[m] = text
             else:
-                unclear[m] = f"{text}, which may be chance with {source.patient.nunique()} patients"
+                unclear[m] = f"{text}, but {source.patient.nunique()} patients leave doubt that this is more than is tolerated"
         if lost[m]:
             vetoes.setdefault(m, f"it hardly predicts {', '.join(lost[m])} at the target")
         if information[m] == information[reference] and distance[m] == distance[reference]:
@@ -163,7 +163,7 @@ def _balanced_accuracy(rows: pd.DataFrame, classes: tuple[str, ...]) -> float:
 def _loss_is_clear(
     source: pd.DataFrame, model: str, reference: str, classes: tuple[str, ...], replicates: int = 1000
 ) -> bool:
-    """Whether the model's loss against the reference stays above zero in 95 % of resamples of the patients.
+    """Whether the model's loss against the reference exceeds the margin in 95 % of resamples of the patients.
 
     Balanced accuracy is a ratio of sums over patients, so resampling is one product of counts and sums.
     """
@@ -184,7 +184,7 @@ def _loss_is_clear(
         recalls = np.divide(right, all_, out=np.full_like(right, np.nan), where=all_ > 0)
         return np.asarray(np.nanmean(recalls, axis=1))
 
-    return bool(np.quantile(replicated(reference) - replicated(model), 0.05) > 0)
+    return bool(np.quantile(replicated(reference) - replicated(model), 0.05) > MAX_SOURCE_LOSS)
 
 
 def _information(rows: pd.DataFrame, classes: tuple[str, ...]) -> float:

@@ -88,7 +88,7 @@ def test_a_loss_that_may_be_chance_is_no_veto() -> None:
     few.loc[worse, "logit_lesion"] *= -1  # one of eight: balanced accuracy falls by .125
     decision = recommend(few, CLASSES)
     assert decision.model == "dann"
-    assert "may be chance with 8 patients" in decision.reason
+    assert "8 patients leave doubt" in decision.reason
 
 
 def test_a_model_that_changed_nothing_is_not_kept() -> None:
