@@ -21,6 +21,13 @@ def test_public_names_are_sorted_and_exist() -> None:
         assert getattr(medtl, name) is not None
 
 
+def test_names_of_the_data_package_exist() -> None:
+    import medtl.data
+
+    assert medtl.data.__all__ == sorted(medtl.data.__all__) == sorted(medtl.data._HOME)
+    assert all(getattr(medtl.data, name) is not None for name in medtl.data.__all__)
+
+
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'dann'"):
         medtl.dann  # noqa: B018

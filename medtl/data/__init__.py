@@ -6,5 +6,67 @@ collect_cases  cases.py        labels, patients, splits; all faults at once
 Preprocess     preprocess.py   one grid and one range of values
 VolumeCache    cache.py        preprocessed volumes on disk
 CaseDataset    dataset.py      augmented samples and their order, from seeds alone
+Cohort         cohort.py       cases and their cache, from which data sets are taken
 Batch          batch.py        the fields that adapters see
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medtl.data.batch import Batch, collate
+    from medtl.data.cache import VolumeCache
+    from medtl.data.cases import Case, CaseTable, collect_cases
+    from medtl.data.catalog import scan_folder
+    from medtl.data.cohort import Cohort
+    from medtl.data.dataset import CaseDataset
+    from medtl.data.items import Catalog, Rejection, VolumeItem
+    from medtl.data.preprocess import Preprocess, suggest_preprocess
+    from medtl.data.volume import Volume, read_volume
+
+_HOME = {
+    "Batch": "batch",
+    "Case": "cases",
+    "CaseDataset": "dataset",
+    "CaseTable": "cases",
+    "Catalog": "items",
+    "Cohort": "cohort",
+    "Preprocess": "preprocess",
+    "Rejection": "items",
+    "Volume": "volume",
+    "VolumeCache": "cache",
+    "VolumeItem": "items",
+    "collate": "batch",
+    "collect_cases": "cases",
+    "read_volume": "volume",
+    "scan_folder": "catalog",
+    "suggest_preprocess": "preprocess",
+}
+
+__all__ = [
+    "Batch",
+    "Case",
+    "CaseDataset",
+    "CaseTable",
+    "Catalog",
+    "Cohort",
+    "Preprocess",
+    "Rejection",
+    "Volume",
+    "VolumeCache",
+    "VolumeItem",
+    "collate",
+    "collect_cases",
+    "read_volume",
+    "scan_folder",
+    "suggest_preprocess",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy: reading scans needs no torch, and neither does its import.
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
