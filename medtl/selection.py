@@ -97,7 +97,8 @@ def recommend(
             if _loss_is_clear(source, m, reference, classes):
                 vetoes[m] = text
             else:
-                unclear[m] = f"{text}, but {source.patient.nunique()} patients leave doubt that this is more than is tolerated"
+                count = source.patient.nunique()
+                unclear[m] = f"{text}, but {count} patients leave doubt that this is more than is tolerated"
         if lost[m]:
             vetoes.setdefault(m, f"it hardly predicts {', '.join(lost[m])} at the target")
         if information[m] == information[reference] and distance[m] == distance[reference]:
