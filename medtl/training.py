@@ -137,7 +137,8 @@ def fit(
         raise ConfigError("patience stops on source validation, and no validation cases were given.")
     if final.exists():
         saved, weights = load_weights(final)
-        adapter.model.load_state_dict(weights)
+        own = load_weights(folder / "adapter.safetensors")[1]
+        adapter.load_state_dict({**{f"model.{k}": v for k, v in weights.items()}, **own})
         return FitResult(saved["fit"]["epochs"], saved["fit"]["best_epoch"], saved["fit"]["losses"], final)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,6 +187,9 @@ def fit(
     adapter.on_fit_end(module.plain_loaders())
     result = FitResult(epochs, keeper.best_epoch, keeper.losses, final)
     record = {"epochs": result.epochs, "best_epoch": result.best_epoch, "losses": result.losses}
+    # What the adapter holds beside the model (a discriminator, the source's statistics) comes first: `final` ends it.
+    own = {k: v for k, v in adapter.state_dict().items() if not k.startswith("model.")}
+    save_weights(folder / "adapter.safetensors", own, {"kind": "adapter"})
     save_weights(final, adapter.model.state_dict(), {**(header or {}), "fit": record})
     keeper.clean()
     return result
@@ -280,7 +284,9 @@ class _Module(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects logits of source validation."""
         if batch.label is not None:
-            self._validation.append((self.adapter.model(batch.image).logits.float().cpu(), batch.label.cpu()))
+            with self.adapter.on_source():
+                logits = self.adapter.model(batch.image).logits
+            self._validation.append((logits.float().cpu(), batch.label.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         """Logs loss and balanced accuracy of source validation."""

@@ -90,8 +90,10 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                 header=medtl.model_header(adapter, cases.classes, preprocess),
                 metrics=run.metrics(name, seed),
             )
-            for data in (validation, target_plain):
-                logits = medtl.predict_cases(adapter.model, data)
+            with adapter.on_source():
+                internal = medtl.predict_cases(adapter.model, validation)
+            external = medtl.predict_cases(adapter.model, target_plain)
+            for data, logits in ((validation, internal), (target_plain, external)):
                 rows.append(medtl.prediction_rows(data.cases, logits, cases.classes, name, seed))
         predictions = run.write_table("predictions.csv", rows)
         decision = medtl.recommend(predictions, cases.classes)

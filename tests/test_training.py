@@ -46,7 +46,10 @@ def train(
 
 def test_leaves_the_model_and_nothing_else(tmp_path: Path) -> None:
     adapter, result = train(tmp_path / "dann")
-    assert [p.name for p in (tmp_path / "dann").iterdir()] == ["model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "dann").iterdir()) == [
+        "adapter.safetensors",
+        "model.safetensors",
+    ]
     header, weights = load_weights(result.path)
     assert header["kind"] == "test"
     assert header["fit"]["epochs"] == 2
@@ -64,13 +67,14 @@ def test_tensorboard_files_do_not_name_the_machine(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "dann" / "tb").glob("events*")] == ["events.out.tfevents.0"]
 
 
-def test_finished_training_is_read_not_repeated(tmp_path: Path) -> None:
-    first, _ = train(tmp_path / "dann")
-    before = (tmp_path / "dann" / "model.safetensors").stat().st_mtime_ns
-    second, result = train(tmp_path / "dann")
-    assert (tmp_path / "dann" / "model.safetensors").stat().st_mtime_ns == before
+@pytest.mark.parametrize("method", ["dann", "adabn"])
+def test_finished_training_is_read_not_repeated(tmp_path: Path, method: str) -> None:
+    first, _ = train(tmp_path / method, method)
+    before = (tmp_path / method / "model.safetensors").stat().st_mtime_ns
+    second, result = train(tmp_path / method, method)
+    assert (tmp_path / method / "model.safetensors").stat().st_mtime_ns == before
     assert result.epochs == 2
-    assert all(torch.equal(v, second.model.state_dict()[k]) for k, v in first.model.state_dict().items())
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
 
 
 def test_random_state_outside_is_untouched(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ and in `medtl.fit`, which calls the optional hooks too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -73,13 +74,17 @@ class Adapter(nn.Module):
         if (norm in ("domain_specific", "frozen") or statistics == "target") and not batch_norms(model):
             raise ConfigError(
                 f"{name} with norm={norm}, statistics={statistics} acts on BatchNorm layers, and the model has none "
-                "(LayerNorm, GroupNorm and InstanceNorm keep no statistics of a domain). Leave both at their defaults."
+                "(LayerNorm, GroupNorm and InstanceNorm keep no statistics of a domain), so it would change nothing. Choose an encoder with BatchNorm "
+                "(resnet, efficientnet, ...), another method, or the defaults."
             )
         self.model = model
         self.norm = norm
         self.statistics = statistics
         self.label_smoothing = label_smoothing
-        self.source_statistics = DomainStatistics(model) if norm == "domain_specific" else None
+        two_sets = norm == "domain_specific" or statistics == "target"
+        self.source_statistics = DomainStatistics(model) if two_sets else None
+        self.statistics_differ: Tensor
+        self.register_buffer("statistics_differ", torch.tensor(norm == "domain_specific"))
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
         """Computes the losses of one step.
@@ -111,7 +116,10 @@ class Adapter(nn.Module):
                 raise ConfigError(
                     f"{type(self).__name__} with statistics=target needs the target's scans, got none."
                 )
+            if self.source_statistics is not None and not self.statistics_differ:
+                self.source_statistics.keep(self.model)
             reestimate_statistics(self.model, loaders["target"])
+            self.statistics_differ.fill_(True)
 
     def train(self, mode: bool = True) -> Adapter:
         """Sets the mode; with `norm="frozen"` BatchNorm layers stay in eval mode."""
@@ -148,13 +156,22 @@ class Adapter(nn.Module):
             return Output(logits[0], features[0]), Output(logits[1], features[1])
         return self._source_pass(x), self.model(y)
 
+    @contextmanager
+    def on_source(self) -> Iterator[None]:
+        """Within it, `model` is fit for the source: with BatchNorm statistics of its own where the target has others.
+
+        Validation, temperature and operating point are the source's and belong in here.
+        """
+        if self.source_statistics is None or not self.statistics_differ:
+            yield
+        else:
+            with self.source_statistics.swapped(self.model):
+                yield
+
     def _source_pass(self, image: Tensor) -> Output:
-        if self.source_statistics is None:
+        with self.on_source():
             output: Output = self.model(image)
-            return output
-        with self.source_statistics.source(self.model):
-            output = self.model(image)
-            return output
+        return output
 
     def _given(self, batch: Batch | None, role: str) -> Batch:
         if batch is None:

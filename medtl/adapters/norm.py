@@ -41,23 +41,6 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@contextmanager
-def statistics_fixed(model: nn.Module) -> Iterator[None]:
-    """Normalises by the batch, as in training, and leaves the running statistics as they are."""
-    layers = batch_norms(model)
-    momenta = [layer.momentum for layer in layers]
-    kept = [layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None]
-    try:
-        for layer in layers:
-            layer.momentum = 0.0
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-        for layer, count in zip((x for x in layers if x.num_batches_tracked is not None), kept, strict=True):
-            layer.num_batches_tracked = count
-
-
 @torch.no_grad()
 def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Sets the running statistics to the average over `batches` (AdaBN: Li et al. 2018).
@@ -90,20 +73,24 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
 
 
 class DomainStatistics(nn.Module):
-    """A second set of running statistics for every BatchNorm of a model, swapped in for source passes.
+    """The source's running statistics of every BatchNorm of a model, swapped in for the source.
 
     The model itself holds the target's, so that what is saved and used to predict needs no domain.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.keep(model)
+
+    def keep(self, model: nn.Module) -> None:
+        """Takes the statistics that `model` has now as the source's."""
         for number, layer in enumerate(batch_norms(model)):
             for key in _STATISTICS:
                 if (value := getattr(layer, key)) is not None:
                     self.register_buffer(f"{key}_{number}", value.detach().clone())
 
     @contextmanager
-    def source(self, model: nn.Module) -> Iterator[None]:
+    def swapped(self, model: nn.Module) -> Iterator[None]:
         """Within it, `model` reads and updates the source's statistics."""
         self._swap(model)
         try:
