@@ -74,8 +74,8 @@ class Adapter(nn.Module):
         if (norm in ("domain_specific", "frozen") or statistics == "target") and not batch_norms(model):
             raise ConfigError(
                 f"{name} with norm={norm}, statistics={statistics} acts on BatchNorm layers, and the model has none "
-                "(LayerNorm, GroupNorm and InstanceNorm keep no statistics of a domain), so it would change nothing. Choose an encoder with BatchNorm "
-                "(resnet, efficientnet, ...), another method, or the defaults."
+                "(LayerNorm, GroupNorm and InstanceNorm keep no statistics of a domain), so it would change nothing. "
+                "Choose an encoder with BatchNorm (resnet, efficientnet, ...), another method, or the defaults."
             )
         self.model = model
         self.norm = norm

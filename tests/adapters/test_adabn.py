@@ -70,7 +70,7 @@ def test_source_keeps_its_own_statistics() -> None:
 def test_target_statistics_of_dann_leave_the_sources_predictions_alone() -> None:
     adapter = build_adapter("dann", network(), statistics="target")
     train(adapter, 5)
-    source, target, _ = domains(16, 50)
+    source, _, _ = domains(16, 50)
     before = adapter.eval().model(source.image).logits
     adapter.on_fit_end({"target": [domains(64, 100)[1]]})
     with adapter.on_source():
