@@ -182,7 +182,7 @@ def fit(
             weights_only=True,
         )
     _hide_host(folder)
-    adapter.cpu()
+    adapter.to(trainer.strategy.root_device)
     epochs = keeper.restore()
     adapter.on_fit_end(module.plain_loaders())
     result = FitResult(epochs, keeper.best_epoch, keeper.losses, final)
