@@ -73,6 +73,18 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
+def progress(label: str) -> Callable[[int, int], None] | None:
+    """A counter on the terminal that is called with (done, total); None where there is no terminal."""
+    if not on_terminal():
+        return None
+
+    def show(done: int, total: int) -> None:
+        sys.stderr.write(f"\r{label} {done}/{total}{chr(10) if done == total else ''}")
+        sys.stderr.flush()
+
+    return show
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows with the same keys as aligned columns; numbers to the right."""
     if not rows:

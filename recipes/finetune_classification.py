@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import medtl
-from medtl.cli import on_terminal, run_recipe, say, table
+from medtl.cli import on_terminal, progress, run_recipe, say, table
 from medtl.config import TrainingConfig
 
 
@@ -61,7 +61,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
 
     with run.open(command):
         say(f"Run: {run.name}")
-        cohort = medtl.Cohort.prepare(cases, preprocess, run.cache)
+        cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
         cohort.table.to_csv(run.folder / "cases.csv")
         say(table(cohort.summary()) + "\n" + "\n".join(cohort.table.warnings))
         held_out = [("source", "validation"), ("source", "test"), ("target", "test")]
