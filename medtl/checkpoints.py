@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -91,10 +91,14 @@ class SafetensorsIO(CheckpointIO):
         Path(path).with_suffix(".state.pt").unlink(missing_ok=True)
 
 
-class Keeper(Callback):
-    """Keeps the last epoch's checkpoint and, with patience, the weights of the best epoch."""
+class Keeper(Checkpoint):
+    """Keeps the last epoch's checkpoint and, with patience, the weights of the best epoch.
+
+    A `Checkpoint`, so that Lightning calls it after the module has closed its epoch.
+    """
 
     def __init__(self, adapter: nn.Module, folder: Path, patience: int | None) -> None:
+        super().__init__()
         self.adapter = adapter
         self.folder = folder
         self.patience = patience

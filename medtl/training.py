@@ -159,7 +159,6 @@ def fit(
             max_epochs=config.epochs,
             callbacks=callbacks,
             logger=_tensorboard(folder) if config.tensorboard else False,
-            enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=config.progress_bar,
             log_every_n_steps=1,

@@ -54,6 +54,8 @@ def test_leaves_the_model_and_nothing_else(tmp_path: Path) -> None:
     assert header["kind"] == "test"
     assert header["fit"]["epochs"] == 2
     assert all(torch.equal(v, weights[k]) for k, v in adapter.model.state_dict().items())
+    last = pd.read_csv(tmp_path / "metrics.csv").query("epoch == 1").set_index("metric").value
+    assert result.losses["loss"] == pytest.approx(last["loss"], rel=1e-4)
     assert set(result.losses) == {"loss", "source_loss", "domain_loss", "domain_accuracy", "lambda"}
     rows = pd.read_csv(tmp_path / "metrics.csv")
     assert set(rows.epoch) == {0, 1}
@@ -94,24 +96,27 @@ def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch:
     whole, _ = train(tmp_path / "whole" / method, method, epochs=4)
     calls = 0
 
-    def stop_in_the_third_epoch(self: Adapter) -> None:
+    def stop_in_the_last_epoch(self: Adapter) -> None:
         nonlocal calls
         calls += 1
-        if calls == 25:
+        if calls == 35:
             raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Adapter, "on_step_end", stop_in_the_third_epoch)
+        patch.setattr(Adapter, "on_step_end", stop_in_the_last_epoch)
         with pytest.raises(StopError):
             train(tmp_path / "cut" / method, method, epochs=4)
     assert sorted(p.name for p in (tmp_path / "cut" / method).iterdir()) == [
-        "epoch-0001.safetensors",
-        "epoch-0001.state.pt",
+        "epoch-0002.safetensors",
+        "epoch-0002.state.pt",
     ]
     resumed, result = train(tmp_path / "cut" / method, method, epochs=4)
     assert result.epochs == 4
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[key]), key
+    assert read_header(tmp_path / "cut" / method / "model.safetensors") == read_header(
+        tmp_path / "whole" / method / "model.safetensors"
+    )
     assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
 
