@@ -135,7 +135,8 @@ def _reason(
         why = [f"{m} is not kept: {text}" for m, text in vetoes.items()]
         if len(vetoes) < len(information) - 1:
             why.append(f"no adapted model's predictions for the target carry more information {figures}")
-        return f"{'; '.join(why)}."
+        text = "; ".join(why)
+        return f"{text.replace('no adapted', 'No adapted') if text.startswith('no') else text}."
     source = unclear.get(kept, "it kept its accuracy on source validation")
     return (
         f"Its predictions for the target carry the most information {figures}; {source}; it lost no class. "

@@ -25,7 +25,7 @@ class Config(TrainingConfig):
     """Flags of this recipe."""
 
     method: str = "dann"
-    """Adaptation method; `medtl list methods` shows them."""
+    """Adaptation method; `medtl list methods` shows them. Or a file of your own, my_method.py."""
 
     epochs: int = 10
     """Passes over the longer of source and target."""
@@ -58,7 +58,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         )
 
     build(config.seed)  # absent weights are an error before anything is written
-    models = {"source_only": ("finetune", {}), config.method: (config.method, hparams)}
+    adapted = Path(config.method).stem
+    models = {"source_only": ("finetune", {}), adapted: (config.method, hparams)}
 
     with run.open(command):
         say(f"Run: {run.name}")
@@ -99,7 +100,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         decision = medtl.recommend(predictions, cases.classes)
         run.write_json("decision.json", decision.to_dict())
         context = medtl.RunContext(
-            title=f"{config.method}: {' and '.join(cohort.sites('source'))} to {config.target.name}",
+            title=f"{adapted}: {' and '.join(cohort.sites('source'))} to {config.target.name}",
             source_sites=cohort.sites("source"),
             target_site=config.target.name,
             keep=decision.to_dict(),

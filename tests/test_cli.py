@@ -132,6 +132,20 @@ class TestWrongUsage:
         assert "--source" in error_of(["run", "adapt_classification"], capsys, 2)
 
 
+class TestOwnMethod:
+    def test_a_file_is_a_method(self, two_sites: Path) -> None:
+        (two_sites / "half_dann.py").write_text(
+            "from medtl.adapters import DANN\n\n\n"
+            'class HalfDANN(DANN):\n    """DANN with half the weight."""\n\n'
+            "    def __init__(self, model, *, weight: float = 0.5):\n        super().__init__(model, weight=weight)\n"
+        )
+        assert main(adapt("--method", "./half_dann.py", "--hparams", "weight=0.4")) == 0
+        assert set(pd.read_csv(two_sites / "run" / "predictions.csv").model) == {"source_only", "half_dann"}
+
+    def test_absent_file(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "no method file 'gone.py'" in error_of(adapt("--method", "gone.py"), capsys, 2)
+
+
 class TestBadData:
     """Each is one paragraph, exit code 1, and no run folder."""
 

@@ -7,10 +7,13 @@ edit. Its hyper-parameters are the keyword arguments of the class, and their onl
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -41,18 +44,35 @@ def available() -> list[str]:
 def adapter_class(name: str) -> type[Adapter]:
     """The class of method `name`: the one in file `name`.py that is called like it, upper and lower case aside.
 
+    Args:
+        name: a method that `available` lists, or the path of a file of your own (`mine/my_method.py`).
+
     Raises:
         ConfigError: there is no such method.
     """
-    if name not in available():
+    if name.endswith(".py"):
+        module = _own_file(Path(name))
+        name = Path(name).stem
+    elif name in available():
+        module = importlib.import_module(f"{__name__}.{name}")
+    else:
         raise ConfigError(f"There is no method {name!r}. {near_matches(name, available())}")
-    module = importlib.import_module(f"{__name__}.{name}")
     for _, found in inspect.getmembers(module, inspect.isclass):
         if issubclass(found, Adapter) and found.__name__.lower() == name.replace("_", ""):
             return found
     raise ConfigError(
         f"{name}.py has no Adapter called like the file, for example class {name.title()}(Adapter)."
     )
+
+
+def _own_file(path: Path) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"medtl_method_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"There is no method file {path.name!r} at the given place.")
+    if spec.name not in sys.modules:
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+    return sys.modules[spec.name]
 
 
 def hyper_parameters(method: type[Adapter]) -> dict[str, inspect.Parameter]:
