@@ -58,7 +58,7 @@ class DANN(Adapter):
         *,
         weight: float = 1.0,
         gamma: float = 10.0,
-        hidden: int = 1024,
+        hidden: int = 256,
         dropout: float = 0.5,
         head_lr: float = 1.0,
         norm: Norm = "separate",
