@@ -39,8 +39,8 @@ def domain_gradients(progress: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the domain loss alone: of the encoder's first layer and of the discriminator's."""
     adapter = DANN(network(), dropout=0.0)
     source, target, _ = domains(16, 0)
-    losses = adapter(source, target, progress=progress)
-    domain = losses["loss"] - adapter.supervised_loss(adapter.forward_source(source).logits, source.label)
+    adapter.supervised_loss = lambda logits, label: 0.0 * logits.sum()
+    domain = adapter(source, target, progress=progress)["loss"]
     first = next(adapter.model.parameters())
     return torch.autograd.grad(domain, [first, adapter.discriminator[0].weight], allow_unused=True)
 
@@ -90,8 +90,8 @@ def test_encoder_climbs_and_discriminator_descends(monkeypatch: pytest.MonkeyPat
 def test_discriminator_learns_to_tell_fixed_features() -> None:
     torch.manual_seed(0)
     adapter = DANN(network(), norm="frozen")
-    optimizer = torch.optim.Adam(adapter.discriminator.parameters(), 1e-3)
-    for step in range(40):
+    optimizer = torch.optim.Adam(adapter.discriminator.parameters(), 3e-3)
+    for step in range(60):
         source, target, _ = domains(64, step)
         losses = adapter(source, target, progress=0.5)
         optimizer.zero_grad()
