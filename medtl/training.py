@@ -172,8 +172,10 @@ def fit(
         loader = _plain_loader(validation, config) if validation is not None and len(validation) else None
         if resumed is not None:
             logger.info("Resuming %s from %s", folder.name, resumed.stem)
-            if metrics is not None:
-                metrics.truncate(int(resumed.stem.split("-")[1]))
+        if (
+            metrics is not None
+        ):  # also without a checkpoint: a kill may fall between an epoch's row and its checkpoint
+            metrics.truncate(-1 if resumed is None else int(resumed.stem.split("-")[1]))
         trainer.fit(
             module,
             val_dataloaders=loader,

@@ -120,6 +120,18 @@ def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch:
     assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
 
+def test_killed_between_the_first_row_and_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("medtl.checkpoints.SafetensorsIO.save_checkpoint", _raise_stop)
+        with pytest.raises(StopError):
+            train(tmp_path / "dann", epochs=1)
+    train(tmp_path / "dann", epochs=1)
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    assert not rows.duplicated(["model", "seed", "epoch", "metric"]).any()
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
