@@ -188,7 +188,7 @@ def test_stopped_early_then_killed_trains_no_further(tmp_path: Path, monkeypatch
     assert (result.epochs, result.best_epoch) == (3, 0)
 
 
-def _raise_stop(*_: object) -> None:
+def _raise_stop(*_: object, **__: object) -> None:
     raise StopError
 
 
