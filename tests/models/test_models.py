@@ -55,15 +55,26 @@ def test_altered_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, pretrained: bool = False, **__: object) -> nn.Module:
-        if pretrained:
-            raise OSError("no network")
-        return original(*_, pretrained=False, **__)
+    """No name server: the error comes at once, and the hub's client is not even asked."""
 
-    original = timm.create_model
-    monkeypatch.setattr(weights_module.timm, "create_model", offline)
+    def unknown(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(weights_module, "_cached_file", lambda hub: None)
+    monkeypatch.setattr(weights_module, "getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
     with pytest.raises(WeightsError, match=r"could not be downloaded.*--weights.*offline"):
         build_encoder("resnet18")
+
+
+def test_downloaded_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = timm.create_model(TINY)
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(weights_module, "_cached_file", lambda hub: str(tmp_path / "model.safetensors"))
+    encoder = build_encoder(TINY)
+    key = next(k for k in network.state_dict() if k.endswith("conv1.weight"))
+    assert torch.equal(encoder.network.state_dict()[key], network.state_dict()[key])
+    assert encoder.weights.startswith("imagenet (timm/")
 
 
 def test_architecture_without_published_weights() -> None:
