@@ -78,7 +78,7 @@ def test_a_tie_changes_nothing() -> None:
     truth = np.where(TRUTH == 1, 0.3, -0.3)
     decision = recommend(study(RIGHT, truth * 1.01), CLASSES)
     assert decision.model == "source_only"
-    assert "no adapted model" in decision.reason
+    assert "No adapted model" in decision.reason
 
 
 def test_a_loss_that_may_be_chance_is_no_veto() -> None:
