@@ -17,6 +17,9 @@ from medtl.errors import CheckpointError, ConfigError, near_matches
 from medtl.runs import environment, shareable_path
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medtl.evaluation import Results
 
 
@@ -173,7 +176,10 @@ def inspect_folders(options: Inspect) -> dict[str, Any]:
 
 
 def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
-    """Applies the kept model of a run to new scans; several seeds are averaged after their temperatures."""
+    """Applies the kept model of a run to new scans, with its frozen temperature and operating point.
+
+    Several seeds: probabilities are averaged, calls are voted on.
+    """
     import json
 
     import numpy as np
@@ -201,7 +207,7 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
     _fresh(options.out)
     cohort: Cohort | None = None
     cache = options.out / ".cache"  # removed at the end: nobody asked for a copy of the scans
-    probabilities, classes = [], tuple[str, ...]()
+    probabilities, calls, classes = [], [], tuple[str, ...]()
     for path in (p for p in paths if p.parent.name.rpartition("-seed")[0] == name):
         trained = load_trained(path)
         if cohort is None:
@@ -211,13 +217,16 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
             raise CheckpointError("No scan of the folder could be read.")
         classes = trained.classes
         logits = predict_cases(trained.model, data)
-        temperature = frozen[path.parent.name.rpartition("-seed")[2]].get("temperature") or 1.0
-        probabilities.append(softmax(logits / temperature, axis=1))
+        settings = frozen[path.parent.name.rpartition("-seed")[2]]
+        probabilities.append(softmax(logits / (settings["temperature"] or 1.0), axis=1))
+        calls.append(_calls(softmax(logits, axis=1), settings["operating_point"], classes))
     if cohort is None:
         raise CheckpointError(f"The run holds no weights of model {name!r}.")
     mean = np.mean(probabilities, axis=0)
     rows = prediction_rows(cohort.select("target"), mean, classes, name, kind="prob")
-    rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in mean.argmax(1)])
+    # The seeds vote; a tie goes to the more probable class.
+    called = (np.mean(calls, axis=0) + 1e-6 * mean).argmax(1)
+    rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in called])
     atomic_write(options.out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
     cohort.table.to_csv(options.out / "cases.csv")
     shutil.rmtree(cache)
@@ -229,6 +238,19 @@ def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
         "left out": cohort.summary()[0]["left out"],
         "table": f"{shareable_path(options.out)}/predictions.csv",
     }
+
+
+def _calls(
+    probabilities: NDArray[np.float64], point: dict[str, Any] | None, classes: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """One-hot calls (N, K) as the run's report made them: at the frozen operating point, else the most probable."""
+    import numpy as np
+
+    if point is None:
+        return np.asarray(np.eye(len(classes))[probabilities.argmax(1)])
+    positive = classes.index(point["positive"])
+    is_positive = probabilities[:, positive] >= point["probability"]
+    return np.asarray(np.eye(2)[np.where(is_positive, positive, 1 - positive)])
 
 
 def report(options: Report) -> tuple[Results, str]:

@@ -363,6 +363,12 @@ class TestRun:
         expected = softmax(
             old[["logit_class0", "logit_class1"]].to_numpy() / (frozen["temperature"] or 1.0), axis=1
         )
+        point = frozen["operating_point"]
+        raw = softmax(old[["logit_class0", "logit_class1"]].to_numpy(), axis=1)[
+            :, ["class0", "class1"].index(point["positive"])
+        ]
+        clear = np.abs(raw - point["probability"]) > 1e-5
+        assert ((new.predicted == point["positive"]) == (raw >= point["probability"]))[clear].all()
         np.testing.assert_allclose(new[["prob_class0", "prob_class1"]].to_numpy(), expected, atol=1e-5)
 
     def test_report_of_the_runs_table(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
