@@ -33,7 +33,7 @@ __all__ = [
     "parse_hparams",
 ]
 
-_NOT_METHODS = {"base", "norm", "losses"}
+_NOT_METHODS = {"base", "norm"}
 
 
 def available() -> list[str]:
@@ -69,10 +69,10 @@ def _own_file(path: Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(f"medtl_method_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"There is no method file {path.name!r} at the given place.")
-    if spec.name not in sys.modules:
-        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[spec.name])
-    return sys.modules[spec.name]
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def hyper_parameters(method: type[Adapter]) -> dict[str, inspect.Parameter]:

@@ -48,7 +48,8 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     Only the BatchNorm layers are in training mode meanwhile: dropout stays off, modes are restored.
 
     Returns:
-        How many images or volumes were seen; with none the statistics are unchanged.
+        How many images or volumes were used; with none the statistics are unchanged. A last batch of one is left
+        out, since layers without spatial axes cannot normalise it.
     """
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]
@@ -60,12 +61,15 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
             layer.train()
         try:
             for batch in batches:
-                if seen == 0:
-                    for layer in layers:
-                        layer.reset_running_stats()
-                        layer.momentum = None  # cumulative average: every batch counts the same
+                count = len(batch.image)
+                if count == 1 and seen > 0:  # a last batch of one has no spread of its own
+                    continue
+                seen += count
+                for layer in layers:
+                    layer.momentum = (
+                        count / seen
+                    )  # the average over cases: the first batch replaces what was there
                 model(batch.image.to(device))
-                seen += len(batch.image)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medtl.adapters import build_adapter
+from medtl.adapters import Batch, build_adapter
 from medtl.adapters.norm import modes_kept, reestimate_statistics
 from medtl.errors import ConfigError
 from medtl.models import with_features
@@ -24,6 +24,15 @@ def test_statistics_are_the_exact_average() -> None:
     torch.testing.assert_close(model.module[1].running_mean, activations.mean(dim=(0, 2, 3)))
     assert model.module[1].momentum == 0.1
     assert model.training
+
+
+def test_batches_count_by_their_size_and_a_last_one_alone_is_left_out() -> None:
+    model = with_features(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    images = torch.randn(13, 1, 2, 2)
+    seen = reestimate_statistics(model, [Batch(image=part) for part in images.split([8, 4, 1])])
+    assert seen == 12
+    activations = model.module[1](images[:12].flatten(1))
+    torch.testing.assert_close(model.module[2].running_mean, activations.mean(0))
 
 
 def test_no_batches_leave_statistics_alone() -> None:
