@@ -33,7 +33,7 @@ __all__ = [
     "parse_hparams",
 ]
 
-_NOT_METHODS = {"base", "norm"}
+_NOT_METHODS = {"base", "norm", "test_time"}
 
 
 def available() -> list[str]:
