@@ -54,12 +54,6 @@ class TrainingConfig(Config):
     target: Path | None = None
     """Folder of scans of the site where the model is wanted."""
 
-    target_labels: Path | None = None
-    """CSV of the target's labels: read for the final evaluation alone."""
-
-    classes: tuple[str, ...] = ()
-    """Use these classes alone, in this order; by default all of the labels."""
-
     hparams: tuple[str, ...] = ()
     """Hyper-parameters of the method as key=value ...; `medtl list methods NAME` shows them."""
 
@@ -71,9 +65,6 @@ class TrainingConfig(Config):
 
     image_size: int = 96
     """Pixels along each side of an image or slice."""
-
-    slices: int | None = None
-    """Slices of a volume; by default what most volumes have."""
 
     intensity: str = "auto"
     """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
@@ -102,17 +93,60 @@ class TrainingConfig(Config):
         """For `--smoke`: random weights and small images, on sample_data unless folders are given."""
         if not self.smoke:
             return self
-        own = self
-        if not self.source:
-            a, b = sample_site("site_a"), sample_site("site_b")
-            given = {
-                "source": (a,),
-                "labels": a / "labels.csv",
-                "target": b,
-                "target_labels": b / "labels.csv",
-            }
-            own = dataclasses.replace(self, **given)  # type: ignore[arg-type]
+        own = self if self.source else dataclasses.replace(self, **self._sample())
         return dataclasses.replace(own, batch_size=16, image_size=48, weights="random", seeds=1)
+
+    def _sample(self) -> dict[str, Any]:
+        """The fields that name scans, as `sample_data` has them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(TrainingConfig):
+    """What every recipe has that trains a classifier."""
+
+    target_labels: Path | None = None
+    """CSV of the target's labels: read for the final evaluation alone."""
+
+    classes: tuple[str, ...] = ()
+    """Use these classes alone, in this order; by default all of the labels."""
+
+    slices: int | None = None
+    """Slices of a volume; by default what most volumes have."""
+
+    def _sample(self) -> dict[str, Any]:
+        a, b = sample_site("site_a"), sample_site("site_b")
+        return {"source": (a,), "labels": a / "labels.csv", "target": b, "target_labels": b / "labels.csv"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig(TrainingConfig):
+    """What every recipe has that trains a network to segment."""
+
+    labels: Path | None = None
+    """CSV with the columns case and patient, for the sources; needed only where a patient has several scans."""
+
+    masks: tuple[Path, ...] = ()
+    """Folder of the sources' masks, named like the scans; one for all or one for each source."""
+
+    target_masks: Path | None = None
+    """Folder of the target's masks: read for the final evaluation alone."""
+
+    structures: tuple[str, ...] = ()
+    """Values in the masks as NAME=VALUE ..., or names of labels.json to use; by default what is found there."""
+
+    network: str = "auto"
+    """unet, fpn, deeplabv3plus, upernet; on volumes with neighbouring slices unet_2.5d, ..., or unet_3d."""
+
+    loss: str = "dice_ce"
+    """Loss on the source's masks by name; rare structures are weighted up."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+
+    def _sample(self) -> dict[str, Any]:
+        a, b = sample_site("site_a"), sample_site("site_b")
+        return {"source": (a,), "masks": (a / "masks",), "target": b, "target_masks": b / "masks"}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from medtl.data.dataset import CaseDataset, EpochSampler
 from medtl.data.seeds import derive_seed
 from medtl.errors import ConfigError, DataError
 from medtl.runs import MetricsLog
+from medtl.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ def fit(
 ) -> FitResult:
     """Trains `adapter` and leaves `folder/model.safetensors`; goes on where a killed run stopped.
 
+    A method that adapts at test time has nothing to train here: its model is saved as it is.
+
     Args:
         adapter: its `needs` say which of the data sets it gets.
         source: labelled cases.
@@ -142,6 +145,8 @@ def fit(
         return FitResult(saved["fit"]["epochs"], saved["fit"]["best_epoch"], saved["fit"]["losses"], final)
 
     folder.mkdir(parents=True, exist_ok=True)
+    if adapter.test_time:
+        return _save(adapter, folder, FitResult(0, 0, {}, final), header)
     module = _Module(adapter, used, config, given, target_plain, metrics)
     keeper = Keeper(adapter, folder, config.patience)
     callbacks: list[Callback] = [keeper]
@@ -186,13 +191,17 @@ def fit(
     adapter.to(trainer.strategy.root_device)
     epochs = keeper.restore()
     adapter.on_fit_end(module.plain_loaders())
-    result = FitResult(epochs, keeper.best_epoch, keeper.losses, final)
+    result = _save(adapter, folder, FitResult(epochs, keeper.best_epoch, keeper.losses, final), header)
+    keeper.clean()
+    return result
+
+
+def _save(adapter: Adapter, folder: Path, result: FitResult, header: Mapping[str, Any] | None) -> FitResult:
     record = {"epochs": result.epochs, "best_epoch": result.best_epoch, "losses": result.losses}
-    # What the adapter holds beside the model (a discriminator, the source's statistics) comes first: `final` ends it.
+    # What the adapter holds beside the model (a discriminator, the source's statistics) comes first: the model ends it.
     own = {k: v for k, v in adapter.state_dict().items() if not k.startswith("model.")}
     save_weights(folder / "adapter.safetensors", own, {"kind": "adapter"})
-    save_weights(final, adapter.model.state_dict(), {**(header or {}), "fit": record})
-    keeper.clean()
+    save_weights(result.path, adapter.model.state_dict(), {**(header or {}), "fit": record})
     return result
 
 
@@ -221,7 +230,6 @@ class _Module(pl.LightningModule):
         self.steps_per_epoch = config.steps_per_epoch or steps
         self.num_steps = self.steps_per_epoch * config.epochs
         self._sums: dict[str, float] = {}
-        self._validation: list[tuple[Tensor, Tensor]] = []
 
     def train_dataloader(self) -> CombinedLoader:
         """Loaders of this epoch: their order derives from (seed, stream, epoch) alone."""
@@ -282,25 +290,21 @@ class _Module(pl.LightningModule):
         """Hands the adapter its hook."""
         self.adapter.on_step_end()
 
+    def on_validation_epoch_start(self) -> None:
+        """Starts an empty tally."""
+        self._validation = Validation(self.adapter.supervised_loss)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collects logits of source validation."""
+        """Adds a batch of source validation."""
         if batch.label is not None:
             with self.adapter.on_source():
                 logits = self.adapter.model(batch.image).logits
-            self._validation.append((logits.float().cpu(), batch.label.cpu()))
+            self._validation.add(logits, batch.label)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs loss and balanced accuracy of source validation."""
-        if self._validation:
-            logits, label = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
-            self._validation = []
-            self.log("validation_loss", self.adapter.supervised_loss(logits, label), sync_dist=True)
-            if not label.is_floating_point():
-                hits = logits.argmax(1) == label
-                recalls = [hits[label == k].float().mean() for k in torch.unique(label)]
-                self.log(
-                    "validation_balanced_accuracy", torch.stack(recalls).mean(), prog_bar=True, sync_dist=True
-                )
+        """Logs the figures of source validation."""
+        for name, value in self._validation.compute().items():
+            self.log(name, value, prog_bar=name != "validation_loss", sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Writes the epoch's means to the metrics file and the log."""

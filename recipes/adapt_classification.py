@@ -17,11 +17,11 @@ from pathlib import Path
 
 import medtl
 from medtl.cli import on_terminal, progress, run_recipe, say, table
-from medtl.config import TrainingConfig
+from medtl.config import ClassificationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
+class Config(ClassificationConfig):
     """Flags of this recipe."""
 
     method: str = "dann"
