@@ -9,7 +9,7 @@ is vetoed. Of those that remain, the one whose target predictions are the most c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,50 +76,126 @@ def recommend(
     target = predictions[predictions.domain == "target"].drop(columns="label")
     models = [reference, *sorted(set(predictions.model) - {reference})]
     expected = source[source.model == reference].label.value_counts(normalize=True)
-    shares = {m: _shares(target[target.model == m], classes) for m in models}
-    accuracy = {m: _mean_over_seeds(source[source.model == m], classes, _balanced_accuracy) for m in models}
-    information = {m: _mean_over_seeds(target[target.model == m], classes, _information) for m in models}
-    distance = {m: 0.5 * sum(abs(shares[m][c] - expected.get(c, 0.0)) for c in classes) for m in models}
-    lost = {
-        m: [
-            c
-            for c in classes
-            if shares[m][c] < LOST_CLASS * expected.get(c, 0.0) and shares[m][c] <= shares[reference][c]
-        ]
-        for m in models
-    }
-    loss = {m: accuracy[reference] - accuracy[m] for m in models}
+    return _decide(
+        _Figures(
+            source_figure=SOURCE_FIGURE,
+            target_figure=TARGET_FIGURE,
+            measure="balanced accuracy",
+            unit=" nats",
+            accuracy={
+                m: _mean_over_seeds(source[source.model == m], classes, _balanced_accuracy) for m in models
+            },
+            information={
+                m: _mean_over_seeds(target[target.model == m], classes, _information) for m in models
+            },
+            shares={m: _shares(target[target.model == m], classes) for m in models},
+            expected={c: float(expected.get(c, 0.0)) for c in classes},
+            num_patients=source.patient.nunique(),
+            loss_is_clear=lambda m: _loss_is_clear(source, m, reference, classes),
+        ),
+        reference,
+    )
+
+
+def recommend_masks(
+    evidence: pd.DataFrame, structures: tuple[str, ...], *, reference: str = "source_only"
+) -> Decision:
+    """As `recommend`, for segmentation: from rows of one case, model and seed that no mask of the target enters.
+
+    Args:
+        evidence: columns `case, patient, domain, model, seed`, `dice` (mean over structures, of source cases),
+            `certainty` and `share_<structure>`, as `medtl.predictions` gathers them, and `expected_<structure>`,
+            the share of the source's masks.
+        structures: their names.
+        reference: the model that was not adapted.
+    """
+    source = evidence[evidence.domain == "source"]
+    target = evidence[evidence.domain == "target"]
+    models = [reference, *sorted(set(evidence.model) - {reference})]
+    own = source[source.model == reference]
+    return _decide(
+        _Figures(
+            source_figure="Dice on source validation (mean over structures and cases)",
+            target_figure="Certainty of the target's predictions (information over entropy of the shares)",
+            measure="Dice",
+            unit="",
+            accuracy={m: float(source[source.model == m].dice.mean()) for m in models},
+            information={m: float(target[target.model == m].certainty.mean()) for m in models},
+            shares={
+                m: {c: float(target[target.model == m][f"share_{c}"].mean()) for c in structures}
+                for m in models
+            },
+            expected={c: float(own[f"expected_{c}"].mean()) for c in structures},
+            num_patients=source.patient.nunique(),
+            loss_is_clear=lambda m: _dice_loss_is_clear(source, m, reference),
+        ),
+        reference,
+    )
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What is known of every model without a label of the target."""
+
+    source_figure: str
+    target_figure: str
+    measure: str
+    unit: str
+    accuracy: dict[str, float]
+    information: dict[str, float]
+    shares: dict[str, dict[str, float]]
+    expected: dict[str, float]
+    num_patients: int
+    loss_is_clear: Callable[[str], bool]
+
+
+def _decide(figures: _Figures, reference: str) -> Decision:
+    shares, expected, information = figures.shares, figures.expected, figures.information
+    models, classes = list(figures.accuracy), tuple(expected)
+    distance = {m: 0.5 * sum(abs(shares[m][c] - expected[c]) for c in classes) for m in models}
     vetoes: dict[str, str] = {}
     unclear: dict[str, str] = {}
     for m in models[1:]:
-        if loss[m] > MAX_SOURCE_LOSS:
-            text = f"it lost {loss[m]:.2f} of balanced accuracy on source validation"
-            if _loss_is_clear(source, m, reference, classes):
+        loss = figures.accuracy[reference] - figures.accuracy[m]
+        if loss > MAX_SOURCE_LOSS:
+            text = f"it lost {loss:.2f} of {figures.measure} on source validation"
+            if figures.loss_is_clear(m):
                 vetoes[m] = text
             else:
-                count = source.patient.nunique()
-                unclear[m] = f"{text}, but {count} patients leave doubt that this is more than is tolerated"
-        if lost[m]:
-            vetoes.setdefault(m, f"it hardly predicts {', '.join(lost[m])} at the target")
+                unclear[m] = (
+                    f"{text}, but {figures.num_patients} patients leave doubt that this is more than is tolerated"
+                )
+        lost = [
+            c
+            for c in classes
+            if shares[m][c] < LOST_CLASS * expected[c] and shares[m][c] <= shares[reference][c]
+        ]
+        if lost:
+            vetoes.setdefault(m, f"it hardly predicts {', '.join(lost)} at the target")
         if information[m] == information[reference] and distance[m] == distance[reference]:
             vetoes.setdefault(m, "it predicts the same as the reference")
     least = {m: information[m] - (0.0 if m == reference else MIN_GAIN) for m in models if m not in vetoes}
     kept = max(least, key=lambda m: (least[m], m == reference))
-    shares_of = {c: {m: shares[m][c] for m in models} for c in classes}
     evidence = (
         Evidence(
-            SOURCE_FIGURE, accuracy, _text({**vetoes, **unclear}, "balanced accuracy", "no model lost much")
+            figures.source_figure,
+            figures.accuracy,
+            _text({**vetoes, **unclear}, figures.measure, "no model lost much"),
         ),
-        Evidence(TARGET_FIGURE, information, f"highest: {max(information, key=lambda m: information[m])}"),
+        Evidence(
+            figures.target_figure, information, f"highest: {max(information, key=lambda m: information[m])}"
+        ),
         Evidence(SHARE_FIGURE, distance, _text(vetoes, "hardly predicts", "no class was lost")),
         *(
             Evidence(
-                f"Predicted share of {c} at the target", shares_of[c], f"source: {expected.get(c, 0.0):.2f}"
+                f"Predicted share of {c} at the target",
+                {m: shares[m][c] for m in models},
+                f"source: {expected[c]:.{2 if expected[c] >= 0.05 else 4}f}",
             )
             for c in classes
         ),
     )
-    return Decision(kept, _reason(kept, reference, vetoes, unclear, information), evidence)
+    return Decision(kept, _reason(kept, reference, vetoes, unclear, figures), evidence)
 
 
 def _reason(
@@ -127,10 +203,11 @@ def _reason(
     reference: str,
     vetoes: Mapping[str, str],
     unclear: Mapping[str, str],
-    information: Mapping[str, float],
+    known: _Figures,
 ) -> str:
+    information = known.information
     others = ", ".join(f"{m} {v:.2f}" for m, v in information.items() if m != kept)
-    figures = f"({information[kept]:.2f} nats; {others})"
+    figures = f"({information[kept]:.2f}{known.unit}; {others})"
     if kept == reference:
         why = [f"{m} is not kept: {text}" for m, text in vetoes.items()]
         if len(vetoes) < len(information) - 1:
@@ -187,6 +264,17 @@ def _loss_is_clear(
         return np.asarray(np.nanmean(recalls, axis=1))
 
     return bool(np.quantile(replicated(reference) - replicated(model), 0.05) > MAX_SOURCE_LOSS)
+
+
+def _dice_loss_is_clear(source: pd.DataFrame, model: str, reference: str, replicates: int = 1000) -> bool:
+    """As `_loss_is_clear`, for the mean Dice of cases."""
+    means = {m: source[source.model == m].groupby("case").dice.mean() for m in (model, reference)}
+    loss = (means[reference] - means[model]).dropna()
+    owner = source.drop_duplicates("case").set_index("case").patient.reindex(loss.index)
+    sums = loss.groupby(owner).agg(["sum", "count"]).to_numpy()
+    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), replicates)
+    total, count = (drawn @ sums).T
+    return bool(np.quantile(total / count, 0.05) > MAX_SOURCE_LOSS)
 
 
 def _information(rows: pd.DataFrame, classes: tuple[str, ...]) -> float:
