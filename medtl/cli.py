@@ -195,10 +195,21 @@ def _inspect(words: list[str]) -> None:
 
 def _predict(words: list[str]) -> None:
     """Applies a finished run to new scans: medtl predict RUN SCANS --out DIR."""
-    from medtl.commands import Predict, predict
+    from medtl.apply import apply_run
+    from medtl.commands import Predict
 
     options = _parse(Predict, words, "predict")
-    done = predict(options, progress_bar=on_terminal())
+    done = apply_run(
+        options.run,
+        options.scans,
+        options.out,
+        model=options.model,
+        rules=options.rules,
+        maps=options.maps,
+        seg=options.seg,
+        flips=options.flips,
+        progress=progress("Preparing scans"),
+    )
     say(json.dumps(done, indent=2) if options.json else "\n".join(f"{k}: {v}" for k, v in done.items()))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from medtl.errors import CheckpointError, ConfigError, near_matches
-from medtl.runs import environment, shareable_path
+from medtl.errors import ConfigError, near_matches
+from medtl.files import fresh_folder
+from medtl.runs import environment
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
     from medtl.evaluation import Results
 
@@ -59,10 +57,22 @@ class Predict:
     """Folder of scans."""
 
     out: Path
-    """Folder for predictions.csv and cases.csv; never overwritten."""
+    """Folder for predictions.csv or masks/, and cases.csv; never overwritten."""
 
     model: str | None = None
     """Model of the run to use; by default the one that the run decided to keep."""
+
+    rules: tuple[str, ...] = ()
+    """What is done to masks, in this order: largest, fill_holes, remove_small."""
+
+    maps: bool = False
+    """Also write a probability map of each structure, at the temperature of the source."""
+
+    seg: bool = False
+    """Also write a DICOM SEG of each DICOM series. It names the patient as the series does."""
+
+    flips: bool = False
+    """Average masks over left-right and up-down flips: slower, often a little better."""
 
     json: bool = False
     """One JSON document on stdout and nothing else."""
@@ -169,88 +179,10 @@ def inspect_folders(options: Inspect) -> dict[str, Any]:
             }
         )
     if options.out is not None:
-        _fresh(options.out)
+        fresh_folder(options.out)
         for name, rows in (("volumes.csv", volumes), ("rejections.csv", rejections)):
             pd.DataFrame(rows).to_csv(options.out / name, index=False)
     return {"folders": folders}
-
-
-def predict(options: Predict, *, progress_bar: bool = False) -> dict[str, Any]:
-    """Applies the kept model of a run to new scans, with its frozen temperature and operating point.
-
-    Several seeds: probabilities are averaged, calls are voted on.
-    """
-    import json
-
-    import numpy as np
-    from scipy.special import softmax
-
-    from medtl.data.cases import collect_cases
-    from medtl.data.cohort import Cohort
-    from medtl.inference import load_trained, predict_cases, prediction_rows
-    from medtl.runs import atomic_write
-
-    if not (options.run / "DONE").is_file():
-        raise CheckpointError(
-            f"{shareable_path(options.run)} is not a finished run (DONE is absent). Expected: a folder that "
-            "`medtl run` made; one that was stopped goes on with --resume."
-        )
-    decision = options.run / "decision.json"
-    paths = sorted(options.run.glob("checkpoints/*-seed*/model.safetensors"))
-    names = sorted({p.parent.name.rpartition("-seed")[0] for p in paths})
-    kept = json.loads(decision.read_text(encoding="utf-8"))["model"] if decision.is_file() else names[0]
-    name = options.model or kept
-    if name not in names:
-        raise ConfigError(f"The run has no model {name!r}. {near_matches(name, names)}")
-    frozen = json.loads((options.run / "calibration.json").read_text(encoding="utf-8"))["models"][name]
-    table = collect_cases(source=(), labels=None, target=options.scans)
-    _fresh(options.out)
-    cohort: Cohort | None = None
-    cache = options.out / ".cache"  # removed at the end: nobody asked for a copy of the scans
-    probabilities, calls, classes = [], [], tuple[str, ...]()
-    for path in (p for p in paths if p.parent.name.rpartition("-seed")[0] == name):
-        trained = load_trained(path)
-        if cohort is None:
-            cohort = Cohort.prepare(table, trained.preprocess, cache)
-        data = cohort.dataset("target", "test")
-        if data is None:
-            raise CheckpointError("No scan of the folder could be read.")
-        classes = trained.classes
-        logits = predict_cases(trained.model, data)
-        settings = frozen[path.parent.name.rpartition("-seed")[2]]
-        probabilities.append(softmax(logits / (settings["temperature"] or 1.0), axis=1))
-        calls.append(_calls(softmax(logits, axis=1), settings["operating_point"], classes))
-    if cohort is None:
-        raise CheckpointError(f"The run holds no weights of model {name!r}.")
-    mean = np.mean(probabilities, axis=0)
-    rows = prediction_rows(cohort.select("target"), mean, classes, name, kind="prob")
-    # The seeds vote; a tie goes to the more probable class.
-    called = (np.mean(calls, axis=0) + 1e-6 * mean).argmax(1)
-    rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in called])
-    atomic_write(options.out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
-    cohort.table.to_csv(options.out / "cases.csv")
-    shutil.rmtree(cache)
-    return {
-        "model": name,
-        "seeds averaged": len(probabilities),
-        "cases": len(rows),
-        "predicted": ", ".join(f"{c} {int((rows.predicted == c).sum())}" for c in classes),
-        "left out": cohort.summary()[0]["left out"],
-        "table": f"{shareable_path(options.out)}/predictions.csv",
-    }
-
-
-def _calls(
-    probabilities: NDArray[np.float64], point: dict[str, Any] | None, classes: tuple[str, ...]
-) -> NDArray[np.float64]:
-    """One-hot calls (N, K) as the run's report made them: at the frozen operating point, else the most probable."""
-    import numpy as np
-
-    if point is None:
-        return np.asarray(np.eye(len(classes))[probabilities.argmax(1)])
-    positive = classes.index(point["positive"])
-    is_positive = probabilities[:, positive] >= point["probability"]
-    return np.asarray(np.eye(2)[np.where(is_positive, positive, 1 - positive)])
 
 
 def report(options: Report) -> tuple[Results, str]:
@@ -266,7 +198,7 @@ def report(options: Report) -> tuple[Results, str]:
         replicates=options.replicates,
         seed=options.seed,
     )
-    _fresh(options.out)
+    fresh_folder(options.out)
     return results, str(write_report(results, options.out))
 
 
@@ -355,12 +287,3 @@ def _installed(module: str) -> bool:
 
 def _type_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-
-
-def _fresh(folder: Path) -> None:
-    """Makes a folder, or refuses one that holds something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"{shareable_path(folder)} is not empty and is not overwritten. Choose another --out."
-        )
-    folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from medtl.errors import ConfigError
+
 
 def atomic_write(path: Path, data: str | bytes) -> None:
     r"""Writes `data` beside `path`, flushes it to disk and renames it: a reader sees the old file or the new one.
@@ -22,3 +24,14 @@ def atomic_write(path: Path, data: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def fresh_folder(folder: Path) -> None:
+    """Makes a folder, or refuses one that holds something.
+
+    Raises:
+        ConfigError: it is a file, or not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder.name} is not empty and is not overwritten. Choose another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
