@@ -33,7 +33,7 @@ __all__ = [
     "parse_hparams",
 ]
 
-_NOT_METHODS = {"base", "norm", "test_time"}
+_NOT_METHODS = {"base", "norm", "parts", "test_time"}
 
 
 def available() -> list[str]:
@@ -102,11 +102,26 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def build_adapter(name: str, model: nn.Module, *, seed: int = 0, **hparams: Any) -> Adapter:
-    """Builds method `name` around `model`; its own networks are drawn from `seed` alone."""
+def build_adapter(
+    name: str, model: nn.Module, *, seed: int = 0, criterion: nn.Module | None = None, **hparams: Any
+) -> Adapter:
+    """Builds method `name` around `model`; its own networks are drawn from `seed` alone.
+
+    Args:
+        name: a method that `available` lists, or the path of a file of your own.
+        model: `model(image) -> Output(logits, features)`.
+        seed: of the method's own networks.
+        criterion: the source's loss in segmentation; None stands for Dice and cross-entropy.
+        hparams: the method's hyper-parameters.
+
+    Raises:
+        ConfigError: there is no such method, or it cannot do what is asked, with the reason.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return adapter_class(name)(model, **hparams)
+        adapter = adapter_class(name)(model, **hparams)
+    adapter.criterion = criterion
+    return adapter
 
 
 def __getattr__(name: str) -> Any:

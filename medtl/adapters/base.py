@@ -27,6 +27,11 @@ from medtl.models.output import Output
 NEEDS = frozenset({"source", "target", "target_labels", "index", "strong_view"})
 TASKS = frozenset({"binary", "multiclass", "multilabel", "segmentation"})
 
+_NO_SMOOTHING = (
+    "{name}: label_smoothing is {value}, which is of the cross-entropy of classification and would change nothing "
+    "in segmentation. Leave it at 0 and choose the loss by its name."
+)
+
 
 class Adapter(nn.Module):
     """Adapts `model`; extra networks live inside it, constants are buffers.
@@ -41,13 +46,19 @@ class Adapter(nn.Module):
 
     Attributes:
         needs: what `forward` takes; the target's labels are in a batch only where they are named here.
-        tasks: the tasks it supports.
+        tasks: the tasks it supports; `why_not` says why it does not support the others.
+        test_time: it is not trained: it adapts to each group of cases when they are predicted, see
+            `medtl.adapters.test_time`.
         model: what is saved and used to predict.
+        criterion: the source's loss in segmentation, `(logits, label) -> scalar`; None stands for
+            `SegmentationLoss()`, Dice and cross-entropy.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
-    tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "multilabel"})
+    tasks: ClassVar[frozenset[str]] = TASKS
+    why_not: ClassVar[str] = "the method is not defined for it"
     norms: ClassVar[frozenset[str]] = frozenset(get_args(Norm))
+    test_time: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -59,6 +70,7 @@ class Adapter(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        self._check_task(getattr(model, "task", None))
         for key, value, choices in (
             ("norm", norm, self.norms),
             ("statistics", statistics, get_args(Statistics)),
@@ -71,6 +83,8 @@ class Adapter(nn.Module):
             raise ConfigError(
                 f"{name}: label_smoothing is {label_smoothing}; expected at least 0 and below 1."
             )
+        if label_smoothing and getattr(model, "task", None) == "segmentation":
+            raise ConfigError(_NO_SMOOTHING.format(name=name, value=label_smoothing))
         if (norm in ("domain_specific", "frozen") or statistics == "target") and not batch_norms(model):
             raise ConfigError(
                 f"{name} with norm={norm}, statistics={statistics} acts on BatchNorm layers, and the model has none "
@@ -78,6 +92,7 @@ class Adapter(nn.Module):
                 "Choose an encoder with BatchNorm (resnet, efficientnet, ...), another method, or the defaults."
             )
         self.model = model
+        self.criterion: nn.Module | None = None
         self.norm = norm
         self.statistics = statistics
         self.label_smoothing = label_smoothing
@@ -132,11 +147,23 @@ class Adapter(nn.Module):
     def supervised_loss(self, logits: Tensor, label: Tensor | None) -> Tensor:
         """Cross-entropy of logits (B, K) with classes (B,), or of K sigmoids with a float matrix (B, K).
 
-        A negative class, or NaN in the matrix, means not labelled and is left out. Computed in float32.
+        In segmentation `criterion` of logits (B, K, *S) with masks (B, *S). A negative class, or NaN in the
+        matrix, means not labelled and is left out. Computed in float32.
         """
         if label is None:
             raise DataError(f"{type(self).__name__} needs labels in the source batch, and it has none.")
         logits = logits.float()
+        if logits.ndim > 2:
+            self._check_task("segmentation")
+            if self.label_smoothing:
+                raise ConfigError(_NO_SMOOTHING.format(name=type(self).__name__, value=self.label_smoothing))
+            if self.criterion is None:
+                from medtl.models.losses import SegmentationLoss
+
+                self.criterion = SegmentationLoss()
+            loss: Tensor = self.criterion(logits, label)
+            return loss
+        self._check_task("multilabel" if label.is_floating_point() else "multiclass")
         if label.is_floating_point():
             known = ~label.isnan()
             return F.binary_cross_entropy_with_logits(logits[known], label[known])
@@ -172,6 +199,14 @@ class Adapter(nn.Module):
         with self.on_source():
             output: Output = self.model(image)
         return output
+
+    def _check_task(self, task: str | None) -> None:
+        """Refuses a task that the method does not support; None: the model does not say, its logits will."""
+        if task in TASKS - self.tasks:
+            raise ConfigError(
+                f"{type(self).__name__} does not support the task {task}: {self.why_not}. It is for "
+                f"{', '.join(sorted(self.tasks))}; see `medtl list methods` for others."
+            )
 
     def _given(self, batch: Batch | None, role: str) -> Batch:
         if batch is None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtl.data.batch import Batch
@@ -48,8 +48,8 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     Only the BatchNorm layers are in training mode meanwhile: dropout stays off, modes are restored.
 
     Returns:
-        How many images or volumes were used; with none the statistics are unchanged. A last batch of one is left
-        out, since layers without spatial axes cannot normalise it.
+        How many images or volumes were used; with none the statistics are unchanged. One that comes alone joins
+        the next batch, and is left out if there is no next, since layers without spatial axes cannot normalise it.
     """
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]
@@ -60,20 +60,32 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
         for layer in layers:
             layer.train()
         try:
-            for batch in batches:
-                count = len(batch.image)
-                if count == 1 and seen > 0:  # a last batch of one has no spread of its own
-                    continue
-                seen += count
-                for layer in layers:
-                    layer.momentum = (
-                        count / seen
-                    )  # the average over cases: the first batch replaces what was there
-                model(batch.image.to(device))
+            for image in _none_alone(batch.image for batch in batches):
+                seen += len(image)
+                for layer in layers:  # the average over cases: the first batch replaces what was there
+                    layer.momentum = len(image) / seen
+                model(image.to(device))
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
     return seen
+
+
+def _none_alone(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Joins batches of one with the next; the last of all is given alone only if there was no other."""
+    alone: Tensor | None = None
+    some = False
+    for image in images:
+        if alone is not None and alone.shape[1:] == image.shape[1:]:
+            image = torch.cat([alone, image])
+        elif alone is not None and alone[0, 0].numel() > 1:
+            yield alone
+        alone = image if len(image) == 1 else None
+        if alone is None:
+            some = True
+            yield image
+    if alone is not None and not some:
+        yield alone
 
 
 class DomainStatistics(nn.Module):
