@@ -37,9 +37,15 @@ CODES: Mapping[str, str] = MappingProxyType(
         "bad_pixels": "Dimensions or pixel format that are empty, contradictory or not supported.",
         "too_large": "Bigger than the size limit of one volume.",
         "undecodable": "The header is fine; decoding the pixels failed.",
+        "mask_unreadable": "The scan's mask cannot be read.",
+        "mask_values": "A mask whose values are no labels: a colour image, or numbers with fractions.",
+        "mask_geometry": "The mask's voxels do not lie on those of the scan.",
+        "unknown_label": "The mask holds values that the label map does not name.",
     }
 )
 """Every reason for which a file is left out."""
+MASK_CODES = frozenset({"mask_unreadable", "mask_values", "mask_geometry", "unknown_label"})
+"""The reasons that concern a scan's mask and not the scan."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,52 @@ class VolumeItem:
         Raises:
             OSError: A file has gone.
         """
-        digest = hashlib.blake2b(str(self.root.resolve()).encode(errors="surrogateescape"), digest_size=16)
-        for name in self.files:
-            status = (self.root / name).stat()
-            row = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
-            digest.update(row.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return _fingerprint(self.root, self.files)
+
+
+@dataclass(frozen=True)
+class MaskItem:
+    """One mask of a folder, known by its headers alone; `medtl.data.masks.read_mask` reads its voxels.
+
+    Attributes:
+        root: The masks' folder. Never shown.
+        files: Its file relative to `root`, with forward slashes. Never shown: paths can carry names.
+        kind: `nifti`, `image`, or `seg` (a DICOM segmentation).
+        name: The file's stem, free of patient identifiers.
+        path: Display-safe path relative to `root`.
+        shape: (k, j, i): slices, rows, columns, in the mask's own order of axes.
+        affine: 4 x 4, voxel (i, j, k) to RAS in mm; None where the file says nothing about it.
+        series_uid: SeriesInstanceUID of the scan that a segmentation was drawn on. In memory only.
+        segments: Labels of a segmentation's segments by their numbers.
+    """
+
+    root: Path = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    kind: str
+    name: str
+    path: str
+    shape: tuple[int, int, int] = (1, 1, 1)
+    affine: Affine | None = None
+    series_uid: str | None = field(default=None, repr=False)
+    segments: Mapping[int, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the files' places, sizes and modification times, as for a `VolumeItem`.
+
+        Raises:
+            OSError: A file has gone.
+        """
+        return _fingerprint(self.root, self.files)
+
+
+def _fingerprint(root: Path, files: tuple[str, ...]) -> str:
+    digest = hashlib.blake2b(str(root.resolve()).encode(errors="surrogateescape"), digest_size=16)
+    for name in files:
+        status = (root / name).stat()
+        row = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
+        digest.update(row.encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

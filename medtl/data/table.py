@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medtl.data.items import Rejection, VolumeItem
+from medtl.data.items import MaskItem, Rejection, VolumeItem
 from medtl.errors import DataError
+from medtl.labelmap import LabelMap
 from medtl.runs import atomic_write
 
 COLUMNS = ("case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason")
@@ -28,12 +29,13 @@ class Case:
         domain: `source` or `target`.
         path: Display-safe path inside the site's folder.
         label: Name of its class, or None.
-        mask: Path of its mask, or None.
+        mask: Display-safe path of its mask inside the masks' folder, or None.
         split: `train`, `validation` or `test`; empty if excluded.
         status: `used` or `excluded`.
         reason: Why it is excluded.
         groups: The labels' `group_*` columns, for subgroup figures.
         item: The scan. In memory only.
+        mask_item: Its mask. In memory only.
     """
 
     case: str
@@ -48,6 +50,7 @@ class Case:
     reason: str = ""
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
     item: VolumeItem | None = field(default=None, repr=False, compare=False)
+    mask_item: MaskItem | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class CaseTable:
         rejections: By site.
         warnings: What a user should know before trusting the result.
         files: Number of files by site.
+        labels: Names and values of the structures in the masks; None if the task is classification. The
+            classes are then the map's: the background and the structures.
     """
 
     cases: tuple[Case, ...]
@@ -67,6 +72,7 @@ class CaseTable:
     rejections: Mapping[str, tuple[Rejection, ...]]
     warnings: tuple[str, ...]
     files: Mapping[str, int]
+    labels: LabelMap | None = None
 
     def select(
         self, *, domain: str | None = None, split: str | None = None, status: str | None = "used"
