@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import numpy as np
@@ -139,11 +140,25 @@ def _pixels(path: Path, dataset: Dataset, frames: Frames) -> Iterator[NDArray[np
     kind = _kind(dataset)
     padding = int(dataset.get("PixelPaddingValue") or 0)
     threshold = max(1, (int(dataset.get("MaximumFractionalValue") or 1) + 1) // 2)
-    for pixels, segment in zip(iter_pixels(path, raw=True), frames.segments, strict=True):
+    for pixels, segment in zip(_decoded(path, dataset, frames), frames.segments, strict=True):
         if kind == "LABELMAP":
             yield np.where(pixels == padding, 0, pixels).astype(np.uint16)
         else:
             yield (pixels >= threshold).astype(np.uint16) * np.uint16(segment)
+
+
+def _decoded(path: Path, dataset: Dataset, frames: Frames) -> Iterator[NDArray[Any]]:
+    """Stored values of each frame, one frame in memory at a time."""
+    if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        yield from iter_pixels(path, raw=True)
+        return
+    # Frames of bits follow each other without padding; the library loses the end of one that starts within a byte.
+    data = np.frombuffer(pydicom.dcmread(path, force=True).PixelData, dtype=np.uint8)
+    size = frames.rows * frames.columns
+    for start in range(0, size * len(frames.segments), size):
+        packed = data[start // 8 : -(-(start + size) // 8)]
+        bits = np.unpackbits(packed, bitorder="little")[start % 8 :][:size]
+        yield bits.reshape(frames.rows, frames.columns)
 
 
 def _meeting(
