@@ -30,6 +30,19 @@ def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, A
     atomic_write(path, save(plain, metadata={"medtl": json.dumps(dict(header), sort_keys=True)}))
 
 
+def restore_weights(model: nn.Module, folder: Path) -> None:
+    """Loads the weights that `fit` left in `folder` into a model of the same architecture.
+
+    Raises:
+        CheckpointError: no such weights, or those of another architecture.
+    """
+    _, weights = load_weights(folder / "model.safetensors")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights in {folder.name} are of another architecture.") from error
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Reads the JSON header alone.
 

@@ -1,9 +1,8 @@
-"""From segmented cases to files: masks in the scans' own grids, the table that evaluation reads, and what is known
-of each case without its mask.
+"""From segmented cases to files: masks in the scans' own grids, and the table that evaluation reads.
 
-    <folder>/predictions.csv  labels.json  voxels.csv
-    <folder>/predictions/<model>-seed<N>/<case>.nii.gz
-    <folder>/references/<case>.nii.gz     the reference standard, in the same values; cases without one have none
+<folder>/predictions.csv  labels.json  voxels.csv
+<folder>/predictions/<model>-seed<N>/<case>.nii.gz
+<folder>/references/<case>.nii.gz     the reference standard, in the same values; cases without one have none
 """
 
 from __future__ import annotations
@@ -41,19 +40,27 @@ class MaskWriter:
     Attributes:
         folder: of the run.
         labels: what the values of the masks mean.
-        evidence: one row a case, model and seed, for `medtl.recommend_masks`.
     """
 
     def __init__(self, folder: Path, labels: LabelMap) -> None:
         self.folder = folder
         self.labels = labels
-        self.evidence: list[dict[str, Any]] = []
+        self._evidence: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         self._voxels: list[pd.DataFrame] = []
         self._references: dict[str, str] = {}
 
-    def add(self, segmentations: Iterable[Segmentation], model: str, seed: int) -> None:
-        """Writes each case's mask, and compares it with its reference standard where there is one."""
+    def add(
+        self, segmentations: Iterable[Segmentation], model: str, seed: int, *, oracle: bool = False
+    ) -> None:
+        """Writes each case's mask, and compares it with its reference standard where there is one.
+
+        Args:
+            segmentations: cases with their masks.
+            model: name of the model.
+            seed: its training seed.
+            oracle: the model has seen masks of the target: it is evaluated, and is no candidate.
+        """
         for found in segmentations:
             case = found.case
             if case.item is None:
@@ -75,21 +82,20 @@ class MaskWriter:
                     **case.groups,
                 }
             )
-            own = {
-                "case": case.case,
-                "patient": case.patient,
-                "domain": case.domain,
-                "model": model,
-                "seed": seed,
-            }
-            known = reference if case.domain == "source" else None
-            self.evidence.append(own | self._evidence(found, known))
+            if not oracle:
+                known = self._known(found, reference if case.domain == "source" else None)
+                self._evidence.append({**known, "model": model, "seed": seed})
             if reference is not None:
                 spacing = None if case.item.affine is None else voxel_spacing(case.item.affine)[::-1]
                 counts = voxel_histogram(
                     found.probability, reference, found.mask, labels=self.labels, spacing=spacing
                 )
                 self._voxels.append(counts.assign(case=case.case, model=model, seed=seed))
+
+    @property
+    def evidence(self) -> pd.DataFrame:
+        """One row a case, candidate model and seed, for `medtl.recommend_masks`."""
+        return pd.DataFrame(self._evidence)
 
     def finish(self) -> SegmentationTable:
         """Writes `predictions.csv`, `voxels.csv` and `labels.json`, and reads the table back as anyone would."""
@@ -115,9 +121,11 @@ class MaskWriter:
             self._references[case.case] = path.relative_to(self.folder).as_posix()
         return reference
 
-    def _evidence(self, found: Segmentation, reference: NDArray[np.uint8] | None) -> dict[str, float]:
+    def _known(self, found: Segmentation, reference: NDArray[np.uint8] | None) -> dict[str, Any]:
+        case = found.case
         called = np.bincount(found.mask.reshape(-1), minlength=VOID + 1)[: len(self.labels.classes)]
-        result: dict[str, float] = {"certainty": certainty(found.probabilities)}
+        result: dict[str, Any] = {"case": case.case, "patient": case.patient, "domain": case.domain}
+        result["certainty"] = certainty(found.probabilities)
         for name, count in zip(self.labels.structures, called[1:], strict=True):
             result[f"share_{name}"] = float(count / max(called.sum(), 1))
         if reference is not None:

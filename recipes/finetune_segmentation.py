@@ -1,0 +1,123 @@
+r"""Trains a network to segment scans of one site or several, and tests it on patients kept apart.
+
+Writes every mask in its scan's own grid; with --target, also the masks of another site, where nothing was adapted.
+
+    medtl run finetune_segmentation --source sample_data/site_a --masks sample_data/site_a/masks
+    medtl run finetune_segmentation --smoke
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import medtl
+from medtl.cli import on_terminal, progress, run_recipe, say, table
+from medtl.config import SegmentationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SegmentationConfig):
+    """Flags of this recipe."""
+
+    epochs: int = 60
+    """Passes over the training cases, at most."""
+
+    patience: int | None = 20
+    """Stop after so many epochs without a lower loss on source validation, and keep the best."""
+
+
+def main(config: Config, command: Sequence[str] = ()) -> None:
+    """Runs the recipe."""
+    run = medtl.Run.plan(Path(__file__).stem, config.reduced())
+    config = run.config
+    if not config.masks or not config.source:
+        raise medtl.ConfigError("Give --source DIR --masks DIR (or try --smoke).")
+    hparams = medtl.parse_hparams("finetune", config.hparams)
+    cases = medtl.collect_cases(
+        source=config.source,
+        labels=config.labels,
+        masks=config.masks,
+        target=config.target,
+        target_masks=config.target_masks,
+        structures=config.structures,
+        val_fraction=0.2,
+        test_fraction=0.2,
+        seed=config.seed,
+    )
+    preprocess = medtl.suggest_preprocess(
+        cases.items(), config.image_size, intensity=config.intensity, keep_spacing=True
+    )
+    network = medtl.choose_network(config.network, preprocess.spatial_dims)
+
+    def build(seed: int) -> medtl.Segmenter:
+        return medtl.build_segmenter(
+            config.encoder,
+            len(cases.classes),
+            network=network,
+            weights=config.weights,
+            in_channels=preprocess.channels,
+            seed=seed,
+        )
+
+    build(config.seed)  # absent weights are an error before anything is written
+
+    with run.open(command):
+        say(f"Run: {run.name}")
+        cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
+        cohort.table.to_csv(run.folder / "cases.csv")
+        say(table(cohort.summary()) + "\n" + "\n".join(cohort.table.warnings))
+        patch = cohort.patch(config.image_size, cube=network == "unet_3d")
+        loss = medtl.SegmentationLoss(config.loss, medtl.class_weights(cohort.voxel_counts()))
+        held_out = [("source", "validation"), ("source", "test"), ("target", "test")]
+        tested = [d for domain, split in held_out if (d := cohort.dataset(domain, split, patch=patch))]
+        writer = medtl.MaskWriter(run.folder, cases.labels)
+        for seed in config.training_seeds:
+            say(f"Training, seed {seed}")
+            adapter = medtl.build_adapter("finetune", build(seed), seed=seed, criterion=loss, **hparams)
+            done = medtl.fit(
+                adapter,
+                cohort.dataset(
+                    "source", "train", with_labels=True, augment=config.augment, seed=seed, patch=patch
+                ),
+                folder=run.model_folder("finetune", seed),
+                config=medtl.FitConfig(
+                    epochs=1 if config.smoke else config.epochs,
+                    batch_size=cohort.cases_per_batch(config.batch_size, patch),
+                    lr=config.lr,
+                    seed=seed,
+                    patience=config.patience,
+                    devices=config.devices,
+                    progress_bar=on_terminal(),
+                    steps_per_epoch=2 if config.smoke else None,
+                ),
+                validation=cohort.dataset("source", "validation", with_labels=True, patch=patch),
+                header=medtl.model_header(
+                    adapter, cases.classes, preprocess, labels=cases.labels, patch=patch
+                ),
+                metrics=run.metrics("finetune", seed),
+            )
+            say(f"Kept epoch {done.best_epoch + 1} of {done.epochs}")
+            for data in tested:
+                writer.add(medtl.segment_cases(adapter.model, data, patch=patch), "finetune", seed)
+        context = medtl.RunContext(
+            title=f"Fine-tuning on {' and '.join(cohort.sites('source'))}",
+            source_sites=cohort.sites("source"),
+            target_site=config.target.name if config.target else "",
+            notes=cohort.table.warnings,
+            flow=cohort.table.flow(),
+            target_seen_unlabelled=False,
+            command=run.command,
+            versions=medtl.environment()["versions"],
+            seeds=config.training_seeds,
+        )
+        results = medtl.evaluate(writer.finish(), context=context, replicates=200 if config.smoke else 2000)
+        run.write_json("calibration.json", results.calibration())
+        page = medtl.write_report(results, run.folder / "report")
+    say("\n" + table(results.summary_table()))
+    say(f"\nReport: {page}")
+
+
+if __name__ == "__main__":
+    run_recipe(__file__)
