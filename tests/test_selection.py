@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medtl.selection import recommend
+from medtl.selection import recommend, recommend_masks
 
 CLASSES = ("normal", "lesion")
 
@@ -112,3 +112,53 @@ def test_seeds_are_averaged() -> None:
     )
     single = next(e.values for e in recommend(good, CLASSES).evidence if "Information" in e.name)
     assert values["dann"] < single["dann"]
+
+
+def cases(model: str, domain: str, certainty: float, share: float, dice: float = np.nan) -> pd.DataFrame:
+    """What is known of ten segmented cases without their masks; of the source's, also their Dice."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "case": [f"{domain}{i}" for i in range(10)],
+            "patient": [f"p{i:03d}" for i in range(10)],
+            "domain": domain,
+            "model": model,
+            "seed": 0,
+            "certainty": certainty + 0.01 * rng.normal(size=10),
+            "share_nucleus": share,
+            "expected_nucleus": 0.1 if domain == "source" else np.nan,
+            "dice": dice + 0.01 * rng.normal(size=10),
+        }
+    )
+
+
+def masks(certainty: float, share: float = 0.1, dice: float = 0.9) -> pd.DataFrame:
+    return pd.concat(
+        [
+            cases("source_only", "source", 0.9, 0.1, 0.9),
+            cases("source_only", "target", 0.6, 0.08),
+            cases("adapted", "source", 0.9, 0.1, dice),
+            cases("adapted", "target", certainty, share),
+        ]
+    )
+
+
+class TestMasks:
+    def test_keeps_the_more_certain(self) -> None:
+        assert recommend_masks(masks(0.8), ("nucleus",)).model == "adapted"
+        assert recommend_masks(masks(0.5), ("nucleus",)).model == "source_only"
+
+    def test_vetoes_a_lost_structure(self) -> None:
+        decision = recommend_masks(masks(0.99, share=0.001), ("nucleus",))
+        assert decision.model == "source_only"
+        assert "hardly predicts nucleus" in decision.reason
+
+    def test_vetoes_a_model_that_forgot_the_source(self) -> None:
+        decision = recommend_masks(masks(0.9, dice=0.5), ("nucleus",))
+        assert decision.model == "source_only"
+        assert "0.40 of Dice" in decision.reason
+
+    def test_sees_no_dice_of_the_target(self) -> None:
+        table = masks(0.8)
+        other = table.assign(dice=table.dice.where(table.domain == "source", 0.123))
+        assert recommend_masks(other, ("nucleus",)) == recommend_masks(table, ("nucleus",))
