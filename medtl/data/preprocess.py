@@ -14,15 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
-from monai.transforms.croppad.array import SpatialPad
 from monai.transforms.intensity.array import ScaleIntensityRange
-from monai.transforms.spatial.array import Orientation
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from medtl.data.geometry import voxel_spacing
-from medtl.data.items import Affine, VolumeItem
+from medtl.data.grid import PLANES, Grid, plane_of
+from medtl.data.items import VolumeItem
 from medtl.data.volume import Volume
 from medtl.errors import ConfigError, DataError
 
@@ -40,9 +37,6 @@ CT_WINDOWS: Mapping[str, tuple[float, float]] = MappingProxyType(
     }
 )
 """Lower and upper HU of the usual display windows (level -+ half of the width)."""
-
-PLANES: Mapping[str, str] = MappingProxyType({"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"})
-"""Directions of rising (i, j, k) as a reader sees the plane; L left, P posterior, I inferior, S superior."""
 
 PERCENTILES = (0.5, 99.5)
 VERSION = 1
@@ -62,6 +56,8 @@ class Preprocess:
             name of a CT window, `window:LO,HI` in stored units, or `auto`: the soft-tissue window for CT,
             `unit` for 8-bit images, `percentile` for all else.
         plane: In which plane slices lie: `axial`, `coronal` or `sagittal`. Single slices keep their own.
+        spacing: Volumes for segmentation: mm along (slices, rows, columns) of the plane. The result then keeps
+            its natural size; `image_size` and `num_slices` take no part in it.
     """
 
     image_size: int = 128
@@ -69,6 +65,7 @@ class Preprocess:
     channels: int = 1
     intensity: str = "auto"
     plane: str = "axial"
+    spacing: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -84,6 +81,8 @@ class Preprocess:
         if self.plane not in PLANES:
             raise ConfigError(f"There is no plane {self.plane!r}; give one of {', '.join(PLANES)}.")
         window_of(self.intensity)
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", _checked_spacing(self.spacing, self.num_slices))
 
     @property
     def spatial_dims(self) -> int:
@@ -92,7 +91,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or YAML."""
-        return asdict(self)
+        return {**asdict(self), "spacing": None if self.spacing is None else list(self.spacing)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -109,8 +108,22 @@ class Preprocess:
 
     def key(self) -> str:
         """Digest of everything that determines the result for a given volume."""
-        text = json.dumps([VERSION, self.to_dict()], sort_keys=True)
+        # What is not set takes no part: entries of runs without spacing keep their names.
+        values = {k: v for k, v in self.to_dict().items() if k != "spacing" or v is not None}
+        text = json.dumps([VERSION, values], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _checked_spacing(spacing: Sequence[float], num_slices: int | None) -> tuple[float, float, float]:
+    if num_slices is None:
+        raise ConfigError(
+            "A spacing is for volumes: set num_slices too, or leave the spacing out for images."
+        )
+    if len(spacing) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing):
+        raise ConfigError(
+            f"The spacing is three positive numbers (slices, rows, columns) in mm; got {spacing}."
+        )
+    return float(spacing[0]), float(spacing[1]), float(spacing[2])
 
 
 def window_of(intensity: str) -> tuple[float, float] | None:
@@ -136,81 +149,49 @@ def preprocess(volume: Volume, spec: Preprocess) -> NDArray[np.float16]:
     """Brings one volume to the grid and range of `spec`.
 
     Values are clipped and scaled to [0, 1] with padding at 0; then the volume is turned to the plane's
-    standard orientation, resampled to square pixels with its longer side filling the image, padded to a
-    square, and resampled through its extent to `num_slices`. Downsampling is low-pass filtered.
+    standard orientation and resampled. With `spacing` it keeps its natural size; without it, it gets square
+    pixels with its longer side filling the image, is padded to a square, and is resampled through its extent
+    to `num_slices`. Downsampling is low-pass filtered. `Grid` is the same way, and the way back.
+
+    Large volumes are worked on slab by slab: beside the volume and the result, little is held.
 
     Returns:
         (C, H, W) or (C, D, H, W) float16.
 
     Raises:
-        DataError: A volume of several slices where images are wanted.
+        DataError: A volume of several slices where images are wanted, or a result that is too large.
     """
-    if spec.num_slices is None and volume.array.shape[0] > 1:
-        raise DataError(
-            f"Images of one slice were expected, got a volume of {volume.array.shape[0]} slices: set "
-            f"num_slices."
-        )
-    values = torch.from_numpy(_scaled(volume, spec))  # (C, k, j, i)
-    spacing = (1.0, 1.0, 1.0)
-    if volume.affine is not None:
-        values, spacing = _oriented(values, volume.affine, _axcodes(volume.affine, values.shape[1:], spec))
-    channels, slices = values.shape[:2]
-    # In the plane, slices are like channels: one two-dimensional call for all of them.
-    flat = values.reshape(channels * slices, *values.shape[2:])
-    height, width = flat.shape[1] * spacing[1], flat.shape[2] * spacing[2]
-    pixel = max(height, width) / spec.image_size
-    size = (max(1, round(height / pixel)), max(1, round(width / pixel)))
-    flat = _resize(flat, size)
-    flat = SpatialPad((spec.image_size, spec.image_size))(flat)
-    side = spec.image_size
-    result = torch.as_tensor(flat).reshape(channels, slices, side * side)
-    if spec.num_slices is not None and slices != spec.num_slices:
-        result = _resize(result, (spec.num_slices, side * side))
-    shape = (channels, side, side) if spec.num_slices is None else (channels, spec.num_slices, side, side)
-    array = result.reshape(shape).clamp(0, 1).to(torch.float16).numpy()
-    return np.repeat(array, 3, axis=0) if spec.channels == 3 and channels == 1 else array
+    grid = Grid.of((volume.array.shape[:3], volume.affine), spec)
+    low, high = _range(volume, spec)
+    array = grid.turn(volume.array)
+    mask = None if volume.mask is None else grid.turn(volume.mask)
+    colour = array.ndim == 4 and spec.channels == 3
+
+    def slab(start: int, stop: int) -> torch.Tensor:
+        part = None if mask is None else mask[start:stop]
+        return torch.from_numpy(_scaled(array[start:stop], part, low, high, spec.channels))
+
+    values = grid.forward(slab, 3 if colour else 1, torch.float16)
+    result: NDArray[np.float16] = values.clamp_(0, 1).numpy()
+    return np.repeat(result, 3, axis=0) if spec.channels == 3 and not colour else result
 
 
-def _resize(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(values.shape[1:]) == size:
-        return values
-    # Not MONAI's Resize: its low-pass filter takes in zeros from beyond the edge, which darkens border pixels
-    # and the first and last slices by a tenth; the weights of this one sum to 1 everywhere.
-    return interpolate(values[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
-
-
-def _axcodes(affine: Affine, shape: Sequence[int], spec: Preprocess) -> str:
-    """Single slices keep their own plane; volumes are turned to the common one."""
-    return PLANES[spec.plane if spec.num_slices is not None or shape[0] > 1 else plane_of(affine)]
-
-
-def _oriented(
-    values: torch.Tensor, affine: Affine, axcodes: str
-) -> tuple[torch.Tensor, tuple[float, float, float]]:
-    """(C, k, j, i) turned so that (i, j, k) point along `axcodes`; and its spacing in mm along (k, j, i)."""
-    image = MetaTensor(values.permute(0, 3, 2, 1), affine=torch.tensor(affine, dtype=torch.float64))
-    labels = (("L", "R"), ("P", "A"), ("I", "S"))
-    turned: Any = Orientation(axcodes=axcodes, labels=labels)(image)
-    i, j, k = voxel_spacing(tuple(map(tuple, turned.affine.tolist())))
-    return turned.as_tensor().permute(0, 3, 2, 1), (k, j, i)
-
-
-def _scaled(volume: Volume, spec: Preprocess) -> NDArray[np.float32]:
-    """(C, k, j, i) float32 in [0, 1], padding 0."""
-    array = volume.array
+def _scaled(
+    array: NDArray[Any], mask: NDArray[np.bool_] | None, low: float, high: float, channels: int
+) -> NDArray[np.float32]:
+    """(k, j, i) or (k, j, i, 3) to (C, k, j, i) float32 in [0, 1], padding 0."""
     if array.ndim == 4:
         values = np.moveaxis(array, -1, 0).astype(np.float32)
-        if spec.channels == 1:  # ITU-R BT.601 luminance
+        if channels == 1:  # ITU-R BT.601 luminance
             values = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), values, axes=1)[None]
     else:
         values = array[None].astype(np.float32)
-    low, high = _range(volume, spec)
     if high <= low:  # a constant image
-        return np.zeros_like(values)
+        return np.zeros(values.shape, dtype=np.float32)
     scaled: Any = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(values)
     result = np.ascontiguousarray(scaled, dtype=np.float32)
-    if volume.mask is not None:
-        result[:, volume.mask] = 0
+    if mask is not None:
+        result[:, mask] = 0
     return result
 
 
@@ -241,13 +222,6 @@ def auto_intensity(kind: str | None, modality: str | None, bits: int | None) -> 
     if bits == 8 and (kind == "image" or (kind == "dicom" and modality not in ("MR", "PT", "NM"))):
         return "unit"
     return "percentile"
-
-
-def plane_of(affine: Affine) -> str:
-    """The plane in which a slice (i, j) lies, by the largest component of its normal."""
-    matrix = np.array(affine)[:3, :3]
-    normal = np.abs(np.cross(matrix[:, 0], matrix[:, 1]))
-    return ("sagittal", "coronal", "axial")[int(normal.argmax())]
 
 
 def suggest_preprocess(
