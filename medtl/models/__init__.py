@@ -1,16 +1,25 @@
-"""Encoders with ImageNet weights, and the classifiers that are built on them."""
+"""Encoders with ImageNet weights, and the classifiers and segmentation networks that are built on them."""
 
 from medtl.models.classifier import Classifier, build_classifier
 from medtl.models.encoder import Encoder, build_encoder
 from medtl.models.features import WithFeatures, with_features
+from medtl.models.losses import LOSSES, SegmentationLoss, class_weights
+from medtl.models.networks import NETWORKS
 from medtl.models.output import Output
+from medtl.models.segmenter import Segmenter, build_segmenter
 
 __all__ = [
+    "LOSSES",
+    "NETWORKS",
     "Classifier",
     "Encoder",
     "Output",
+    "SegmentationLoss",
+    "Segmenter",
     "WithFeatures",
     "build_classifier",
     "build_encoder",
+    "build_segmenter",
+    "class_weights",
     "with_features",
 ]

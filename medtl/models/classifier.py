@@ -43,6 +43,11 @@ class Classifier(nn.Module):
         bottleneck: width of a Linear-ReLU layer between features and head, or None for none.
         dropout: probability of dropping a feature before the head.
         pooling: how the slices of a volume become one vector; unused for images.
+
+    Attributes:
+        task: "binary" or "multiclass".
+        num_features: F, the width of the features.
+        head: the layer that makes logits from the features.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, num_classes)
         self.num_features = width
         self.num_classes = num_classes
+        self.task = "binary" if num_classes == 2 else "multiclass"
         self.bottleneck = bottleneck
 
     def forward(self, image: Tensor) -> Output:

@@ -82,6 +82,54 @@ def load_pretrained(network: nn.Module, name: str, weights: str, in_channels: in
     return _load_from_hub(network, name, in_channels)
 
 
+def load_pretrained_maps(
+    features: nn.Module, name: str, weights: str, in_channels: int, slices: int = 1
+) -> str:
+    """Loads `weights` into timm's features-only variant of a network, by way of the whole network and its checks.
+
+    timm renames layers there (`stages.0` becomes `stages_0`, a prefix `model.` or `body.`) and leaves out those behind
+    the last map. Every tensor that is left has to get a pretrained value.
+
+    Args:
+        features: made with `features_only=True` and `in_chans=in_channels * slices`.
+        name: its timm name.
+        weights: as in `load_pretrained`.
+        in_channels: channels of one slice.
+        slices: how many slices are stacked as channels, slice by slice. The weights of the first convolution are
+            repeated and divided by this number, so that equal slices give the response of the single slice.
+
+    Returns:
+        Where the weights came from, as `load_pretrained`.
+
+    Raises:
+        WeightsError: as `load_pretrained`; or a tensor that the whole network does not have.
+    """
+    if weights == "random":
+        return load_pretrained(features, name, weights, in_channels)
+    whole = timm.create_model(name, num_classes=0, in_chans=in_channels)
+    origin = load_pretrained(whole, name, weights, in_channels)
+    values = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
+    first = {f"{conv}.weight".replace(".", "_") for conv in _first_convolutions(whole)}
+    state, missing = {}, []
+    for key, own in features.state_dict().items():
+        plain = key.removeprefix("model.").removeprefix("body.").replace(".", "_")
+        value = values.get(plain)
+        if value is not None and plain in first and slices > 1:
+            value = value.repeat(1, slices, 1, 1) / slices
+        if value is None or value.shape != own.shape:
+            missing.append(key)
+        else:
+            state[key] = value
+    if missing:
+        raise WeightsError(
+            f"{len(missing)} tensors of encoder {name} (first: {missing[0]}) would not get pretrained weights when it "
+            f"gives feature maps with {in_channels * slices} input channels. Choose another encoder, for example "
+            f"{PACKAGED_ENCODER} or resnet34, or ask for --weights random."
+        )
+    features.load_state_dict(state)
+    return origin
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Reads a state dict from safetensors, or from a PyTorch file without unpickling code.
 
@@ -139,11 +187,14 @@ def _load_state(
     """Loads what belongs to the encoder; every tensor of the encoder has to be there with its shape."""
     own = network.state_dict()
     state = _without_prefix(state, own)
-    first = network.pretrained_cfg["first_conv"]  # type: ignore[index]
-    for conv in [first] if isinstance(first, str) else list(first or ()):
+    for conv in _first_convolutions(network):
         key = f"{conv}.weight"
-        if key in state and key in own and state[key].shape[1] == 3 != in_channels:
+        if key not in state or key not in own or state[key].ndim != 4:
+            continue
+        if state[key].shape[1] == 3 != in_channels:
             state[key] = timm.models.adapt_input_conv(in_channels, state[key])
+        elif state[key].shape[1] == 1 < in_channels and own[key].shape[1] == in_channels:
+            state[key] = state[key].repeat(1, in_channels, 1, 1) / in_channels  # weights of a grey encoder
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or other:
@@ -153,6 +204,11 @@ def _load_state(
             f"(first: {(other or ['none'])[0]}). Name the encoder that they belong to with --encoder."
         )
     network.load_state_dict({k: state[k] for k in own if k in state}, strict=False)
+
+
+def _first_convolutions(network: nn.Module) -> list[str]:
+    first = network.pretrained_cfg["first_conv"]  # type: ignore[index]
+    return [first] if isinstance(first, str) else list(first or ())
 
 
 def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

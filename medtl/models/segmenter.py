@@ -1,0 +1,213 @@
+"""Segments images, and volumes by slices, by slices with their neighbours, or in 3D."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medtl.errors import ConfigError, DataError
+from medtl.models.decoder3d import VolumeNetwork
+from medtl.models.networks import (
+    NETWORKS,
+    STACKED,
+    VOLUMETRIC,
+    SliceNetwork,
+    check_network_name,
+)
+from medtl.models.output import Output
+from medtl.models.weights import load_pretrained_maps
+
+__all__ = ["NETWORKS", "Segmenter", "build_segmenter"]
+
+
+class Segmenter(nn.Module):
+    """A segmentation network on an ImageNet encoder, behind the normalisation of the encoder's weights.
+
+    Images and volumes of any size: they are padded inside with their edge to a multiple of the stride, and the logits
+    are cropped back. BatchNorm normalises by its running statistics where a batch holds one value a channel (pooled
+    maps of a batch of one), which has no spread.
+
+    Args:
+        encoder: timm's name.
+        num_classes: K, background included.
+        network: one of `NETWORKS`.
+        in_channels: channels of the images.
+        neighbours: slices on each side that a 2.5D network sees; unused by others.
+        width: scale of the decoder's channels.
+
+    Attributes:
+        task: "segmentation".
+        num_features: F, channels of the deepest map.
+        weights: where the encoder's weights came from.
+    """
+
+    task: ClassVar[str] = "segmentation"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: str,
+        num_classes: int,
+        *,
+        network: str = "unet",
+        in_channels: int = 3,
+        neighbours: int = 1,
+        width: int = 16,
+    ) -> None:
+        super().__init__()
+        check_network_name(network)
+        if num_classes < 2:
+            raise ConfigError(
+                f"A segmentation network needs at least 2 classes, got {num_classes}: the background is one."
+            )
+        if neighbours < 1 or width < 4:
+            raise ConfigError(
+                f"neighbours={neighbours}, width={width}; expected at least 1 slice on each side and a width of 4."
+            )
+        self.encoder = encoder
+        self.network = network
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.neighbours = neighbours
+        self.width = width
+        self.weights = "checkpoint"
+        self.slices = 2 * neighbours + 1 if network.endswith(STACKED) else 1
+        self.body: SliceNetwork | VolumeNetwork
+        if network == VOLUMETRIC:
+            self.body = VolumeNetwork(encoder, in_channels, num_classes, width, depth=4)
+        else:
+            plain = network.removesuffix(STACKED)
+            self.body = SliceNetwork(encoder, plain, in_channels * self.slices, num_classes, width)
+            self.body.to(memory_format=torch.channels_last)
+        self.num_features = self.body.num_features
+        config = self.body.encoder.model.pretrained_cfg
+        for key in ("mean", "std"):
+            value = torch.tensor(config[key], dtype=torch.float32)
+            value = value if in_channels == 3 else value.mean().repeat(in_channels)
+            self.register_buffer(key, value.view(1, -1, 1, 1))
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(_without_spread)
+                module.register_forward_hook(_after, always_call=True)
+
+    @property
+    def head(self) -> nn.Module:
+        """The layers that make logits from the decoder's last map."""
+        return self.body.head
+
+    def forward(self, image: Tensor) -> Output:
+        """Segments images (N, C, H, W) or volumes (N, C, D, H, W) with values in [0, 1].
+
+        Returns:
+            Logits (N, K, H, W) or (N, K, D, H, W), and the encoder's deepest map (N, F, h, w) or (N, F, D, h, w).
+
+        Raises:
+            DataError: another number of channels or axes.
+        """
+        if image.ndim not in (4, 5) or image.shape[1] != self.in_channels:
+            raise DataError(
+                f"The network takes images (N, {self.in_channels}, H, W) or volumes (N, {self.in_channels}, D, H, W), "
+                f"got shape {tuple(image.shape)}. Grey scans have 1 channel, colour ones 3: build the network for "
+                "them with in_channels; ImageNet weights are adapted."
+            )
+        volume = image if image.ndim == 5 else image[:, :, None]
+        height, width = volume.shape[-2:]
+        logits, features = self._volume(self._prepared(volume))
+        logits = logits[..., :height, :width]
+        return Output(logits, features) if image.ndim == 5 else Output(logits[:, :, 0], features[:, :, 0])
+
+    def _prepared(self, volume: Tensor) -> Tensor:
+        """Normalises, and pads rows and columns at their end."""
+        volume = (volume - self.mean[..., None]) / self.std[..., None]
+        pad = [-side % self.body.stride for side in volume.shape[-2:]]
+        return F.pad(volume, (0, pad[1], 0, pad[0], 0, 0), mode="replicate") if any(pad) else volume
+
+    def _volume(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.body, VolumeNetwork):
+            return self.body(volume)  # type: ignore[no-any-return]
+        batch, _, depth = volume.shape[:3]
+        if self.slices > 1:
+            volume = self._stacked(volume)
+        slices = volume.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        logits, features = (maps.unflatten(0, (batch, depth)).transpose(1, 2) for maps in self.body(slices))
+        return logits, features
+
+    def _stacked(self, volume: Tensor) -> Tensor:
+        """(N, C, D, H, W) to (N, slices * C, D, H, W); the first and last slices are their own neighbours."""
+        depth = volume.shape[2]
+        place = torch.arange(depth, device=volume.device)
+        shifts = range(-self.neighbours, self.neighbours + 1)
+        return torch.cat([volume[:, :, (place + shift).clamp(0, depth - 1)] for shift in shifts], dim=1)
+
+    def spec(self) -> dict[str, Any]:
+        """What `build_segmenter` needs to make this network again, as plain values."""
+        return {
+            "encoder": self.encoder,
+            "num_classes": self.num_classes,
+            "network": self.network,
+            "in_channels": self.in_channels,
+            "neighbours": self.neighbours,
+            "width": self.width,
+        }
+
+
+def build_segmenter(
+    encoder: str,
+    num_classes: int,
+    *,
+    network: str = "unet",
+    weights: str | None = "imagenet",
+    in_channels: int = 3,
+    neighbours: int = 1,
+    width: int = 16,
+    seed: int = 0,
+) -> Segmenter:
+    """Builds a segmentation network on a named encoder; what is not pretrained is drawn from `seed` alone.
+
+    Args:
+        encoder: any timm architecture with maps at strides 2 (or 4) to 32, as `resnet34` or `tf_efficientnet_lite0`.
+        num_classes: K, background included.
+        network: one of `NETWORKS`.
+        weights: `imagenet` (the extra `offline`, the hub's cache, or a download), the path of a file, or `random`,
+            which has to be asked for; None if a checkpoint is loaded next.
+        in_channels: channels of the images; the RGB weights of the first convolution are adapted.
+        neighbours: slices on each side that a 2.5D network sees.
+        width: scale of the decoder's channels.
+        seed: of the decoder's and the head's weights.
+
+    Raises:
+        ConfigError: unknown encoder or network, or an encoder that does not give such maps.
+        WeightsError: the weights are absent, altered, or of another architecture.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Segmenter(
+            encoder,
+            num_classes,
+            network=network,
+            in_channels=in_channels,
+            neighbours=neighbours,
+            width=width,
+        )
+        if weights is not None:
+            maps: nn.Module = model.body.encoder.model
+            model.weights = load_pretrained_maps(maps, encoder, weights, in_channels, model.slices)
+    return model
+
+
+def _without_spread(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Before a BatchNorm: one value a channel cannot be normalised by itself."""
+    x = inputs[0]
+    layer.one_value = layer.training and x.numel() == x.shape[1]  # type: ignore[assignment]
+    if layer.one_value:
+        layer.training = False
+
+
+def _after(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    if layer.one_value:
+        layer.training = True
