@@ -40,6 +40,9 @@ class DANN(Adapter):
     reversed and scaled by lambda(p), and so learns features that do not tell. Only the encoder's gradient is
     scaled: the discriminator always learns at full strength. Each domain weighs one half, whatever its batch.
 
+    In segmentation the features are a map, and each of its locations is a sample: the domain loss, and with it the
+    reversed gradient, is a mean over locations.
+
     Args:
         model: `model(image) -> Output(logits, features)`.
         weight: of the reversed gradient.
@@ -47,6 +50,7 @@ class DANN(Adapter):
         hidden: width of the discriminator's two hidden layers.
         dropout: in the discriminator.
         head_lr: learning rate of discriminator, in multiples of the encoder's.
+        locations: how many locations of the maps of each domain a step uses at most, drawn anew in each; bounds memory.
         norm, statistics, label_smoothing: see `Adapter`.
     """
 
@@ -61,6 +65,7 @@ class DANN(Adapter):
         hidden: int = 256,
         dropout: float = 0.5,
         head_lr: float = 1.0,
+        locations: int = 4096,
         norm: Norm = "separate",
         statistics: Statistics = "running",
         label_smoothing: float = 0.0,
@@ -69,6 +74,7 @@ class DANN(Adapter):
         self.weight = weight
         self.gamma = gamma
         self.head_lr = head_lr
+        self.locations = locations
         # No BatchNorm here: with one call a domain it would hide the shift that the discriminator looks for.
         self.discriminator = nn.Sequential(
             nn.Linear(self._num_features(), hidden),
@@ -105,7 +111,11 @@ class DANN(Adapter):
         ]
 
     def _discriminate(self, features: Tensor, lambda_: float) -> Tensor:
-        """Logits (B,) of being from the source, in float32 outside autocast."""
+        """Logits (M,) of being from the source, of cases or of locations of maps; float32 outside autocast."""
+        if features.ndim > 2:
+            features = features.movedim(1, -1).flatten(0, -2)
+            if len(features) > self.locations:
+                features = features[torch.randperm(len(features))[: self.locations].to(features.device)]
         with torch.autocast(features.device.type, enabled=False):
             reversed_features: Tensor = _ReverseGradient.apply(features.float(), lambda_)
             logits: Tensor = self.discriminator(reversed_features)

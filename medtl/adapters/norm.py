@@ -78,7 +78,8 @@ def _none_alone(images: Iterable[Tensor]) -> Iterator[Tensor]:
     for image in images:
         if alone is not None and alone.shape[1:] == image.shape[1:]:
             image = torch.cat([alone, image])
-        elif alone is not None and alone[0, 0].numel() > 1:
+        elif alone is not None:  # of another size
+            some = True
             yield alone
         alone = image if len(image) == 1 else None
         if alone is None:

@@ -1,0 +1,129 @@
+"""Adversarial entropy minimisation in segmentation."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from medtl.adapters.base import Adapter
+from medtl.adapters.norm import Norm, Statistics
+from medtl.adapters.parts import classes_of, information_map
+from medtl.data.batch import Batch
+from medtl.errors import ConfigError
+
+
+class _Discriminator(nn.Module):
+    """Five convolutions of kernel 4 with leaky ReLUs between (Vu et al. 2019, after Radford et al. 2016), 2-D or 3-D.
+
+    Each halves the axes that are more than half as long as the longest one; shorter axes, and those of one voxel,
+    keep their size, so that thin and small patches reach the end. No normalisation: it would hide the shift.
+    """
+
+    def __init__(self, dims: int, num_classes: int, width: int) -> None:
+        super().__init__()
+        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        widths = (num_classes, width, 2 * width, 4 * width, 8 * width, 1)
+        self.dims = dims
+        self.layers = nn.ModuleList(conv(a, b, kernel_size=4) for a, b in pairwise(widths))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Logits (N, 1, *s) of maps (N, K, *S); 2-D takes the slices of a volume one by one."""
+        x = maps.transpose(1, 2).flatten(0, 1) if self.dims == 2 and maps.ndim == 5 else maps
+        convolve = F.conv3d if self.dims == 3 else F.conv2d
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Conv2d | nn.Conv3d)
+            sizes = x.shape[2:]
+            strides = [2 if size > 1 and 2 * size > max(sizes) else 1 for size in sizes]
+            padding = [p for stride in reversed(strides) for p in ((1, 1) if stride == 2 else (1, 2))]
+            x = F.leaky_relu(x, 0.2) if number else x
+            x = convolve(F.pad(x, padding), layer.weight, layer.bias, stride=strides)
+        return x
+
+
+class AdvEnt(Adapter):
+    """Adversarial entropy minimisation, and entropy minimisation itself (Vu et al. 2019, section 3).
+
+    A discriminator sees, voxel by voxel, how uncertain each class is (weighted self-information, K channels at full
+    size), and the network is trained so that the target's maps pass for the source's. With
+    `adversarial_weight=0` and a positive `entropy_weight` it is the paper's MinEnt.
+
+    The discriminator is 3-D where the model has 3-D convolutions, else it judges slices. For segmentation only.
+
+    Args:
+        model: `model(image) -> Output(logits, features)`.
+        adversarial_weight: of the loss that makes the target's maps look like the source's.
+        entropy_weight: of the mean entropy of the target's predictions, as a fraction of log K.
+        width: channels of the discriminator's first layer.
+        head_lr: learning rate of the discriminator, in multiples of the model's.
+        norm, statistics: see `Adapter`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})
+    tasks: ClassVar[frozenset[str]] = frozenset({"segmentation"})
+    why_not: ClassVar[str] = (
+        "its discriminator looks at maps of uncertainty, which one prediction a case has not"
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        adversarial_weight: float = 0.001,
+        entropy_weight: float = 0.0,
+        width: int = 64,
+        head_lr: float = 1.0,
+        norm: Norm = "separate",
+        statistics: Statistics = "running",
+    ) -> None:
+        super().__init__(model, norm=norm, statistics=statistics)
+        if adversarial_weight < 0 or entropy_weight < 0 or adversarial_weight + entropy_weight == 0:
+            raise ConfigError(
+                f"AdvEnt: adversarial_weight is {adversarial_weight} and entropy_weight {entropy_weight}; expected "
+                "numbers of at least 0, one of them above: otherwise the target would change nothing."
+            )
+        self.adversarial_weight = adversarial_weight
+        self.entropy_weight = entropy_weight
+        self.head_lr = head_lr
+        dims = 3 if any(isinstance(m, nn.Conv3d) for m in model.modules()) else 2
+        self.discriminator = (
+            _Discriminator(dims, classes_of(model, "AdvEnt"), width) if adversarial_weight else None
+        )
+
+    def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
+        """Computes the source's loss, what the target adds to it, and the discriminator's own loss."""
+        from_source, from_target = self.forward_domains(source, target)
+        source_loss = self.supervised_loss(from_source.logits, self._given(source, "source").label)
+        if from_target.logits.ndim == 2:
+            self._check_task("multiclass")
+        with torch.autocast(source_loss.device.type, enabled=False):
+            of_source, of_target = information_map(from_source.logits), information_map(from_target.logits)
+            entropy = of_target.sum(dim=1).mean()
+            loss = source_loss + self.entropy_weight * entropy
+            losses = {"source_loss": source_loss.detach(), "entropy": entropy.detach()}
+            if self.discriminator is not None:
+                # The model's turn: the discriminator is held constant. Then the discriminator's: the maps are.
+                frozen = {k: v.detach() for k, v in self.discriminator.named_parameters()}
+                passes = F.softplus(-functional_call(self.discriminator, frozen, (of_target,))).mean()
+                is_source = self.discriminator(of_source.detach())
+                is_target = self.discriminator(of_target.detach())
+                domain = 0.5 * (F.softplus(-is_source).mean() + F.softplus(is_target).mean())
+                loss = loss + self.adversarial_weight * passes + domain
+                accuracy = 0.5 * ((is_source > 0).float().mean() + (is_target <= 0).float().mean())
+                losses |= {
+                    "adversarial_loss": passes.detach(),
+                    "domain_loss": domain.detach(),
+                    "domain_accuracy": accuracy.detach(),
+                }
+        return {"loss": loss, **losses}
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The model at `lr`, the discriminator at `lr * head_lr`."""
+        groups = [{"params": [p for p in self.model.parameters() if p.requires_grad], "lr": lr}]
+        if self.discriminator is not None:
+            groups.append({"params": list(self.discriminator.parameters()), "lr": lr * self.head_lr})
+        return groups
