@@ -183,10 +183,10 @@ class Grid:
         for start, stop, shares in self._slabs_to_network(slab, len(found)):
             shares = shares[(slice(None), slice(None), *inside)]
             if found[-1] == VOID:  # half of a voxel, or the largest of what is known
-                best = shares[:-1].argmax(0) if len(found) > 1 else torch.zeros_like(shares[0]).long()
+                best = _argmax(shares[:-1] if len(found) > 1 else shares)
                 best[shares[-1] > 0.5] = len(found) - 1
             else:
-                best = shares.argmax(0)
+                best = _argmax(shares)
             result[(slice(start, stop), *inside)] = found[best.numpy()]
         return result.reshape(self.shape)
 
@@ -217,7 +217,7 @@ class Grid:
         result = np.empty(self.native, dtype=np.uint8)
         view = self.turn(result)
         for start, stop, part in self._slabs_to_native(probabilities):
-            view[start:stop] = part.argmax(0).to(torch.uint8).numpy()
+            view[start:stop] = _argmax(part).numpy()
         return result
 
     def _slabs_to_network(self, slab: Slab, channels: int) -> Iterator[tuple[int, int, Tensor]]:
@@ -280,6 +280,15 @@ def _turn(
     flips = tuple(axis for axis in range(3) if change[2 - order[axis], 1] < 0)
     i, j, k = voxel_spacing(affine)
     return (order[0], order[1], order[2]), flips, _pick((k, j, i), order)
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """(K, ...) to (...) uint8: the first largest; along the outermost axis many times faster than torch's."""
+    best, index = values[0].clone(), torch.zeros(values.shape[1:], dtype=torch.uint8)
+    for number in range(1, len(values)):
+        index.masked_fill_(values[number] > best, number)
+        torch.maximum(best, values[number], out=best)
+    return index
 
 
 def _ranges(total: int, voxels: float) -> Iterator[tuple[int, int]]:
