@@ -65,18 +65,40 @@ class LabelMap:
         return (self.background[0], *(values[0] for values in self.structures.values()))
 
     def encode(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
-        """Class indices of stored values; `VOID` for void and for values that are not known."""
+        """Class indices of stored integers; `VOID` for void and for values that are not known."""
+        named = {
+            v: i for i, values in enumerate((self.background, *self.structures.values())) for v in values
+        }
+        if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
+            # One look at each voxel, however many structures there are.
+            kind = np.iinfo(stored.dtype)
+            table = np.full(kind.max - kind.min + 1, VOID, dtype=np.uint8)
+            for value, index in named.items():
+                if kind.min <= value <= kind.max:
+                    table[value] = index  # a negative value counts from the end, as it does on reading
+            return np.asarray(table[stored])
         result = np.full(stored.shape, VOID, dtype=np.uint8)
-        for index, values in enumerate((self.background, *self.structures.values())):
-            for value in values:
-                result[stored == value] = index
+        for value, index in named.items():
+            result[stored == value] = index
         return result
 
     def unknown(self, stored: NDArray[Any]) -> dict[int, int]:
-        """Stored values that the map does not name, and how many voxels hold each."""
+        """Stored integers that the map does not name, and how many voxels hold each."""
         known = {*self.background, *self.void, *(v for values in self.structures.values() for v in values)}
-        found, counts = np.unique(stored, return_counts=True)
-        return {int(v): int(n) for v, n in zip(found, counts, strict=True) if int(v) not in known}
+        return {value: count for value, count in count_values(stored).items() if value not in known}
+
+    def agrees(self, other: LabelMap) -> bool:
+        """Whether both give every value the same meaning; order, and which of several values is written, are free."""
+        return self._meaning() == other._meaning()
+
+    def _meaning(self) -> dict[str, set[int]]:
+        named = {BACKGROUND: self.background, **self.structures, **({"void": self.void} if self.void else {})}
+        return {name: set(values) for name, values in named.items()}
+
+    def text(self) -> str:
+        """In one line, for messages: `background 0, lesion 1, void 255`."""
+        named = {BACKGROUND: self.background, **self.structures, **({"void": self.void} if self.void else {})}
+        return ", ".join(f"{name} {'/'.join(map(str, values))}" for name, values in named.items())
 
     def decode(self, index: NDArray[np.uint8]) -> NDArray[Any]:
         """Stored values of class indices, uint8 or the smallest type that holds them; void as its own value or 0."""
@@ -143,6 +165,12 @@ class LabelMap:
         values = values.get("labels", values) if isinstance(values, dict) else values
         if not isinstance(values, dict):
             raise ConfigError(f'{path.name} holds no map of names to values; expected {{"lesion": 1}}.')
+        if values and all(re.fullmatch(r"-?\d+", k) and isinstance(v, str) for k, v in values.items()):
+            # The other way round, as the Medical Segmentation Decathlon's dataset.json has it.
+            turned: dict[str, list[int]] = {}
+            for value, name in values.items():
+                turned.setdefault(name, []).append(int(value))
+            return cls.from_dict(turned)
         return cls.from_dict(values)
 
     @classmethod
@@ -161,3 +189,13 @@ class LabelMap:
                 )
             values.setdefault(match[1], []).extend(int(v) for v in match[2].split(","))
         return cls.from_dict(values)
+
+
+def count_values(stored: NDArray[Any]) -> dict[int, int]:
+    """The integers of an array and how many voxels hold each, in rising order."""
+    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2 and stored.size:
+        low = min(int(stored.min()), 0)
+        counts = np.bincount((stored.astype(np.int32) - low).ravel() if low else stored.ravel())
+        return {int(v) + low: int(counts[v]) for v in np.flatnonzero(counts)}
+    found, counts = np.unique(stored, return_counts=True)
+    return {int(v): int(n) for v, n in zip(found, counts, strict=True)}

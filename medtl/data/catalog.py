@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -21,11 +21,11 @@ from medtl.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_MASK_FOLDER = re.compile(
+MASK_FOLDER = re.compile(
     r"(masks?|labels?(tr|ts)?|segs?|segmentations?|annotations?|ground_?truths?|gt)", re.I
 )
 _MASK_STEM = re.compile(r".+[._-](masks?|segs?|segmentations?|labels?)", re.I)
-_FOREIGN = frozenset(
+FOREIGN = frozenset(
     {
         *(
             ".zip",
@@ -60,14 +60,15 @@ _FOREIGN = frozenset(
         *(".czi", ".lif"),
     }
 )
-_SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.dcm|\.dicom|\.ima|\.png|\.jpe?g|\.tiff?|\.bmp)$", re.I)
+SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.dcm|\.dicom|\.ima|\.png|\.jpe?g|\.tiff?|\.bmp)$", re.I)
 
 
-def scan_folder(path: Path) -> Catalog:
+def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
     """Finds the volumes of a folder from headers alone.
 
     Args:
         path: A folder, or a single scan file.
+        masks: Folders of masks: what they hold inside `path` is no scan, whatever it is called.
 
     Returns:
         Items in order of their names, and a rejection for everything else. Both are the same however the
@@ -82,18 +83,28 @@ def scan_folder(path: Path) -> Catalog:
             f"There is no folder {path.name!r}: check the path (relative to {Path.cwd().name!r})."
         )
     if path.is_file():
-        if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar") and not _SUFFIX.search(
+        if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar") and not SUFFIX.search(
             path.name
         ):
             raise DataError(f"{path.name!r} is an archive, a folder of scans was expected: unpack it first.")
         root, files = path.parent, [path.name]
     else:
-        root, files = path, sorted(_walk(path))
+        root, files = path, sorted(walk(path))
+    apart = [place for mask in masks if (place := _inside(root, Path(mask)))]
     with quiet_readers():
-        return _catalog(root, files)
+        return _catalog(root, files, apart)
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _inside(root: Path, folder: Path) -> str:
+    """Relative path of a folder inside `root` with a slash behind it; empty if it is elsewhere, or the root."""
+    try:
+        place = folder.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        return ""
+    return "" if place == "." else f"{place}/"
+
+
+def walk(root: Path) -> Iterator[str]:
     """Relative paths of all files; links are followed, each folder is entered once."""
     seen: set[tuple[int, int]] = set()
     stack = [root]
@@ -117,12 +128,12 @@ def _walk(root: Path) -> Iterator[str]:
                 yield Path(entry.path).relative_to(root).as_posix()
 
 
-def _catalog(root: Path, files: list[str]) -> Catalog:
+def _catalog(root: Path, files: list[str], apart: Sequence[str]) -> Catalog:
     headers: list[DicomHeader] = []
     items: list[VolumeItem] = []
     rejections: list[Rejection] = []
     for file in files:
-        found = _look(root, file)
+        found = _look(root, file, apart)
         (
             headers
             if isinstance(found, DicomHeader)
@@ -146,10 +157,11 @@ def _catalog(root: Path, files: list[str]) -> Catalog:
     return Catalog(
         tuple(sorted(items, key=lambda item: (item.name, item.files))),
         tuple(sorted(rejections, key=lambda r: r.files)),
+        identifiers,
     )
 
 
-def _look(root: Path, file: str) -> DicomHeader | VolumeItem | Rejection:
+def _look(root: Path, file: str, apart: Sequence[str] = ()) -> DicomHeader | VolumeItem | Rejection:
     """Decides by name and first bytes what a file is, and reads its header."""
     pure = PurePosixPath(file)
     name = pure.name.lower()
@@ -164,14 +176,16 @@ def _look(root: Path, file: str) -> DicomHeader | VolumeItem | Rejection:
     dicom = is_dicom(head, suffix)
     scan = dicom or suffix in NIFTI_SUFFIXES or suffix in IMAGE_SUFFIXES
     if name.startswith(".") or not scan:
-        if suffix in _FOREIGN and not name.startswith("."):
+        if suffix in FOREIGN and not name.startswith("."):
             step = "Convert it to NIfTI, DICOM or PNG; unpack archives."
             return Rejection(file, "unsupported_format", f"a {suffix[1:]} file", step, (file,))
         return Rejection(file, "not_a_scan", f"a {suffix[1:] or 'nameless'} file", "Nothing.", (file,))
     if not head:
         return Rejection(file, "truncated", "the file is empty", "Copy or export the file again.", (file,))
-    stem = _SUFFIX.sub("", pure.name)
-    if any(_MASK_FOLDER.fullmatch(part) for part in pure.parts[:-1]) or _MASK_STEM.fullmatch(stem):
+    stem = SUFFIX.sub("", pure.name)
+    if any(file.startswith(folder) for folder in apart):
+        return Rejection(file, "mask", "it lies in the masks' folder", "Nothing.", (file,))
+    if any(MASK_FOLDER.fullmatch(part) for part in pure.parts[:-1]) or _MASK_STEM.fullmatch(stem):
         step = "Nothing if it is one; rename the file or folder if it is a scan."
         return Rejection(file, "mask", "its name or folder is one kept for masks", step, (file,))
     if dicom:
@@ -246,7 +260,7 @@ def _dicom_items(root: Path, plans: list[Plan], identifiers: Identifiers) -> lis
         first = plan.headers[0]
         if len(plan.headers) == 1:
             path = first.file
-            name = _SUFFIX.sub("", PurePosixPath(path).name)
+            name = SUFFIX.sub("", PurePosixPath(path).name)
         else:
             folder = PurePosixPath(min(h.file for h in plan.headers)).parent
             path = str(folder)
@@ -294,7 +308,7 @@ def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:
     for item in sorted(items, key=lambda item: item.files):
         name = item.name
         if counts[name] > 1:
-            name = _SUFFIX.sub("", item.path) if len(item.files) == 1 else item.path
+            name = SUFFIX.sub("", item.path) if len(item.files) == 1 else item.path
             base, number = name, 1
             while taken[name]:
                 number += 1

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from medtl.data.privacy import Identifiers
+
 Affine = tuple[tuple[float, float, float, float], ...]
 """4 x 4, row by row: voxel (i, j, k), i along columns, to RAS in mm."""
 
@@ -169,10 +171,17 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All volumes and rejections of one folder; every file is in exactly one of them."""
+    """All volumes and rejections of one folder; every file is in exactly one of them.
+
+    Attributes:
+        items: the volumes.
+        rejections: what is left out.
+        identifiers: what identifies the folder's patients, to make other paths safe to show. In memory only.
+    """
 
     items: tuple[VolumeItem, ...]
     rejections: tuple[Rejection, ...]
+    identifiers: Identifiers = field(default_factory=Identifiers, repr=False, compare=False)
 
     @property
     def num_files(self) -> int:

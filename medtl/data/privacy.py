@@ -54,6 +54,11 @@ class Identifiers:
         self._ids.update(_ids(patient_id))
         self._names.update(_names(patient_name))
 
+    def update(self, other: Identifiers) -> None:
+        """Takes in those of another folder."""
+        self._ids |= other._ids
+        self._names |= other._names
+
     def safe_path(
         self, path: str, patient_id: str | None = None, patient_name: str | None = None, key: str = ""
     ) -> str:
