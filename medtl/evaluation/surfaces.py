@@ -35,29 +35,29 @@ def bounding_box(mask: Bools) -> tuple[slice, ...] | None:
     return tuple(found[0]) if found and found[0] is not None else None
 
 
-def surface_voxels(mask: Bools) -> NDArray[np.intp]:
+def surface_voxels(mask: Bools, shape: Sequence[int] | None = None) -> NDArray[np.intp]:
     """Indices (n, d) of the surface voxels, in C order.
 
-    An axis of a single voxel has no surface across it: a slice is judged as an image (its other voxels would
-    all be surface otherwise), and its index is 0.
+    An axis along which the image has a single voxel has no surface across it: a slice is judged as an image (all of
+    its voxels would be surface otherwise).
 
     Args:
         mask: (k, j, i) or (j, i).
+        shape: of the whole image, when `mask` is a box cut from it that holds all of the structure.
     """
-    empty = np.zeros((0, mask.ndim), dtype=np.intp)
     box = bounding_box(mask)
     if box is None:
-        return empty
-    # A margin of one: the voxel beyond the box, or beyond the image, is not of the mask.
+        return np.zeros((0, mask.ndim), dtype=np.intp)
+    # A margin of one: what lies beyond the box, or beyond the image, is not of the mask.
     padded = np.pad(mask[box], 1)
     flat = padded.ravel()
     inside = np.flatnonzero(flat)
-    whole = np.ones(len(inside), dtype=bool)
-    for axis, length in enumerate(mask.shape):
-        if length > 1 or mask.ndim == 1:
-            step = padded.strides[axis]  # booleans: bytes are elements
-            whole &= flat[inside - step]
-            whole &= flat[inside + step]
+    across = [axis for axis, length in enumerate(shape or mask.shape) if length > 1]
+    whole = np.full(len(inside), bool(across))
+    for axis in across:
+        step = padded.strides[axis]  # of booleans: bytes are elements
+        whole &= flat[inside - step]
+        whole &= flat[inside + step]
     found = np.stack(np.unravel_index(inside[~whole], padded.shape), axis=1)
     return np.asarray(found + (np.array([cut.start for cut in box]) - 1))
 
@@ -73,17 +73,25 @@ class Surface:
     points: Floats = field(repr=False)
 
     @classmethod
-    def of(cls, mask: Bools, spacing: Sequence[float] | None = None, origin: Sequence[int] = ()) -> Surface:
+    def of(
+        cls,
+        mask: Bools,
+        spacing: Sequence[float] | None = None,
+        *,
+        box: Sequence[slice] | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> Surface:
         """The surface of a mask.
 
         Args:
             mask: (k, j, i) or (j, i).
             spacing: size of a voxel along each axis; None counts in voxels.
-            origin: index of the mask's first voxel in the whole image, when `mask` is a part of it.
+            box: where `mask` was cut from the whole image, when it was; it holds all of the structure.
+            shape: of the whole image, with `box`.
         """
-        points = surface_voxels(mask).astype(np.float64)
-        if len(origin):
-            points += np.asarray(origin, dtype=np.float64)
+        points = surface_voxels(mask, shape).astype(np.float64)
+        if box is not None:
+            points += [cut.start for cut in box]
         if spacing is not None:
             points *= np.asarray(spacing, dtype=np.float64)
         return cls(points)
