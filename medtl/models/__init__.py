@@ -4,7 +4,7 @@ from medtl.models.classifier import Classifier, build_classifier
 from medtl.models.encoder import Encoder, build_encoder
 from medtl.models.features import WithFeatures, with_features
 from medtl.models.losses import LOSSES, SegmentationLoss, class_weights
-from medtl.models.networks import NETWORKS
+from medtl.models.networks import NETWORKS, choose_network
 from medtl.models.output import Output
 from medtl.models.segmenter import Segmenter, build_segmenter
 
@@ -20,6 +20,7 @@ __all__ = [
     "build_classifier",
     "build_encoder",
     "build_segmenter",
+    "choose_network",
     "class_weights",
     "with_features",
 ]

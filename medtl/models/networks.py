@@ -40,6 +40,27 @@ def check_network_name(name: str) -> None:
         raise ConfigError(f"There is no segmentation network {name!r}. {near_matches(name, NETWORKS)}")
 
 
+def choose_network(name: str, spatial_dims: int) -> str:
+    """The network that `name` stands for: `auto` is `unet` for images and `unet_2.5d` for volumes.
+
+    Args:
+        name: one of `NETWORKS`, or `auto`.
+        spatial_dims: 2 for images, 3 for volumes.
+
+    Raises:
+        ConfigError: no such network, or one for volumes where there are images.
+    """
+    if name == "auto":
+        return "unet" if spatial_dims == 2 else f"unet{STACKED}"
+    check_network_name(name)
+    if spatial_dims == 2 and (name == VOLUMETRIC or name.endswith(STACKED)):
+        plain = name.removesuffix(STACKED) if name.endswith(STACKED) else "unet"
+        raise ConfigError(
+            f"{name} is for volumes, and the scans are single images. Choose --network {plain}, or auto."
+        )
+    return name
+
+
 def build_maps(encoder: str, in_channels: int, **options: Any) -> Any:
     """A timm encoder that gives maps at strides 1, 2, 4, 8, 16 and 32, with random weights; probed by a small image.
 
