@@ -12,28 +12,46 @@ from typing import TYPE_CHECKING, Any
 from medtl.errors import CheckpointError, ConfigError, DataError, MedtlError, WeightsError
 
 if TYPE_CHECKING:
-    from medtl.adapters import Adapter, build_adapter, parse_hparams
+    from medtl.adapters import Adapter, adapter_class, build_adapter, parse_hparams
     from medtl.adapters.adabn import AdaBN
     from medtl.adapters.dann import DANN
     from medtl.adapters.finetune import FineTune
+    from medtl.checkpoints import restore_weights
     from medtl.data.batch import Batch
     from medtl.data.cases import collect_cases
     from medtl.data.catalog import scan_folder
     from medtl.data.cohort import Cohort
     from medtl.data.preprocess import Preprocess, suggest_preprocess
+    from medtl.data.seg import write_seg
     from medtl.data.volume import read_volume
-    from medtl.evaluation import Estimate, PredictionTable, Results, RunContext, write_report
+    from medtl.data.write import write_map, write_mask
+    from medtl.evaluation import (
+        Estimate,
+        PredictionTable,
+        Results,
+        RunContext,
+        SegmentationTable,
+        write_report,
+    )
     from medtl.evaluation.evaluate import evaluate
     from medtl.inference import load_trained, model_header, predict_cases, prediction_rows
+    from medtl.labelmap import LabelMap
     from medtl.models import (
         Classifier,
         Output,
+        SegmentationLoss,
+        Segmenter,
         build_classifier,
         build_encoder,
+        build_segmenter,
+        choose_network,
+        class_weights,
         with_features,
     )
+    from medtl.predictions import MaskWriter
     from medtl.runs import Run, environment
-    from medtl.selection import recommend
+    from medtl.segmenting import adapt_cases, segment_cases
+    from medtl.selection import recommend, recommend_masks
     from medtl.training import FitConfig, FitResult, fit
 
 __version__ = "0.1.0"
@@ -49,15 +67,25 @@ _HOME = {
     "FineTune": "adapters.finetune",
     "FitConfig": "training",
     "FitResult": "training",
+    "LabelMap": "labelmap",
+    "MaskWriter": "predictions",
     "Output": "models",
     "PredictionTable": "evaluation",
     "Preprocess": "data.preprocess",
     "Results": "evaluation",
     "Run": "runs",
     "RunContext": "evaluation",
+    "SegmentationLoss": "models",
+    "SegmentationTable": "evaluation",
+    "Segmenter": "models",
+    "adapt_cases": "segmenting",
+    "adapter_class": "adapters",
     "build_adapter": "adapters",
     "build_classifier": "models",
     "build_encoder": "models",
+    "build_segmenter": "models",
+    "choose_network": "models",
+    "class_weights": "models",
     "collect_cases": "data.cases",
     "environment": "runs",
     "evaluate": "evaluation",
@@ -69,10 +97,16 @@ _HOME = {
     "prediction_rows": "inference",
     "read_volume": "data.volume",
     "recommend": "selection",
+    "recommend_masks": "selection",
+    "restore_weights": "checkpoints",
     "scan_folder": "data.catalog",
+    "segment_cases": "segmenting",
     "suggest_preprocess": "data.preprocess",
     "with_features": "models",
+    "write_map": "data.write",
+    "write_mask": "data.write",
     "write_report": "evaluation",
+    "write_seg": "data.seg",
 }
 
 __all__ = [
@@ -89,6 +123,8 @@ __all__ = [
     "FineTune",
     "FitConfig",
     "FitResult",
+    "LabelMap",
+    "MaskWriter",
     "MedtlError",
     "Output",
     "PredictionTable",
@@ -96,10 +132,18 @@ __all__ = [
     "Results",
     "Run",
     "RunContext",
+    "SegmentationLoss",
+    "SegmentationTable",
+    "Segmenter",
     "WeightsError",
+    "adapt_cases",
+    "adapter_class",
     "build_adapter",
     "build_classifier",
     "build_encoder",
+    "build_segmenter",
+    "choose_network",
+    "class_weights",
     "collect_cases",
     "environment",
     "evaluate",
@@ -111,10 +155,16 @@ __all__ = [
     "prediction_rows",
     "read_volume",
     "recommend",
+    "recommend_masks",
+    "restore_weights",
     "scan_folder",
+    "segment_cases",
     "suggest_preprocess",
     "with_features",
+    "write_map",
+    "write_mask",
     "write_report",
+    "write_seg",
 ]
 
 
