@@ -95,6 +95,11 @@ class LabelMap:
         named = {BACKGROUND: self.background, **self.structures, **({"void": self.void} if self.void else {})}
         return {name: set(values) for name, values in named.items()}
 
+    def within(self, other: LabelMap) -> bool:
+        """Whether each structure has the values that it has in the other map, as in a selection from it."""
+        mine, others = self._meaning(), other._meaning()
+        return all(others.get(name) == mine[name] for name in self.structures)
+
     def text(self) -> str:
         """In one line, for messages: `background 0, lesion 1, void 255`."""
         named = {BACKGROUND: self.background, **self.structures, **({"void": self.void} if self.void else {})}

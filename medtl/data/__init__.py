@@ -2,7 +2,8 @@
 
 scan_folder    catalog.py      a folder to volumes and rejections, headers only
 read_volume    volume.py       voxels, place in the patient, padding
-collect_cases  cases.py        labels, patients, splits; all faults at once
+scan_masks     masks.py        a folder to masks; read_mask: class indices on the scan's voxels
+collect_cases  cases.py        labels or masks, patients, splits; all faults at once
 Preprocess     preprocess.py   one grid and one range of values
 VolumeCache    cache.py        preprocessed volumes on disk
 CaseDataset    dataset.py      augmented samples and their order, from seeds alone
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from medtl.data.catalog import scan_folder
     from medtl.data.cohort import Cohort
     from medtl.data.dataset import CaseDataset
-    from medtl.data.items import Catalog, Rejection, VolumeItem
+    from medtl.data.items import Catalog, MaskItem, Rejection, VolumeItem
+    from medtl.data.masks import MaskVoxels, read_mask, scan_masks
     from medtl.data.preprocess import Preprocess, suggest_preprocess
     from medtl.data.volume import Volume, read_volume
 
@@ -33,6 +35,8 @@ _HOME = {
     "CaseTable": "cases",
     "Catalog": "items",
     "Cohort": "cohort",
+    "MaskItem": "items",
+    "MaskVoxels": "masks",
     "Preprocess": "preprocess",
     "Rejection": "items",
     "Volume": "volume",
@@ -40,8 +44,10 @@ _HOME = {
     "VolumeItem": "items",
     "collate": "batch",
     "collect_cases": "cases",
+    "read_mask": "masks",
     "read_volume": "volume",
     "scan_folder": "catalog",
+    "scan_masks": "masks",
     "suggest_preprocess": "preprocess",
 }
 
@@ -52,6 +58,8 @@ __all__ = [
     "CaseTable",
     "Catalog",
     "Cohort",
+    "MaskItem",
+    "MaskVoxels",
     "Preprocess",
     "Rejection",
     "Volume",
@@ -59,8 +67,10 @@ __all__ = [
     "VolumeItem",
     "collate",
     "collect_cases",
+    "read_mask",
     "read_volume",
     "scan_folder",
+    "scan_masks",
     "suggest_preprocess",
 ]
 

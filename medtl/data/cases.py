@@ -7,20 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from medtl.data.catalog import scan_folder
-from medtl.data.items import Catalog, VolumeItem
+from medtl.data.items import Catalog, MaskItem, Rejection, VolumeItem
 from medtl.data.labels import LabelRow, lines, match_rows, read_labels
+from medtl.data.segcases import Joined, join_masks
 from medtl.data.series import NO_POSITION
-from medtl.data.splits import split_patients
+from medtl.data.splits import confounding, split_patients
 from medtl.data.table import COLUMNS, Case, CaseTable
 from medtl.errors import ConfigError, DataError, near_matches
 
 __all__ = ["COLUMNS", "Case", "CaseTable", "collect_cases"]
 
-CONFOUNDED = 0.5
-"""Cramer's V of label and site from which a warning is given."""
 ONE_PATIENT = 5
 """A source of this many cases and one patient id has been given a constant id by an anonymiser."""
 
@@ -35,6 +32,7 @@ class _Draft:
     rows: list[LabelRow]
     key: str = field(default="", repr=False)
     label: str | None = None
+    mask: MaskItem | None = None
     reason: str = ""
     split: str = ""
 
@@ -42,34 +40,101 @@ class _Draft:
 def collect_cases(
     *,
     source: Sequence[Path],
-    labels: Path | None,
+    labels: Path | None = None,
     target: Path | None = None,
     target_labels: Path | None = None,
     classes: Sequence[str] | None = None,
+    masks: Sequence[Path] = (),
+    target_masks: Path | None = None,
+    structures: Sequence[str] = (),
     val_fraction: float = 0.25,
     test_fraction: float = 0.0,
     seed: int = 0,
 ) -> CaseTable:
-    """Scans the folders, joins labels and patients, and splits the sources by patient.
+    """Scans the folders, joins labels or masks and patients, and splits the sources by patient.
 
-    Source cases without a label, or with one that is not in `classes`, are excluded. Target cases are all
-    used, in the split `test`: their labels reach evaluation alone and decide nothing here, so a target
-    label that is not in `classes` is dropped with a warning.
+    Source cases without a label or a usable mask, or with a label that is not in `classes`, are excluded.
+    Target cases are all used, in the split `test`: their labels and masks reach evaluation alone and decide
+    nothing here, so a target label that is not in `classes` is dropped with a warning.
+
+    With `masks` or `structures` the task is segmentation: the classes are the background and the structures.
 
     Args:
         source: One folder a site; a site is named like its folder.
-        labels: Labels of the sources.
+        labels: Labels of the sources; for segmentation patients and groups alone are taken from it.
         target: Folder of the target site.
         target_labels: Labels of the target, for evaluation.
         classes: The classes to use, in this order; by default those of the labels, sorted.
+        masks: Folders of the sources' masks: inside a site's folder for that site alone, else one for each
+            site in order, or any number for all. `pairing.pair_masks` says how they are joined.
+        target_masks: Folder of the target's masks, for evaluation.
+        structures: `NAME=VALUE` pairs, or names to select from `labels.json` in the masks' folder, its
+            parent or the site's folder. By default all that is named there, else every value found.
         val_fraction: Share of each source's patients for validation.
         test_fraction: Share of each source's patients kept for test.
         seed: Seed of the split.
 
     Raises:
         DataError: One error that lists every fault.
-        ConfigError: Fractions that leave nothing to train on.
+        ConfigError: Fractions that leave nothing to train on, or arguments that exclude each other.
     """
+    segmentation = bool(masks or structures or target_masks)
+    _check_arguments(source, target, val_fraction, test_fraction)
+    if segmentation and classes:
+        raise ConfigError("Masks have structures, not classes: give --structures instead of --classes.")
+    faults: list[str] = []
+    warnings: list[str] = []
+    given = [*masks, *([target_masks] if target_masks is not None else [])]
+    sources, targets, roots = _scan(source, target, given, faults)
+    catalogs = {**sources, **targets}
+    drafts = [
+        _Draft(item, site, "source" if site in sources else "target", [])
+        for site, catalog in catalogs.items()
+        for item in catalog.items
+    ]
+    _attach(drafts, sources, labels, faults, warnings, with_label=not segmentation)
+    _attach(drafts, targets, target_labels, faults, warnings, with_label=not segmentation)
+    _set_patients(drafts, faults, warnings)
+    joined = Joined()
+    if segmentation:
+        files = {"masks": masks, "target_masks": target_masks, "structures": structures}
+        joined = join_masks(sources, targets, roots, **files, faults=faults, warnings=warnings)  # type: ignore[arg-type]
+        _set_masks(drafts, catalogs, joined)
+        names = joined.labels.classes if joined.labels is not None else ()
+    else:
+        names = _set_classes(drafts, classes, faults, warnings)
+        if sources and labels is None:
+            faults.append("the sources have no labels: give --labels CSV with the columns case and label")
+    used = [d for d in drafts if d.domain == "source" and not d.reason]
+    if sources and not faults:
+        check = _check_patients if segmentation else _check_classes
+        check(used, 2 + (test_fraction > 0), faults)
+    if faults:
+        raise DataError(_joined(faults))
+    if used:
+        keys, strata, sites = [d.key for d in used], [d.label or "" for d in used], [d.site for d in used]
+        shares = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        for draft, split in zip(used, split_patients(keys, strata, sites, seed=seed, **shares), strict=True):
+            draft.split = split
+    warnings += _doubtful_geometry(drafts) + confounding(
+        [d.label or "" for d in used], [d.site for d in used]
+    )
+    refused = [(site, r) for (site, _), r in sorted(joined.refused.items(), key=_place) if site in sources]
+    return CaseTable(
+        cases=_finish(drafts),
+        classes=names,
+        rejections={
+            s: (*c.rejections, *(r for site, r in refused if site == s)) for s, c in catalogs.items()
+        },
+        warnings=tuple(warnings),
+        files={site: catalog.num_files for site, catalog in catalogs.items()},
+        labels=joined.labels,
+    )
+
+
+def _check_arguments(
+    source: Sequence[Path], target: Path | None, val_fraction: float, test_fraction: float
+) -> None:
     if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
         raise ConfigError(
             "The shares of validation and test must be positive and leave cases to train on; got "
@@ -77,41 +142,10 @@ def collect_cases(
         )
     if not source and target is None:
         raise ConfigError("There is no folder to read: give --source DIR or --target DIR.")
-    faults: list[str] = []
-    warnings: list[str] = []
-    sources, targets = _scan(source, target, faults)
-    catalogs = {**sources, **targets}
-    drafts = [
-        _Draft(item, site, "source" if site in sources else "target", [])
-        for site, catalog in catalogs.items()
-        for item in catalog.items
-    ]
-    _attach(drafts, sources, labels, faults, warnings)
-    _attach(drafts, targets, target_labels, faults, warnings)
-    _set_patients(drafts, faults, warnings)
-    names = _set_classes(drafts, classes, faults, warnings)
-    if sources and labels is None:
-        faults.append("the sources have no labels: give --labels CSV with the columns case and label")
-    if sources and not faults:
-        _check_classes(
-            [d for d in drafts if d.domain == "source" and not d.reason], 2 + (test_fraction > 0), faults
-        )
-    if faults:
-        raise DataError(_joined(faults))
-    used = [d for d in drafts if d.domain == "source" and not d.reason]
-    if used:
-        keys, given, sites = [d.key for d in used], [d.label or "" for d in used], [d.site for d in used]
-        shares = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        for draft, split in zip(used, split_patients(keys, given, sites, seed=seed, **shares), strict=True):
-            draft.split = split
-    warnings += _doubtful_geometry(drafts) + _confounding(used)
-    return CaseTable(
-        cases=_finish(drafts),
-        classes=names,
-        rejections={site: catalog.rejections for site, catalog in catalogs.items()},
-        warnings=tuple(warnings),
-        files={site: catalog.num_files for site, catalog in catalogs.items()},
-    )
+
+
+def _place(entry: tuple[tuple[str, int], Rejection]) -> tuple[str, int]:
+    return entry[0]
 
 
 def _joined(faults: Sequence[str]) -> str:
@@ -122,8 +156,10 @@ def _joined(faults: Sequence[str]) -> str:
 
 
 def _scan(
-    source: Sequence[Path], target: Path | None, faults: list[str]
-) -> tuple[dict[str, Catalog], dict[str, Catalog]]:
+    source: Sequence[Path], target: Path | None, masks: Sequence[Path], faults: list[str]
+) -> tuple[dict[str, Catalog], dict[str, Catalog], dict[str, Path]]:
+    """Catalogues of the sources and of the target, and the folder of each site."""
+    roots: dict[str, Path] = {}
     sources: dict[str, Catalog] = {}
     targets: dict[str, Catalog] = {}
     places = [(Path(p), sources) for p in source] + ([(Path(target), targets)] if target is not None else [])
@@ -140,15 +176,15 @@ def _scan(
             )
             continue
         try:
-            catalog = scan_folder(path)
+            catalog = scan_folder(path, masks=masks)
         except DataError as error:
             faults.append(str(error).rstrip("."))
             continue
-        catalogs[site] = catalog
+        catalogs[site], roots[site] = catalog, path
         if not catalog.items:
             found = ", ".join(f"{count} {code}" for code, count in catalog.rejected_by_code().items())
             faults.append(f"the folder {site!r} holds no scan that can be used ({found or 'it is empty'})")
-    return sources, targets
+    return sources, targets, roots
 
 
 def _attach(
@@ -157,12 +193,14 @@ def _attach(
     path: Path | None,
     faults: list[str],
     warnings: list[str],
+    *,
+    with_label: bool,
 ) -> None:
     """Gives every draft of these sites its rows of the labels CSV, and its label."""
     if path is None or not any(catalog.items for catalog in catalogs.values()):
         return
     name = Path(path).name
-    rows = read_labels(Path(path), faults)
+    rows = read_labels(Path(path), faults, with_label=with_label)
     matches = match_rows(name, rows, catalogs, faults)
     place = {(d.site, d.item.files): d for d in drafts}
     for (site, index), found in matches.rows.items():
@@ -266,6 +304,26 @@ def _set_classes(
     return names
 
 
+def _set_masks(drafts: Sequence[_Draft], catalogs: Mapping[str, Catalog], joined: Joined) -> None:
+    """Gives every draft its mask; a source case without a usable one is left out."""
+    place = {(site, item.files): (site, n) for site, c in catalogs.items() for n, item in enumerate(c.items)}
+    for draft in drafts:
+        key = place[draft.site, draft.item.files]
+        draft.mask = joined.masks.get(key)
+        if draft.domain == "source" and draft.mask is None:
+            draft.reason = joined.refused[key].code if key in joined.refused else "no_mask"
+
+
+def _check_patients(used: Sequence[_Draft], needed: int, faults: list[str]) -> None:
+    """Every split needs a patient."""
+    patients = len({draft.key for draft in used})
+    if patients < needed:
+        faults.append(
+            f"the source cases with masks are of {patients} patient{'' if patients == 1 else 's'}, {needed} or more "
+            "are needed, one for each split"
+        )
+
+
 def _check_classes(used: Sequence[_Draft], needed: int, faults: list[str]) -> None:
     """Every class needs a patient for each split."""
     if not used:
@@ -301,30 +359,6 @@ def _doubtful_geometry(drafts: Sequence[_Draft]) -> list[str]:
     ]
 
 
-def _confounding(used: Sequence[_Draft]) -> list[str]:
-    """A warning if label and site say nearly the same."""
-    sites, names = sorted({d.site for d in used}), sorted({d.label or "" for d in used})
-    if len(sites) < 2 or len(names) < 2:
-        return []
-    table = np.zeros((len(names), len(sites)))
-    for draft in used:
-        table[names.index(draft.label or ""), sites.index(draft.site)] += 1
-    expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / table.sum()
-    strength = float(
-        np.sqrt(((table - expected) ** 2 / expected).sum() / table.sum() / (min(table.shape) - 1))
-    )
-    if strength < CONFOUNDED:
-        return []
-    rows = "; ".join(
-        f"{name}: " + ", ".join(f"{site} {int(n)}" for site, n in zip(sites, row, strict=True))
-        for name, row in zip(names, table, strict=True)
-    )
-    return [
-        f"Label and site are confounded (Cramer's V {strength:.2f}; {rows}): a model can tell the label "
-        f"from the scanner."
-    ]
-
-
 def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
     """Cases with pseudonyms; names that two sites share get the site in front, everywhere in the table."""
     keys = sorted({d.key for d in drafts})
@@ -339,11 +373,13 @@ def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
             domain=d.domain,
             path=d.item.path,
             label=d.label,
+            mask=d.mask.path if d.mask else None,
             split="" if d.reason else "test" if d.domain == "target" else d.split,
             status="excluded" if d.reason else "used",
             reason=d.reason,
             groups=d.rows[0].groups if d.rows else {},
             item=d.item,
+            mask_item=d.mask,
         )
         for d in drafts
     ]

@@ -37,8 +37,10 @@ class Matches:
     rejected: dict[tuple[str, int], list[LabelRow]]
 
 
-def read_labels(path: Path, faults: list[str]) -> list[LabelRow]:
+def read_labels(path: Path, faults: list[str], *, with_label: bool = True) -> list[LabelRow]:
     """Reads a labels CSV: a header with `case` and `label`; comma, semicolon or tab; UTF-8.
+
+    Where masks are the labels (`with_label` false) a column `label` is neither needed nor read.
 
     Every value stays text, so that `001` is not 1. Faults are appended to `faults`, which the caller
     raises at once.
@@ -57,7 +59,8 @@ def read_labels(path: Path, faults: list[str]) -> list[LabelRow]:
     separator = max(",;\t", key=first.count)
     reader = csv.reader(text.splitlines(), delimiter=separator)
     header = [column.strip().lower() for column in next(reader, [])]
-    missing = [column for column in ("case", "label") if column not in header]
+    needed = ("case", "label") if with_label else ("case",)
+    missing = [column for column in needed if column not in header]
     if missing:
         hint = near_matches(missing[0], header) if any(header) else "The file is empty."
         faults.append(f"{name} has no column {' and no column '.join(missing)} in its first line. {hint}")
@@ -79,7 +82,8 @@ def read_labels(path: Path, faults: list[str]) -> list[LabelRow]:
         cells = {column: value.strip() for column, value in zip(header, values, strict=True)}
         groups = {column: cells[column] for column in header if column.startswith("group_")}
         patient, site = cells.get("patient") or None, cells.get("site") or None
-        rows.append(LabelRow(reader.line_num, cells["case"], cells["label"] or None, patient, site, groups))
+        label = cells["label"] or None if with_label else None
+        rows.append(LabelRow(reader.line_num, cells["case"], label, patient, site, groups))
     if ragged:
         faults.append(f"{name} has another number of columns than its header in {lines(ragged)}")
     if not rows and not ragged:

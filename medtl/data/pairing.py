@@ -78,7 +78,9 @@ def pair_masks(
         except DataError as error:
             faults.append(str(error).rstrip("."))
             continue
-        _claim(folder.resolve().name, items, rejections, own, claims, pairs, faults, warnings)
+        inside = len(sites) == 1 and folder.resolve().is_relative_to(roots[sites[0]].resolve())
+        name = f"{sites[0]}/{folder.resolve().name}" if inside else folder.resolve().name
+        _claim(name, items, rejections, own, claims, pairs, faults, warnings)
     several = {place: found for place, found in claims.items() if len(found) > 1}
     if several:
         (site, index), found = min(several.items())

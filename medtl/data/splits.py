@@ -11,6 +11,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from medtl.data.seeds import derive_seed
 
+CONFOUNDED = 0.5
+"""Cramer's V of label and site from which a warning is given."""
+
 
 def split_patients(
     patients: Sequence[str],
@@ -107,3 +110,27 @@ def _repair(
                 held = moved
                 break
     return held
+
+
+def confounding(labels: Sequence[str], places: Sequence[str]) -> list[str]:
+    """A warning if label and site of the cases say nearly the same."""
+    sites, names = sorted(set(places)), sorted(set(labels))
+    if len(sites) < 2 or len(names) < 2:
+        return []
+    table = np.zeros((len(names), len(sites)))
+    for label, site in zip(labels, places, strict=True):
+        table[names.index(label), sites.index(site)] += 1
+    expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / table.sum()
+    strength = float(
+        np.sqrt(((table - expected) ** 2 / expected).sum() / table.sum() / (min(table.shape) - 1))
+    )
+    if strength < CONFOUNDED:
+        return []
+    rows = "; ".join(
+        f"{name}: " + ", ".join(f"{site} {int(n)}" for site, n in zip(sites, row, strict=True))
+        for name, row in zip(names, table, strict=True)
+    )
+    return [
+        f"Label and site are confounded (Cramer's V {strength:.2f}; {rows}): a model can tell the label "
+        f"from the scanner."
+    ]

@@ -71,10 +71,11 @@ def label_file(folder: Path) -> LabelMap | None:
     Raises:
         ConfigError: it is there and cannot be read.
     """
-    for name in (FILE_NAME, "dataset.json"):
-        if (folder / name).is_file():
-            return LabelMap.read(folder / name)
-    return None
+    if (folder / FILE_NAME).is_file():
+        return LabelMap.read(folder / FILE_NAME)
+    # nnU-Net's and the Decathlon's file; others use the name for other things.
+    other = folder / "dataset.json"
+    return LabelMap.read(other) if other.is_file() and b'"labels"' in other.read_bytes() else None
 
 
 def _from_files(places: Sequence[Path], faults: list[str]) -> LabelMap | None:

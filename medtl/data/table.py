@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medtl.data.items import MaskItem, Rejection, VolumeItem
+from medtl.data.items import MASK_CODES, MaskItem, Rejection, VolumeItem
 from medtl.errors import DataError
 from medtl.labelmap import LabelMap
 from medtl.runs import atomic_write
@@ -88,21 +88,39 @@ class CaseTable:
         return tuple(case.item for case in self.select() if case.item is not None)
 
     def exclude(self, rejections: Sequence[Rejection]) -> CaseTable:
-        """The table without the cases whose scans failed at decoding, as `VolumeCache.prepare` returns them.
+        """The table without the cases whose scans or masks failed at reading, as `VolumeCache.prepare` returns them.
+
+        A target case whose mask failed stays: it is used without one, and evaluation leaves it out.
 
         Raises:
             DataError: No case is left, or a class has none left in training or validation.
         """
-        lost = {r.item: r for r in rejections if r.item is not None}
-        cases = tuple(
-            replace(c, split="", status="excluded", reason=lost[c.item].code) if c.item in lost else c
+        lost: dict[VolumeItem | None, Rejection] = {r.item: r for r in rejections if r.item is not None}
+        blind = {
+            c.item
             for c in self.cases
-        )
+            if c.domain == "target" and c.item in lost and lost[c.item].code in MASK_CODES
+        }
+        cases = tuple(_without(case, lost.get(case.item), case.item in blind) for case in self.cases)
         rejected = dict(self.rejections)
         for case in self.cases:
-            if case.item in lost:
+            if case.item in lost and case.item not in blind:
                 rejected[case.site] = (*rejected.get(case.site, ()), lost[case.item])
-        table = replace(self, cases=cases, rejections=rejected)
+        warnings = list(self.warnings)
+        for where, found in (
+            ("source cases have a mask that cannot be used and are left out", self._of(lost, "source")),
+            (
+                "target cases have a mask that cannot be used: they are used, but not evaluated",
+                self._of(lost, "target"),
+            ),
+        ):
+            if found:
+                first = found[0]
+                name = first.item.name if first.item is not None else ""
+                warnings.append(
+                    f"{len(found)} {where}; for example case {name!r}: {first.detail.rstrip('.')}. {first.next_step}"
+                )
+        table = replace(self, cases=cases, rejections=rejected, warnings=tuple(warnings))
         gone = [
             f"class {name!r} in {split}"
             for split in ("train", "validation")
@@ -110,13 +128,25 @@ class CaseTable:
             if any(c.label == name for c in self.select(domain="source", split=split))
             and not any(c.label == name for c in table.select(domain="source", split=split))
         ]
+        if self.labels is not None:
+            for split in ("train", "validation"):
+                if self.select(domain="source", split=split) and not table.select(
+                    domain="source", split=split
+                ):
+                    gone.append(f"the split {split!r}")
         gone += [d for d in ("source", "target") if self.select(domain=d) and not table.select(domain=d)]
         if gone:
+            what = "scans" if self.labels is None else "scans or masks"
             raise DataError(
-                f"{len(lost)} scans could not be decoded, and nothing is left of {', '.join(gone)}. "
+                f"{len(lost)} {what} could not be decoded, and nothing is left of {', '.join(gone)}. "
                 f"The first: {rejections[0].detail}"
             )
         return table
+
+    def _of(self, lost: Mapping[VolumeItem | None, Rejection], domain: str) -> list[Rejection]:
+        """The rejections of a domain's masks."""
+        cases = [c for c in self.select(domain=domain) if c.item in lost]
+        return [lost[c.item] for c in cases if lost[c.item].code in MASK_CODES]
 
     def to_csv(self, path: Path) -> None:
         """Writes `cases.csv`; it holds no identifier and no path outside the sites' folders."""
@@ -145,3 +175,12 @@ class CaseTable:
                 "excluded": dict(sorted(Counter(c.reason for c in cases if c.status == "excluded").items())),
             }
         return result
+
+
+def _without(case: Case, rejection: Rejection | None, keep: bool) -> Case:
+    """The case without its mask, or left out."""
+    if rejection is None:
+        return case
+    if keep:
+        return replace(case, mask=None, mask_item=None)
+    return replace(case, split="", status="excluded", reason=rejection.code)
