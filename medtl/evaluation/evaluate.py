@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from medtl.errors import ConfigError, near_matches
+from medtl.errors import ConfigError
 from medtl.evaluation._arrays import Ints
 from medtl.evaluation._curves import make_curves
 from medtl.evaluation._groups import Group, Plan, Replicates, gather, groups, run_model
+from medtl.evaluation._shared import (
+    check_resampling,
+    choose_reference,
+    finish_context,
+    finite,
+    in_order,
+    now,
+    verdict_of,
+)
 from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.freeze import choose_positive, freeze
 from medtl.evaluation.limitations import limitations
@@ -22,53 +28,86 @@ from medtl.evaluation.operating import check_rule, ppv_npv
 from medtl.evaluation.resample import estimate, missing
 from medtl.evaluation.results import Block, Difference, Measure, Results, RunContext
 from medtl.evaluation.sample import Cases, Key
+from medtl.evaluation.segtable import SegmentationTable
 from medtl.evaluation.table import PredictionTable
 
 
+_NOT_CLASSES = (
+    "A positive class, a rule for an operating point and a prevalence are for classification; this table holds "
+    "segmentations, where every voxel has its most probable class. Leave them out."
+)
+_NOT_MASKS = (
+    "A tolerance is for the surfaces of segmentations; this table holds predictions of classes (it has no columns "
+    "mask and reference). Leave it out."
+)
+
+
 def evaluate(
-    table: PredictionTable,
+    table: PredictionTable | SegmentationTable,
     *,
     context: RunContext | None = None,
     positive: str | None = None,
     rule: str = "youden",
     prevalence: float | None = None,
+    tolerance: float | Mapping[str, float] | None = None,
     replicates: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Evaluates every model of a table on internal and external testing.
 
     Temperatures and operating points are fitted on the source's validation cases and only applied elsewhere.
     Intervals resample patients. With several training seeds a measure is the mean over the seeds, on the same
-    resamples.
+    resamples. Segmentations are evaluated structure by structure.
 
     Args:
-        table: validated predictions.
+        table: validated predictions, or validated segmentations, whose masks are read and measured here.
         context: what the run knows and the table does not.
         positive: the positive class of a binary task (default: see `choose_positive`; the report says which
             and why).
         rule: rule of the operating point: `youden`, `sens>=x`, `spec>=x`; for binary tasks.
         prevalence: prevalence at which PPV and NPV are stated, in (0, 1); None leaves them out.
+        tolerance: of the surface Dice of segmentations, in mm (pixels for images without a pixel size), one number
+            or one by structure (default: 2).
         replicates: number of resamples.
         level: confidence level.
         seed: seed of the resampling.
+        jobs: segmented cases measured at the same time; -1 for all cores.
+        progress: called with the segmented cases done and their total.
 
     Returns:
         The results; `write_report` renders them.
 
     Raises:
         ConfigError: an option that the table does not allow.
+        DataError: masks that cannot be measured.
 
     Example:
         results = evaluate(PredictionTable.from_csv("predictions.csv"), rule="sens>=0.95")
     """
+    if isinstance(table, SegmentationTable):
+        from medtl.evaluation.evaluate_segmentation import evaluate_masks
+
+        _refuse(rule != "youden" or prevalence is not None or positive is not None, _NOT_CLASSES)
+        return evaluate_masks(
+            table,
+            context=context,
+            tolerance=tolerance,
+            replicates=replicates,
+            level=level,
+            seed=seed,
+            jobs=jobs,
+            progress=progress,
+        )
+    _refuse(tolerance is not None, _NOT_MASKS)
     context = context or RunContext()
     column, positive_reason = choose_positive(table, positive)
     rule = _check_options(table, rule, prevalence, replicates, level)
     models = table.models
-    reference, reference_reason = _reference(models, context)
-    # The reference stands first everywhere, so that every table reads from before to after.
-    models = tuple(sorted(models, key=lambda name: name != reference))
+    reference, reference_reason = choose_reference(models, context)
+    models = in_order(models, reference, context.target_trained)
     settings = {
         (m, s, f): freeze(table, m, s, f, rule=rule, positive=column)
         for m in models
@@ -104,44 +143,15 @@ def evaluate(
         limitations=(),
         num_clipped=table.num_clipped,
         patients_known=_patients_known(table),
-        context=replace(
-            context,
-            notes=(*context.notes, *table.warnings),
-            keep=_plain(context.keep),
-            flow=_plain(context.flow),
-            versions={str(name): str(version) for name, version in context.versions.items()},
-            command=hide_folders(context.command),
-            source_sites=tuple(context.source_sites),
-            seeds=tuple(context.seeds),
-        ),
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        context=finish_context(context, models, table.warnings),
+        created=now(),
     )
     return replace(results, limitations=tuple(limitations(results)))
 
 
-def hide_folders(command: str) -> str:
-    """A command line without the folders of absolute paths, which often carry names of people.
-
-    Example:
-        >>> hide_folders("medtl report /home/ann/p.csv --out /data/x")
-        'medtl report …/p.csv --out …/x'
-    """
-    return re.sub(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"]*[/\\])?([^\s'\"/\\]*)", r"…/\1", command)
-
-
-def _plain(value: Any) -> Any:
-    """A run's own notes as JSON has them: no numpy numbers, no tuples, and None for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return _finite(float(value))
-    return value if value is None else str(value)
+def _refuse(wrong: bool, why: str) -> None:
+    if wrong:
+        raise ConfigError(why)
 
 
 def _check_options(
@@ -159,26 +169,8 @@ def _check_options(
             f"The prevalence must lie between 0 and 1, for instance 0.1; got {prevalence:g}. A percentage is "
             "divided by 100."
         )
-    if replicates < 100:
-        raise ConfigError(f"At least 100 resamples are needed for an interval; got {replicates}.")
-    if not 0.5 <= level < 1:
-        raise ConfigError(
-            f"The confidence level must lie between 0.5 and 1, for instance 0.95; got {level:g}."
-        )
+    check_resampling(replicates, level)
     return rule
-
-
-def _reference(models: tuple[str, ...], context: RunContext) -> tuple[str | None, str]:
-    if context.reference_model:
-        if context.reference_model not in models:
-            hint = near_matches(context.reference_model, models)
-            raise ConfigError(f"The reference model {context.reference_model!r} is not in the table. {hint}")
-        return context.reference_model, "as chosen"
-    if len(models) == 1:
-        return None, ""
-    if "source_only" in models:
-        return "source_only", "the model trained on the source alone"
-    return models[0], "the first model of the table"
 
 
 def _patients_known(table: PredictionTable) -> bool:
@@ -204,7 +196,7 @@ def _block(
                     found = _predictive(plan, cases, run, key, found)
                 if name in ("auroc", "balanced_accuracy") and len(present) < len(cases.classes):
                     found = replace(found, status="class_missing")
-            per_seed = {seed: _finite(values.get(key)) for seed, values in run.per_seed.items()}
+            per_seed = {seed: finite(values.get(key)) for seed, values in run.per_seed.items()}
             measures.append(Measure(name, found, key.cls, key.stage, key.kind, per_seed))
     confusion = None
     if len(present):
@@ -271,7 +263,7 @@ def _differences(
             )
             shared = [s for s in ours.per_seed if s in theirs.per_seed]
             per_seed = {
-                s: _finite(ours.per_seed[s].get(key, np.nan) - theirs.per_seed[s].get(key, np.nan))
+                s: finite(ours.per_seed[s].get(key, np.nan) - theirs.per_seed[s].get(key, np.nan))
                 for s in shared
             }
             out.append(
@@ -285,7 +277,7 @@ def _differences(
                     name=name,
                     estimate=found,
                     better=spec.better,
-                    verdict=_verdict(found, spec.better),
+                    verdict=verdict_of(found, spec.better),
                     cls=key.cls,
                     stage=key.stage,
                     kind=key.kind,
@@ -293,15 +285,3 @@ def _differences(
                 )
             )
     return out
-
-
-def _verdict(found: Estimate, better: str) -> str:
-    if found.value is None or found.lo is None or found.hi is None:
-        return "not estimable"
-    if found.lo <= 0 <= found.hi:
-        return "no clear difference"
-    return "gain" if (found.lo > 0) == (better == "higher") else "harm"
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and np.isfinite(value) else None

@@ -11,7 +11,7 @@ class Spec:
 
     Attributes:
         title: as it stands in tables.
-        interval: `auroc`, `proportion`, `percentile` or `point` (see `medtl.evaluation.resample.estimate`).
+        interval: `auroc`, `proportion`, `mean`, `percentile` or `point` (see `medtl.evaluation.resample.estimate`).
         better: `higher`, `lower`, or "" where neither is.
         definition: what it is, for the report.
         paired: whether differences between models are reported.
@@ -132,6 +132,107 @@ MEASURES: dict[str, Spec] = {
         "proportion",
         "",
         "Share of one class among the cases with a reference standard.",
+    ),
+    "dice": Spec(
+        "Dice",
+        "mean",
+        "higher",
+        "Overlap of a case's segmentation and reference: twice the shared volume over the sum of both volumes. Mean "
+        "over cases.",
+        paired=True,
+    ),
+    "iou": Spec(
+        "IoU",
+        "mean",
+        "higher",
+        "Shared volume over the volume of the union (Jaccard index). Mean over cases.",
+    ),
+    "nsd": Spec(
+        "NSD",
+        "mean",
+        "higher",
+        "Surface Dice: share of both surfaces that lies within the tolerance of the other surface (Nikolov 2021). "
+        "Mean over cases.",
+        paired=True,
+    ),
+    "hd95": Spec(
+        "HD95",
+        "mean",
+        "lower",
+        "The larger of the two directed 95th percentiles of the distances from one surface to the other. Mean over "
+        "cases.",
+        paired=True,
+    ),
+    "assd": Spec(
+        "ASSD",
+        "mean",
+        "lower",
+        "Mean distance between the surfaces, the points of both taken together. Mean over cases.",
+        paired=True,
+    ),
+    "voxel_sensitivity": Spec(
+        "Sensitivity",
+        "mean",
+        "higher",
+        "Share of the reference's volume that is found. Mean over cases.",
+        paired=True,
+    ),
+    "voxel_precision": Spec(
+        "Precision",
+        "mean",
+        "higher",
+        "Share of the segmented volume that belongs to the reference. Mean over cases.",
+        paired=True,
+    ),
+    "volume_bias": Spec(
+        "Volume bias",
+        "mean",
+        "",
+        "Mean over cases of the segmented volume minus the reference's. 0 is ideal; below 0 the structure is drawn "
+        "too small.",
+    ),
+    "volume_lower": Spec(
+        "Lower limit of agreement",
+        "percentile",
+        "",
+        "Bias less 1.96 standard deviations of the differences: 95 % of the cases are expected between the limits "
+        "(Bland and Altman 1986).",
+    ),
+    "volume_upper": Spec(
+        "Upper limit of agreement", "percentile", "", "Bias plus 1.96 standard deviations of the differences."
+    ),
+    "volume_error": Spec(
+        "Absolute volume error",
+        "mean",
+        "lower",
+        "Mean over cases of the absolute difference of the volumes.",
+        paired=True,
+    ),
+    "volume_reference": Spec(
+        "Volume by the reference", "mean", "", "Mean over cases of the reference's volume."
+    ),
+    "voxel_nll": Spec(
+        "Log loss of voxels",
+        "percentile",
+        "lower",
+        "Mean negative natural logarithm of the probability given to what a voxel is, within the band. Mean over "
+        "the case's voxels, then over cases.",
+        paired=True,
+    ),
+    "voxel_brier": Spec(
+        "Brier score of voxels",
+        "percentile",
+        "lower",
+        "Mean squared distance between a voxel's probability and the reference (0 or 1), within the band. Mean over "
+        "the case's voxels, then over cases.",
+        paired=True,
+    ),
+    "voxel_ece": Spec(
+        "Calibration error of voxels",
+        "percentile",
+        "lower",
+        "Mean absolute gap between predicted and observed share in bins of equal width, within the band; every case "
+        "weighs the same.",
     ),
 }
 """Every measure by name, in the order of the report."""

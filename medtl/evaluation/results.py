@@ -1,26 +1,23 @@
 """The tree of results: everything that a report shows, as one JSON document with a version.
 
-Nothing here names a case or a patient.
+Nothing here names a patient; cases are named only where the worst segmentations are listed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from medtl.errors import DataError
-from medtl.evaluation.estimate import Estimate, format_estimate
+from medtl.evaluation._tree import build
+from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.operating import OperatingPoint
 from medtl.runs import atomic_write
 
 SCHEMA = "medtl.results/1"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class RunContext:
         notes: remarks for the report.
         flow: counts by site, from the folders to the cases.
         oracle: whether target labels were read to choose anything.
+        target_trained: models that were trained with labels of the target: upper bounds, never candidates.
         target_seen_unlabelled: whether the target's scans, without labels, took part in the training; None =
             unknown.
         command: the command line of the run.
@@ -52,6 +50,7 @@ class RunContext:
     notes: tuple[str, ...] = ()
     flow: dict[str, Any] = field(default_factory=dict)
     oracle: bool = False
+    target_trained: tuple[str, ...] = ()
     target_seen_unlabelled: bool | None = None
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -65,9 +64,9 @@ class Measure:
     Attributes:
         name: a key of `medtl.evaluation.MEASURES`.
         estimate: the mean over training seeds, with its interval.
-        cls: the class it belongs to, or None.
+        cls: the class or structure it belongs to, or None (over all of them).
         stage: `before` or `after` recalibration, or None where that makes no difference.
-        kind: `positive`, `top_label` or `classwise` for calibration errors.
+        kind: `positive`, `top_label` or `classwise` for calibration errors; `median` for the median over cases.
         per_seed: the value of each training seed.
     """
 
@@ -105,6 +104,71 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class CaseValues:
+    """Values of single cases of a segmentation, without their names; the order is the same for every model.
+
+    Attributes:
+        structure: name of the structure.
+        values: for `dice`, `hd95`, `nsd`, `volume_reference` and `volume_predicted` one value a case, mean over
+            seeds; None where there is none.
+    """
+
+    structure: str
+    values: dict[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """One of a model's worst segmentations in external testing (internal, where there is none).
+
+    Attributes:
+        model: name of the model.
+        seed: the training seed with the lowest Dice on this case.
+        case: name of the case, as the table has it; site likewise.
+        domain: `source` or `target`.
+        structure: name of the structure.
+        status: as `Block.statuses`, of that seed.
+        dice: of that seed; the others likewise, None where there is none.
+    """
+
+    model: str
+    seed: str
+    case: str
+    site: str
+    domain: str
+    structure: str
+    status: str
+    dice: float | None
+    hd95: float | None
+    nsd: float | None
+    volume_reference: float | None
+    volume_predicted: float | None
+
+
+@dataclass(frozen=True)
+class SegmentationRules:
+    """What the numbers of a segmentation rest on.
+
+    Attributes:
+        unit: of distances, `mm` or `px`.
+        volume_unit: of volumes, `ml` or `px`.
+        tolerance: of the surface Dice (NSD), by structure, in `unit`.
+        empty: what an empty mask counts, in words.
+        band: the voxels that calibration is about, in words; "" where there are none.
+        void: whether the masks have voxels that are not judged.
+        mixed_units: cases without a voxel size beside cases with one: their distances and volumes are left out.
+    """
+
+    unit: str
+    volume_unit: str
+    tolerance: dict[str, float]
+    empty: str
+    band: str = ""
+    void: bool = False
+    mixed_units: int = 0
+
+
+@dataclass(frozen=True)
 class Block:
     """All results of one model on one group of cases.
 
@@ -117,12 +181,15 @@ class Block:
         num_cases: cases, labelled or not.
         num_patients: patients.
         num_labelled: cases with a reference standard.
-        class_cases: labelled cases of each class.
-        class_patients: patients with a case of each class.
+        class_cases: labelled cases of each class; cases whose reference holds each structure.
+        class_patients: patients with such a case.
         seeds: training seeds that are averaged.
         measures: the numbers.
         curves: ROC and reliability curves (only of the largest group of a domain and split).
         confusion: rows = reference standard, columns = called, cases, mean over seeds; or None.
+        statuses: by structure, how many masks (cases times seeds) are `ok`, `both_empty`, `ref_empty`,
+            `pred_empty` or `no_reference`; empty for classification.
+        cases: values of single cases by structure (only of the largest group of a domain and split).
     """
 
     model: str
@@ -139,6 +206,8 @@ class Block:
     measures: tuple[Measure, ...]
     curves: tuple[Curve, ...] = ()
     confusion: tuple[tuple[float, ...], ...] | None = None
+    statuses: dict[str, dict[str, int]] = field(default_factory=dict)
+    cases: tuple[CaseValues, ...] = ()
 
     def get(self, name: str, **where: str | None) -> Measure | None:
         """The first measure called `name` whose other fields are as given."""
@@ -183,9 +252,9 @@ class Settings:
     Attributes:
         model: name of the model.
         seed: training seed.
-        finding: name of the finding, or None.
+        finding: name of the finding or structure, or None.
         temperature: the temperature, or None.
-        temperature_status: `fitted`, `at_bound`, `no_validation` or `one_class`.
+        temperature_status: `fitted`, `at_bound`, `no_validation`, `one_class` or `no_probabilities`.
         temperature_cases: cases that it was fitted on.
         operating_point: the threshold (binary), or None (the most probable class is called).
         operating_status: `fitted`, `no_validation`, `one_class` or `most_probable_class`.
@@ -203,7 +272,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a report is made from. `save` and `load` are exact inverses."""
+    """Everything a report is made from. `save` and `load` are exact inverses.
+
+    Segmentation: `classes` are the structures, without the background, and `segmentation` is given.
+    """
 
     task: str
     classes: tuple[str, ...]
@@ -225,6 +297,8 @@ class Results:
     patients_known: bool
     context: RunContext
     created: str
+    segmentation: SegmentationRules | None = None
+    worst: tuple[WorstCase, ...] = ()
     schema: str = SCHEMA
 
     def block(
@@ -255,7 +329,7 @@ class Results:
         return [block for block in found if block is not None]
 
     def calibration(self) -> dict[str, Any]:
-        """What was frozen, by model and training seed (and finding), ready for JSON."""
+        """What was frozen, by model and training seed (and finding or structure), ready for JSON."""
         out: dict[str, Any] = {}
         for s in self.settings:
             entry = dataclasses.asdict(s)
@@ -270,20 +344,9 @@ class Results:
 
     def summary_table(self) -> list[dict[str, str]]:
         """Rows for a terminal: the main measures of every model, with intervals; external testing first."""
-        names = {"target": "external testing", "source": "internal testing"}
-        rows: list[dict[str, str]] = []
-        for domain, model in itertools.product(names, self.models):
-            for block in self.main_blocks(model, domain):
-                row = {"model": model, "tested on": names[domain], "cases": str(block.num_labelled)}
-                if block.split == "validation":
-                    row["tested on"] = "source validation"
-                if block.finding is not None:
-                    row["finding"] = block.finding
-                for name in ("balanced_accuracy", "auroc", "sensitivity", "specificity"):
-                    if (measure := block.get(name)) is not None and measure.estimate.value is not None:
-                        row[name.replace("_", " ")] = format_estimate(measure.estimate)
-                rows.append(row)
-        return rows
+        from medtl.evaluation.terminal import summary_rows
+
+        return summary_rows(self)
 
     def to_json(self) -> str:
         """The document; numbers that are not finite never occur."""
@@ -315,7 +378,7 @@ class Results:
                 "Make them anew from the predictions table."
             )
         try:
-            rebuilt: Results = _build(cls, content)
+            rebuilt: Results = build(cls, content)
             return rebuilt
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
@@ -325,22 +388,3 @@ class Results:
 
 def _matches(measure: Measure, where: dict[str, str | None]) -> bool:
     return all(getattr(measure, key) == value for key, value in where.items())
-
-
-def _build(kind: Any, data: Any) -> Any:
-    """Rebuilds `data`, as JSON gives it, into the annotated type `kind`."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        return _build(next(a for a in args if a is not type(None)), data)
-    if origin is tuple:
-        return tuple(_build(args[0], item) for item in data)
-    if origin is dict:
-        return {key: _build(args[1], item) for key, item in data.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        return kind(**{f.name: _build(hints[f.name], data[f.name]) for f in dataclasses.fields(kind)})
-    if kind is float:
-        return float(data)
-    return data

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medtl.evaluation.voxels import CENTRES
+
 Maker = Callable[..., pd.DataFrame]
 
 
@@ -90,3 +92,124 @@ def binary() -> Maker:
 def four() -> Maker:
     """Maker of tables with four classes."""
     return make_four
+
+
+def make_segmented(
+    *,
+    models: tuple[str, ...] = ("source_only", "dann", "mean_teacher"),
+    seeds: tuple[str, ...] = ("0", "1", "2"),
+    structures: tuple[str, ...] = ("nucleus", "cytoplasm"),
+    cases: int = 40,
+    internal: int = 25,
+    validation: int = 0,
+    sites: tuple[str, ...] = ("lab_b",),
+    per_patient: int = 1,
+    referenced: bool = True,
+    unit: str = "mm",
+) -> pd.DataFrame:
+    """Measured cases; away from home `dann` gains on the first structure and harms the second, the third is mixed."""
+    rng = np.random.default_rng(5)
+    shift = {"source_only": (-0.7, -0.5), "dann": (0.5, -1.4), "mean_teacher": (-0.2, -0.45)}
+    rows: list[dict[str, object]] = []
+
+    def add(split: str, domain: str, site: str, number: int) -> None:
+        for i in range(number):
+            case, hard = f"{site}-{split}-{i:03d}", rng.normal(0, 0.5)
+            truth = [float(np.exp(rng.normal(0.3 - k, 0.4))) for k in range(len(structures))]
+            gone = [k == 1 and rng.random() < 0.06 for k in range(len(structures))]
+            for model in models:
+                for seed in seeds:
+                    for k, structure in enumerate(structures):
+                        away = shift.get(model, (0.9, 0.9))[k % 2] if domain == "target" else 0.4
+                        z = 1.6 + away + hard + rng.normal(0, 0.3) + 0.1 * int(seed)
+                        row = {
+                            "case": case,
+                            "patient": f"{site}-{split}-p{i // per_patient:03d}",
+                            "site": site,
+                            "domain": domain,
+                            "split": split,
+                            "model": model,
+                            "seed": seed,
+                            "structure": structure,
+                            "unit": unit,
+                        }
+                        rows.append(
+                            row | measured(rng, z, truth[k], gone[k], referenced or domain == "source")
+                        )
+
+    def measured(
+        rng: np.random.Generator, z: float, truth: float, gone: bool, referenced: bool
+    ) -> dict[str, object]:
+        nothing = dict.fromkeys(
+            ("dice", "iou", "hd95", "hd", "assd", "nsd", "sensitivity", "precision"), float("nan")
+        )
+        if not referenced:
+            volumes = {"volume_reference": float("nan"), "volume_predicted": truth}
+            return {"status": "no_reference"} | nothing | volumes
+        if gone:
+            found = rng.random() < 0.5
+            status = "ref_empty" if found else "both_empty"
+            zero = {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 60.0, "assd": 60.0} if found else {}
+            volumes = {"volume_reference": 0.0, "volume_predicted": 0.05 if found else 0.0}
+            return {"status": status} | nothing | zero | volumes
+        if z < 0.1:
+            zero = {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 60.0, "assd": 60.0, "sensitivity": 0.0}
+            return (
+                {"status": "pred_empty"}
+                | nothing
+                | zero
+                | {"volume_reference": truth, "volume_predicted": 0.0}
+            )
+        dice = float(1 / (1 + np.exp(-z)))
+        far = float(np.exp(2.2 - 1.1 * z + rng.normal(0, 0.2)))
+        return {
+            "status": "ok",
+            "dice": dice,
+            "iou": dice / (2 - dice),
+            "hd95": far,
+            "hd": 1.5 * far,
+            "assd": far / 4,
+            "nsd": float(np.clip(dice + 0.04, 0, 1)),
+            "sensitivity": float(np.clip(dice - 0.04 + rng.normal(0, 0.02), 0, 1)),
+            "precision": float(np.clip(dice + 0.04 + rng.normal(0, 0.02), 0, 1)),
+            "volume_reference": truth,
+            "volume_predicted": truth * float(0.72 + 0.3 * dice + rng.normal(0, 0.05)),
+        }
+
+    if validation:
+        add("validation", "source", "lab_a", validation)
+    if internal:
+        add("test", "source", "lab_a", internal)
+    for site in sites:
+        add("test", "target", site, cases)
+    return pd.DataFrame(rows)
+
+
+def make_voxels(frame: pd.DataFrame) -> pd.DataFrame:
+    """Histograms of voxel probabilities that are too extreme: the temperature that mends them is 2 at home."""
+    rng = np.random.default_rng(6)
+    bins = np.arange(8, len(CENTRES), 16)
+    score = CENTRES[bins]
+    rows = []
+    known = frame[frame.status != "no_reference"]
+    for case, domain, model, seed, structure in known[
+        ["case", "domain", "model", "seed", "structure"]
+    ].itertuples(index=False):
+        divisor = 2.0 if domain == "source" else 3.0
+        n = rng.poisson(20 * np.exp(-0.5 * (np.abs(score) - 4) ** 2 / 9))
+        k = rng.binomial(n, 1 / (1 + np.exp(-score / divisor)))
+        for b in np.flatnonzero(n):
+            rows.append((case, model, seed, structure, int(bins[b]), int(n[b]), int(k[b])))
+    return pd.DataFrame(rows, columns=["case", "model", "seed", "structure", "bin", "n", "k"])
+
+
+@pytest.fixture(scope="session")
+def segmented() -> Maker:
+    """Maker of measured segmentations."""
+    return make_segmented
+
+
+@pytest.fixture(scope="session")
+def voxels() -> Maker:
+    """Maker of histograms of voxel probabilities."""
+    return make_voxels

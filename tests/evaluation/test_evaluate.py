@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss,
 
 from medtl.errors import ConfigError
 from medtl.evaluation import MEASURES, PredictionTable, Results, RunContext, evaluate
-from medtl.evaluation.evaluate import hide_folders
+from medtl.evaluation._shared import hide_folders
 
 Maker = Callable[..., pd.DataFrame]
 FAST = {"replicates": 200}
