@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError, near_matches
 from medtl.models.output import Output
+
+
+_Conv = nn.modules.conv._ConvNd
 
 
 class WithFeatures(nn.Module):
@@ -22,8 +27,29 @@ class WithFeatures(nn.Module):
         self.num_features = num_features
         self._before = before
 
+    @property
+    def head(self) -> nn.Module:
+        """The layer that makes logits from the features.
+
+        Raises:
+            ConfigError: it is not known, since the features are the output of a named layer.
+        """
+        if not self._before:
+            raise ConfigError(
+                f"The features are the output of layer {self.layer!r}; which layers make logits from them is not "
+                "known. Leave layer out of with_features to use the input of the last layer, which is the head then."
+            )
+        return self.module.get_submodule(self.layer)
+
     def forward(self, image: Tensor) -> Output:
-        """Runs the network; spatial axes of the features are averaged, so that they are (B, F)."""
+        """Runs the network.
+
+        Where logits are maps (B, K, *S), the features are a map too, (B, F, *s). Else spatial axes of the features are
+        averaged, so that they are (B, F).
+
+        Raises:
+            ConfigError: the layer did not run exactly once, its width is another, or the network gives no logits.
+        """
         caught: list[Tensor] = []
         target = self.module.get_submodule(self.layer)
         if self._before:
@@ -34,13 +60,28 @@ class WithFeatures(nn.Module):
             logits = self.module(image)
         finally:
             handle.remove()
+        if isinstance(logits, Mapping) and "out" in logits:  # torchvision's segmentation networks
+            logits = logits["out"]
+        if not isinstance(logits, Tensor) or logits.ndim not in (2, image.ndim):
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigError(
+                f"The network gives {what} for images {tuple(image.shape)}. Expected: logits (B, K), or maps of logits "
+                "(B, K, *S). Switch further outputs off (deep supervision, auxiliary heads)."
+            )
         if len(caught) != 1:
             raise ConfigError(
                 f"Layer {self.layer!r} ran {len(caught)} times in one forward pass, expected once. "
                 "Name another layer in with_features."
             )
         features = caught[0]
-        return Output(logits, features.flatten(2).mean(dim=2) if features.ndim > 2 else features)
+        if features.ndim < 2 or features.shape[1] != self.num_features:
+            raise ConfigError(
+                f"The features of layer {self.layer!r} are {tuple(features.shape)}; expected {self.num_features} along "
+                "the second axis. Name another layer, or its width, in with_features."
+            )
+        if logits.ndim == 2 and features.ndim > 2:
+            features = features.flatten(2).mean(dim=2)
+        return Output(logits, features)
 
 
 def with_features(
@@ -49,9 +90,11 @@ def with_features(
     """Wraps a network so that an adapter can use it.
 
     Args:
-        module: any network that maps a batch of images to logits (B, K).
+        module: any network that maps a batch of images to logits (B, K), or to maps of logits (B, K, *S).
         layer: the name of the layer whose output is the features, as in `module.named_modules()`. Without
-            it, the features are the input of the last `nn.Linear`.
+            it, the features are the input of the last layer with weights (linear or convolution, in the order of
+            `named_modules`), as MONAI's and torchvision's networks have it. Of a segmentation network these are at full
+            resolution: alignment of features is cheaper and steadier on a deeper layer, which has to be named.
         num_features: F; read off the layer where it says so (`out_features`, `out_channels`, `num_features`).
 
     Raises:
@@ -64,14 +107,15 @@ def with_features(
     """
     modules = dict(module.named_modules())
     if layer is None:
-        linears = [(name, m) for name, m in modules.items() if isinstance(m, nn.Linear)]
-        if not linears:
+        weighted = [(name, m) for name, m in modules.items() if isinstance(m, (nn.Linear, _Conv))]
+        if not weighted:
             raise ConfigError(
-                "The network has no nn.Linear whose input could be its features. Name the layer: "
-                "with_features(module, layer=..., num_features=...)."
+                "The network has neither linear layers nor convolutions whose input could be its features. "
+                "Name the layer: with_features(module, layer=..., num_features=...)."
             )
-        name, last = linears[-1]
-        return WithFeatures(module, name, num_features or last.in_features, before=True)
+        name, last = weighted[-1]
+        inputs = last.in_features if isinstance(last, nn.Linear) else last.in_channels
+        return WithFeatures(module, name, num_features or inputs, before=True)
     if layer not in modules or not layer:
         raise ConfigError(
             f"The network has no layer {layer!r}. {near_matches(layer, [m for m in modules if m])}"

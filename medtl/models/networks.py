@@ -88,7 +88,11 @@ class SliceNetwork(nn.Module):
         super().__init__()
         all_options: dict[str, dict[str, Any]] = {
             "unet": {"decoder_channels": [max(width * 8 // 2**i, 8) for i in range(5)]},
-            "fpn": {"decoder_pyramid_channels": width * 8, "decoder_segmentation_channels": width * 4},
+            # GroupNorm of 32 groups needs more than one channel in each, for maps of one pixel.
+            "fpn": {
+                "decoder_pyramid_channels": width * 8,
+                "decoder_segmentation_channels": max(64, width * 4 // 32 * 32),
+            },
             "deeplabv3plus": {"decoder_channels": width * 8},
             "upernet": {"decoder_channels": width * 8},
         }

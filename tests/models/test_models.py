@@ -78,9 +78,8 @@ def test_downloaded_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_architecture_without_published_weights() -> None:
-    bare = next(
-        n for n in timm.list_models() if not timm.list_pretrained(n) and not timm.list_pretrained(f"{n}.*")
-    )
+    published = {name.split(".")[0] for name in timm.list_pretrained()}
+    bare = next(n for n in timm.list_models() if n not in published)
     with pytest.raises(WeightsError, match="publishes no"):
         build_encoder(bare)
 
@@ -209,14 +208,27 @@ class TestWithFeatures:
         assert model.module[1].weight.grad is not None
 
     @pytest.mark.parametrize(
-        ("layer", "text"), [("fcc", "fc"), ("relu", "num_features"), (None, "no nn.Linear")]
+        ("layer", "text"), [("fcc", "fc"), ("relu", "num_features"), (None, "neither linear")]
     )
     def test_refusals(self, layer: str | None, text: str) -> None:
         from torchvision.models import resnet18
 
-        module = nn.Conv2d(3, 3, 1) if layer is None else resnet18()
+        module = nn.ReLU() if layer is None else resnet18()
         with pytest.raises(ConfigError, match=text):
             with_features(module, layer=layer)
+
+    def test_head_is_the_layer_behind_the_features(self) -> None:
+        from torchvision.models import resnet18
+
+        assert with_features(network := resnet18()).head is network.fc
+        with pytest.raises(ConfigError, match="not known"):
+            _ = with_features(network, layer="layer4", num_features=512).head
+
+    def test_wrong_width_is_not_passed_on(self) -> None:
+        """Tokens (B, L, C) would else be averaged over the wrong axis without a word."""
+        tokens = nn.Sequential(nn.Flatten(2), nn.Linear(16, 5), nn.Flatten(), nn.LazyLinear(2))
+        with pytest.raises(ConfigError, match="second axis"):
+            with_features(tokens, layer="1")(torch.rand(2, 3, 4, 4))
 
     def test_layer_that_runs_twice(self) -> None:
         class Twice(nn.Module):
@@ -229,3 +241,48 @@ class TestWithFeatures:
 
         with pytest.raises(ConfigError, match="ran 2 times"):
             with_features(Twice(), layer="layer")(torch.rand(1, 4))
+
+
+def monai_network(name: str) -> nn.Module:
+    from monai.networks.nets import DynUNet, SwinUNETR, UNet
+
+    if name == "UNet":
+        return UNet(3, 1, 3, (8, 16, 32), (2, 2))
+    if name == "DynUNet":
+        return DynUNet(3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], filters=(8, 16, 32))
+    pytest.importorskip("einops", reason="an optional requirement of MONAI")
+    return SwinUNETR(1, 3, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), feature_size=12)
+
+
+class TestWithFeaturesOfMaps:
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+    @pytest.mark.parametrize(("name", "side"), [("UNet", 16), ("DynUNet", 16), ("SwinUNETR", 32)])
+    def test_networks_of_monai(self, name: str, side: int) -> None:
+        network = monai_network(name)
+        model = with_features(network)
+        logits, features = model.eval()(torch.rand(1, 1, side, side, side))
+        assert logits.shape == (1, 3, side, side, side)
+        assert features.shape[:2] == (1, model.num_features)
+        assert features.ndim == 5
+        torch.testing.assert_close(model.head(features), logits)
+
+    def test_named_deeper_layer_stays_a_map(self) -> None:
+        model = with_features(monai_network("DynUNet"), layer="bottleneck", num_features=32)
+        logits, features = model(torch.rand(2, 1, 16, 16, 16))
+        assert (logits.shape, features.shape) == ((2, 3, 16, 16, 16), (2, 32, 4, 4, 4))
+
+    def test_segmentation_network_of_torchvision(self) -> None:
+        from torchvision.models.segmentation import fcn_resnet50
+
+        model = with_features(fcn_resnet50(weights=None, weights_backbone=None, num_classes=2)).eval()
+        logits, features = model(torch.rand(1, 3, 32, 32))
+        assert (logits.shape, features.shape) == ((1, 2, 32, 32), (1, 512, 4, 4))
+
+    def test_deep_supervision_is_refused(self) -> None:
+        from monai.networks.nets import DynUNet
+
+        network = DynUNet(
+            3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], filters=(8, 16, 32), deep_supervision=True, deep_supr_num=1
+        )
+        with pytest.raises(ConfigError, match="deep supervision"):
+            with_features(network)(torch.rand(1, 1, 16, 16, 16))
