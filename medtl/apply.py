@@ -248,8 +248,7 @@ def _calibrated(
     import numpy as np
     from scipy.special import expit, logit
 
-    found = [s.get("temperatures", {}).get(structure) for s in frozen.values()]
-    known = [t for t in found if t]
+    known = [t for seed in frozen.values() if (t := seed.get(structure, {}).get("temperature"))]
     if not known:
         return probability
     return np.asarray(expit(logit(probability.clip(1e-6, 1 - 1e-6)) / np.mean(known)), dtype=np.float32)

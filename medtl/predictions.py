@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medtl.data.geometry import voxel_spacing
-from medtl.data.masks import read_mask
+from medtl.data.masks import MaskError, read_mask, unknown_limit
 from medtl.data.write import write_mask
 from medtl.evaluation.segtable import SegmentationTable
 from medtl.evaluation.voxels import voxel_histogram
@@ -27,6 +28,8 @@ from medtl.labelmap import FILE_NAME, VOID, LabelMap
 if TYPE_CHECKING:
     from medtl.data.table import Case
     from medtl.segmenting import Segmentation
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 22
 
@@ -49,6 +52,7 @@ class MaskWriter:
         self._rows: list[dict[str, Any]] = []
         self._voxels: list[pd.DataFrame] = []
         self._references: dict[str, str] = {}
+        self._unusable: dict[str, str] = {}
 
     def add(
         self, segmentations: Iterable[Segmentation], model: str, seed: int, *, oracle: bool = False
@@ -87,9 +91,7 @@ class MaskWriter:
                 self._evidence.append({**known, "model": model, "seed": seed})
             if reference is not None:
                 spacing = None if case.item.affine is None else voxel_spacing(case.item.affine)[::-1]
-                counts = voxel_histogram(
-                    found.probability, reference, found.mask, labels=self.labels, spacing=spacing
-                )
+                counts = voxel_histogram(found.probability, reference, found.mask, self.labels, spacing)
                 self._voxels.append(counts.assign(case=case.case, model=model, seed=seed))
 
     @property
@@ -99,7 +101,7 @@ class MaskWriter:
 
     def finish(self) -> SegmentationTable:
         """Writes `predictions.csv`, `voxels.csv` and `labels.json`, and reads the table back as anyone would."""
-        order = ["case", "model", "seed", "structure", "bin", "n", "k"]
+        order = ["case", "model", "seed", "structure", "bin", "n", "k", "margin"]
         frame = pd.DataFrame(self._rows).fillna("")
         self._write("predictions.csv", frame.to_csv(index=False, lineterminator="\n"))
         if self._voxels:
@@ -112,10 +114,17 @@ class MaskWriter:
         atomic_write(self.folder / name, text)
 
     def _reference(self, case: Case) -> NDArray[np.uint8] | None:
-        """The reference standard in the scan's grid; written once."""
+        """The reference standard in the scan's grid; written once. None for a mask that cannot be used."""
         if case.mask_item is None or case.item is None:
             return None
-        reference = read_mask(case.mask_item, case.item, self.labels).array
+        try:
+            limit = unknown_limit(case.domain)
+            reference = read_mask(case.mask_item, case.item, self.labels, limit=limit).array
+        except MaskError as error:
+            if case.case not in self._unusable:
+                self._unusable[case.case] = str(error)
+                logger.warning("%s It is not evaluated.", error)
+            return None
         if case.case not in self._references:
             path = write_mask(self.folder / "references" / case.case, reference, case.item, self.labels)
             self._references[case.case] = path.relative_to(self.folder).as_posix()

@@ -147,7 +147,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             command=run.command,
             versions=medtl.environment()["versions"],
             seeds=config.training_seeds,
-            oracle=("target_trained",) if config.target_trained else (),
+            target_trained=("target_trained",) if config.target_trained else (),
         )
         results = medtl.evaluate(predictions, context=context, replicates=200 if config.smoke else 2000)
         run.write_json("calibration.json", results.calibration())
