@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from medtl.errors import ConfigError, near_matches
 from medtl.models.output import Output
 
-
 _Conv = nn.modules.conv._ConvNd
 
 
