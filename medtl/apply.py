@@ -198,7 +198,9 @@ def _segment(
         case, grid = found[0].case, found[0].grid
         if case.item is None:
             continue
-        mean = np.mean([f.probabilities for f in found], axis=0, dtype=np.float32).astype(np.float16)
+        mean = np.asarray(
+            np.mean([f.probabilities for f in found], axis=0, dtype=np.float32), dtype=np.float16
+        )
         mask = apply_rules(grid.argmax_native(mean), rules, len(labels.classes))
         write_mask(out / "masks" / case.case, mask, case.item, labels)
         if seg and case.item.kind == "dicom":
