@@ -149,7 +149,11 @@ class LabelMap:
                 raise ConfigError(
                     f"labels: {name!r} is {value!r}; expected an integer or a list of integers."
                 )
-            found[str(name).strip()] = tuple(listed)
+            text = str(name).strip()
+            if not text or text in found:
+                what = f"the structure {text!r} is named twice" if text else "there is a value without a name"
+                raise ConfigError(f"labels: {what}.")
+            found[text] = tuple(listed)
         background = found.pop(BACKGROUND, (0,))
         void = (*found.pop("void", ()), *found.pop("ignore", ()))
         return cls(found, background, void)

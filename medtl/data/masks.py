@@ -329,8 +329,9 @@ def _read_image(path: Path) -> NDArray[Any]:
 def _integers(array: NDArray[Any], item: VolumeItem) -> NDArray[Any]:
     if array.dtype.kind in "iu":
         return array
-    whole = np.rint(array)
-    off = ~np.isfinite(array) | (np.abs(array - whole) > WHOLE)
+    with np.errstate(invalid="ignore"):  # of infinities
+        whole = np.rint(array)
+        off = ~(np.abs(array - whole) <= WHOLE)
     if off.any():
         detail = (
             f"{int(off.sum())} of its {array.size} voxels hold no integer, for example {array[off][0]:.4g}: it was "

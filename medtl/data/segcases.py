@@ -57,8 +57,9 @@ def join_masks(
     if sources:
         if not masks:
             faults.append("the sources have no masks: give --masks DIR")
+        before = len(faults)
         pairs = pair_masks(masks, {site: roots[site] for site in sources}, sources, faults, warnings)
-        _tell(pairs, sources, "source", faults, warnings)
+        _tell(pairs, sources, "source", faults, warnings, told=len(faults) > before)
     places = [place for site in sources for folder in pairs.folders.get(site, ()) for place in _near(folder)]
     pairings = [
         (mask, sources[site].items[index]) for (site, index), mask in sorted(pairs.masks.items(), key=_order)
@@ -68,8 +69,9 @@ def join_masks(
         joined.labels = resolve_labels(structures, places, pairings, faults, warnings)
     joined.masks, joined.refused = dict(pairs.masks), dict(pairs.refused)
     if targets and target_masks is not None:
+        before = len(faults)
         found = pair_masks([target_masks], {s: roots[s] for s in targets}, targets, faults, warnings)
-        _tell(found, targets, "target", faults, warnings)
+        _tell(found, targets, "target", faults, warnings, told=len(faults) > before)
         _compare(target_masks, joined.labels, warnings)
         joined.masks |= found.masks
         joined.refused |= found.refused
@@ -87,7 +89,13 @@ def _near(folder: Path) -> list[Path]:
 
 
 def _tell(
-    pairs: Pairs, catalogs: Mapping[str, Catalog], domain: str, faults: list[str], warnings: list[str]
+    pairs: Pairs,
+    catalogs: Mapping[str, Catalog],
+    domain: str,
+    faults: list[str],
+    warnings: list[str],
+    *,
+    told: bool,
 ) -> None:
     """Says how many scans are without a usable mask, and why."""
     places = [(site, index) for site, catalog in catalogs.items() for index in range(len(catalog.items))]
@@ -104,8 +112,9 @@ def _tell(
             f"{len(refused)} of {total} {domain} cases have a mask that cannot be used ({listed}); for example case "
             f"{catalogs[site].items[index].name!r}, {first.detail}. {first.next_step}"
         ).rstrip(".")
-    if total and not pairs.masks and not faults:
-        faults.append(reasons or f"no {domain} case has a mask")
+    if total and not pairs.masks:
+        if reasons or not told:
+            faults.append(reasons or f"no {domain} case has a mask")
         return
     if refused:
         warnings.append(f"{reasons}. They {what}.")
