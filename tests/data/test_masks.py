@@ -49,11 +49,9 @@ def scan_of(folder, shape=(4, 6, 5), affine=None, seed=1):
     return item
 
 
-def image_pair(tmp_path, mask, **more):
+def image_pair(tmp_path, mask, suffix="png"):
     write_image(tmp_path / "scans" / "c.png", random_image(1, (*mask.shape, 3)))
-    path = tmp_path / "masks" / "c.png"
-    path.parent.mkdir()
-    Image.fromarray(mask).save(path, **more)
+    path = write_image(tmp_path / "masks" / f"c.{suffix}", mask)
     (item,) = scan_folder(tmp_path / "scans").items
     return only(path.parent), item
 
@@ -71,7 +69,7 @@ def test_what_a_folder_of_masks_holds(tmp_path):
     write_image(tmp_path / "rgb.png", random_image(2))
     write_image(tmp_path / "lossy.jpg", grey)
     (tmp_path / "m.nrrd").write_bytes(b"NRRD0004")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "l.png").read_bytes()[:40])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "l.png").read_bytes()[:-20])
     write_dicom(tmp_path / "scan.dcm", grey)
     for name in ("labels.json", "notes.txt", "table.csv", ".hidden.png", "Thumbs.db"):
         (tmp_path / name).write_text("{}")
@@ -233,12 +231,14 @@ def test_an_axis_of_one_voxel_has_no_direction(tmp_path):
 def test_values_of_every_grey_format(tmp_path):
     truth = np.random.default_rng(0).integers(0, 3, (7, 9)).astype(np.uint8)
     stored = np.array([0, 128, 255], np.uint8)[truth]
-    for name, array in {
-        "l.png": stored,
-        "w.tif": stored.astype(np.uint16),
-        "f.tif": stored.astype(np.float32),
-    }.items():
-        mask, item = image_pair(tmp_path / name, array)
+    for kind, suffix in (
+        (np.uint8, "png"),
+        (np.uint8, "bmp"),
+        (np.uint16, "png"),
+        (np.int32, "tif"),
+        (np.float32, "tif"),
+    ):
+        mask, item = image_pair(tmp_path / f"{suffix}{kind.__name__}", stored.astype(kind), suffix)
         np.testing.assert_array_equal(read_mask(mask, item, TWO).array[0], truth)
 
 
