@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ from torch import Tensor
 
 from medtl.errors import ConfigError, near_matches
 
-Augmentation = Callable[[NDArray[Any] | Tensor, int], Tensor]
+Image = NDArray[Any] | Tensor
 NAMES = ("none", "standard", "strong")
+OUTSIDE = -1
+"""Label where a change of geometry shows what is beyond the image: the network is not taught its repeated border."""
 
 
-def augmentation(name: str, spatial_dims: int, channels: int) -> Augmentation:
+def augmentation(name: str, spatial_dims: int, channels: int, flip: bool = True) -> Augmentation:
     """Builds the augmentation of a name.
 
     `standard`: left-right flip, small in-plane affine, contrast, brightness, noise, blur, low resolution.
@@ -38,10 +40,11 @@ def augmentation(name: str, spatial_dims: int, channels: int) -> Augmentation:
         name: `none`, `standard` or `strong`.
         spatial_dims: 2 for (C, H, W), 3 for (C, D, H, W).
         channels: 1 or 3.
+        flip: whether left and right may be swapped; not where a structure is named by its side.
 
     Returns:
         A function of an image with values in [0, 1] and a seed; its result is float32 in [0, 1] of the
-        same shape.
+        same shape. With a label it returns image and label, moved alike.
 
     Raises:
         ConfigError: There is no such augmentation.
@@ -51,32 +54,101 @@ def augmentation(name: str, spatial_dims: int, channels: int) -> Augmentation:
     if spatial_dims not in (2, 3):
         raise ConfigError(f"Augmentation is for 2 or 3 dimensions, got {spatial_dims}.")
     if name == "none":
-        return _unchanged
-    return _Augmentation(name == "strong", channels)
+        return Augmentation()
+    return _Random(name == "strong", channels, flip)
 
 
-def _unchanged(image: NDArray[Any] | Tensor, seed: int) -> Tensor:
-    return _tensor(image)
+class Augmentation:
+    """Geometry, then grey values. This one changes neither.
+
+    Attributes:
+        reach: How far beyond the edge of a patch its geometry can look, as a share of the patch's side.
+    """
+
+    reach: float = 0.0
+
+    @overload
+    def __call__(self, image: Image, seed: int) -> Tensor: ...
+
+    @overload
+    def __call__(self, image: Image, seed: int, label: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(
+        self, image: Image, seed: int, label: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Changes an image (C, ..., H, W), and its label (..., H, W) int64 with it.
+
+        Returns:
+            The image float32, of the same shape; with a label, both.
+        """
+        self._seed(seed)
+        tensor = _tensor(image)
+        size = (int(tensor.shape[-2]), int(tensor.shape[-1]))
+        moved, moved_label = self._move(tensor, label, size)
+        changed = self._recolour(moved)
+        return changed if moved_label is None else (changed, moved_label)
+
+    def move(
+        self, image: Image, seed: int, label: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Geometry alone.
+
+        Args:
+            image: (C, ..., H, W), in the plane as large as `size` or larger by the same margin on both sides:
+                what turns into the patch then comes from the scan and not from a repeated border.
+            seed: of the geometry.
+            label: (..., H, W) int64, or None.
+            size: (H, W) of the result: the middle of the image.
+
+        Returns:
+            Image float32 and label, `OUTSIDE` where the image shows what is beyond its border.
+        """
+        self._seed(seed)
+        return self._move(_tensor(image), label, size)
+
+    def recolour(self, image: Tensor, seed: int) -> Tensor:
+        """Grey values alone; a new tensor of the same shape."""
+        self._seed(seed)
+        return self._recolour(image.clone())
+
+    def _seed(self, seed: int) -> None:
+        pass
+
+    def _move(
+        self, image: Tensor, label: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        return _middle(image, size), None if label is None else _middle(label, size)
+
+    def _recolour(self, image: Tensor) -> Tensor:
+        return image
 
 
-def _tensor(image: NDArray[Any] | Tensor) -> Tensor:
+def _tensor(image: Image) -> Tensor:
     if isinstance(image, Tensor):
         return image.to(torch.float32, copy=True)
     return torch.from_numpy(np.array(image, dtype=np.float32))  # a copy: the source may be a read-only map
 
 
-class _Augmentation:
+def _middle(values: Tensor, size: tuple[int, int]) -> Tensor:
+    top, left = (values.shape[-2] - size[0]) // 2, (values.shape[-1] - size[1]) // 2
+    return values[..., top : top + size[0], left : left + size[1]]
+
+
+class _Random(Augmentation):
     """Geometry on slices as channels, then grey values on the whole; all draw from one generator."""
 
-    def __init__(self, strong: bool, channels: int) -> None:
+    def __init__(self, strong: bool, channels: int, flip: bool) -> None:
         more = 1.6 if strong else 1.0
         colour = [_RandColour(0.8)] if strong and channels == 3 else []
         bias = [RandBiasField(prob=0.4, degree=2, coeff_range=(0.0, 0.2))] if strong and channels == 1 else []
         blur = (0.3, 0.8 * more)
         # Reseeding one generator costs a tenth of giving each transform a new one, as Compose does.
         self.generator = np.random.RandomState()
-        self.more = more
-        self.geometry: dict[tuple[int, int], list[RandomizableTransform]] = {}
+        self.more, self.flip = more, flip
+        # Of half a side: what a turn brings in at the corner, and the zoom; of a side: the shift.
+        angle = math.radians(10) * more
+        self.reach = (math.cos(angle) + math.sin(angle) - 1 + 0.1 * more) / 2 + 0.04 * more
+        self.geometry: dict[tuple[int, int], list[Any]] = {}
         self.values: list[RandomizableTransform] = [
             *bias,
             *colour,
@@ -91,28 +163,58 @@ class _Augmentation:
         ]
         self._share(self.values)
 
-    def _share(self, transforms: list[RandomizableTransform]) -> None:
+    def _share(self, transforms: Sequence[Any]) -> None:
         for transform in transforms:
             transform.set_random_state(state=self.generator)
 
-    def __call__(self, image: NDArray[Any] | Tensor, seed: int) -> Tensor:
-        tensor = _tensor(image)
-        shape = tensor.shape
-        height, width = int(shape[-2]), int(shape[-1])
-        geometry = self.geometry.get((height, width))
-        if geometry is None:
-            geometry = self.geometry[height, width] = _geometry(height, width, self.more)
-            self._share(geometry)
+    def _seed(self, seed: int) -> None:
         self.generator.seed([seed % 2**32, seed >> 32])
-        planes = tensor.reshape(-1, height, width)
-        for transform in (*geometry, *self.values):
+
+    def _move(
+        self, image: Tensor, label: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        geometry = self.geometry.get(size)
+        if geometry is None:
+            geometry = self.geometry[size] = _geometry(*size, self.more, self.flip)
+            self._share(geometry)
+        planes = image.reshape(-1, *image.shape[-2:])
+        # Zero is what the resampling puts beyond the border.
+        marks = None if label is None else (label - OUTSIDE).reshape(-1, *label.shape[-2:]).to(torch.float32)
+        for transform in geometry:
             planes = _plain(transform(planes))
-        return planes.reshape(shape).clamp(0, 1).contiguous()
+            if marks is not None:
+                nearest = (
+                    {} if isinstance(transform, RandFlip) else {"mode": "nearest", "padding_mode": "zeros"}
+                )
+                marks = _plain(transform(marks, randomize=False, **nearest))
+        moved = _middle(planes, size).reshape(*image.shape[:-2], *size)
+        if marks is None or label is None:
+            return moved, None
+        return moved, _middle(marks, size).round().to(torch.int64).reshape(*label.shape[:-2], *size) + OUTSIDE
+
+    def _recolour(self, image: Tensor) -> Tensor:
+        planes = image.reshape(-1, *image.shape[-2:])
+        for transform in self.values:
+            planes = _plain(transform(planes))
+        return planes.reshape(image.shape).clamp(0, 1).contiguous()
 
 
-def _geometry(height: int, width: int, more: float) -> list[RandomizableTransform]:
+class _Affine(RandAffine):
+    """Does nothing where nothing is drawn, also to an image that is larger than the result."""
+
+    def __call__(self, img: Any, randomize: bool = True, **options: Any) -> Any:  # type: ignore[override]
+        if randomize:
+            self.randomize()
+        if not self._do_transform:
+            return img
+        if randomize:  # MONAI's own call draws twice: the numbers that follow stay the same
+            self.rand_affine_grid.randomize()
+        return super().__call__(img, randomize=False, **options)
+
+
+def _geometry(height: int, width: int, more: float, flip: bool) -> list[Any]:
     """Left-right flip and a small affine; the border is repeated, so no black corners give it away."""
-    affine = RandAffine(
+    affine = _Affine(
         prob=0.5 * more,
         rotate_range=math.radians(10) * more,
         scale_range=(0.1 * more, 0.1 * more),
@@ -122,7 +224,7 @@ def _geometry(height: int, width: int, more: float) -> list[RandomizableTransfor
         padding_mode="border",
         cache_grid=True,
     )
-    return [RandFlip(prob=0.5, spatial_axis=1), affine]
+    return [*([RandFlip(prob=0.5, spatial_axis=1)] if flip else []), affine]
 
 
 def _plain(image: Any) -> Tensor:

@@ -15,10 +15,12 @@ class Batch:
 
     Attributes:
         image: (N, C, H, W) or (N, C, D, H, W) float32 in [0, 1].
-        label: (N,) int64 class indices, or None: batches of the target carry none.
+        label: (N,) int64 class indices; for segmentation (N, H, W) or (N, D, H, W), -1 where nothing is to be
+            learnt. None without labels: batches of the target carry none.
         index: (N,) int64 place of each case in its data set.
         site: (N,) int64 place of each case's site in the data set's `sites`.
-        strong: A second, strongly augmented view, shaped as `image`.
+        strong: A second, strongly augmented view, shaped as `image`; for segmentation voxel by voxel the same
+            place, in other grey values.
     """
 
     image: Tensor

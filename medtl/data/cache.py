@@ -1,4 +1,4 @@
-"""Preprocessed volumes on disk: computed once, memory-mapped, checked, recomputed when stale."""
+"""Preprocessed volumes and masks on disk: computed once, memory-mapped, checked, recomputed when stale."""
 
 from __future__ import annotations
 
@@ -6,27 +6,52 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
-from medtl.data.items import Rejection, VolumeItem
+from medtl.data.grid import Grid
+from medtl.data.items import MaskItem, Rejection, VolumeItem
+from medtl.data.masks import MaskCounts, MaskError, read_mask, unknown_limit
 from medtl.data.preprocess import Preprocess, preprocess
+from medtl.data.seeds import derive_seed
+from medtl.data.table import Case
 from medtl.data.volume import read_volume
 from medtl.errors import DataError
-from medtl.runs import atomic_write
+from medtl.files import atomic_write
+from medtl.labelmap import LabelMap
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the files in the cache: a change makes old entries unreachable."""
+MAX_POINTS = 10_000
+"""Voxels of a structure that are kept as places for patches; more would add nothing."""
+
+
+@dataclass(frozen=True)
+class MaskEntry:
+    """A mask in the network's grid.
+
+    Attributes:
+        array: (*shape) uint8 class indices, `VOID` where nothing is trained on; a read-only memory map.
+        points: For each structure that is there, its class index and the (n, dimensions) coordinates of some
+            of its voxels, all or `MAX_POINTS` drawn from a fixed seed.
+        counts: What the mask holds in the scan's own grid.
+    """
+
+    array: NDArray[np.uint8]
+    points: Mapping[int, NDArray[np.int32]]
+    counts: MaskCounts
 
 
 class VolumeCache:
-    """One `.npy` a case, memory-mapped on reading, with a JSON sidecar that holds its checksum.
+    """One `.npy` a volume or mask, memory-mapped on reading, with a JSON sidecar that holds its checksum.
 
     An entry's name is a digest of the files' state, the preprocessing and the format: an entry is never
     stale, and several runs, image sizes and processes can share a folder. It holds no identifier.
@@ -34,12 +59,14 @@ class VolumeCache:
     Attributes:
         folder: Where the entries are; made when the first is written.
         preprocess: What every volume goes through.
+        labels: What the numbers in masks mean; None without masks.
     """
 
-    def __init__(self, folder: Path, preprocess: Preprocess) -> None:
+    def __init__(self, folder: Path, preprocess: Preprocess, labels: LabelMap | None = None) -> None:
         self.folder = Path(folder)
         self.preprocess = preprocess
-        self._verified: set[str] = set()
+        self.labels = labels
+        self._verified: dict[str, Mapping[str, Any]] = {}  # sidecars by key
 
     def key(self, item: VolumeItem) -> str:
         """Name of the entry of `item` as its files are now.
@@ -47,13 +74,20 @@ class VolumeCache:
         Raises:
             DataError: A file has gone.
         """
-        try:
-            text = f"{item.fingerprint} {self.preprocess.key()} {FORMAT}"
-        except OSError as error:
-            raise DataError(
-                f"Case {item.name!r} cannot be read: {error.strerror}. Scan the folder again."
-            ) from None
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return _key(item, item.name, self.preprocess.key())
+
+    def mask_key(self, case: Case) -> str:
+        """Name of the entry of the case's mask as scan and mask are now.
+
+        Raises:
+            DataError: A file has gone, or the case has no mask.
+        """
+        if case.item is None or case.mask_item is None or self.labels is None:
+            raise DataError(f"Case {case.case!r} has no mask to train on or to compare with.")
+        # The order counts: it numbers the classes. So does the limit: it decides what is refused.
+        meaning = json.dumps([list(self.labels.to_dict().items()), unknown_limit(case.domain)])
+        scan = _key(case.item, case.case, self.preprocess.key())
+        return _key(case.mask_item, case.case, f"{scan} {meaning}")
 
     def get(self, item: VolumeItem) -> NDArray[np.float16]:
         """The preprocessed volume, computed and stored if it is not there.
@@ -68,15 +102,62 @@ class VolumeCache:
 
     def load(self, item: VolumeItem, key: str) -> NDArray[np.float16]:
         """As `get`, with the key known: saves asking the file system for the state of every slice."""
-        entry = self._read(key, item)
+        entry = self._read(key, item.name, "")
         if entry is None:
-            self._write(key, preprocess(read_volume(item), self.preprocess))
-            entry = self._read(key, item)
-            if entry is None:
-                raise DataError(
-                    f"The cache entry of case {item.name!r} was altered while it was written: try again."
-                )
-        return entry
+            self._write(key, {"": preprocess(read_volume(item), self.preprocess)})
+            entry = self._read(key, item.name, "")
+        if entry is None:
+            raise DataError(_ALTERED.format(item.name))
+        return entry[0]
+
+    def load_mask(self, case: Case) -> NDArray[np.uint8]:
+        """The case's mask in the network's grid, computed and stored if it is not there.
+
+        Returns:
+            (*shape) uint8 class indices, 255 for void; a read-only memory map.
+
+        Raises:
+            DataError: There is no mask, or it cannot be used.
+        """
+        return self.mask(case).array
+
+    def foreground(self, case: Case) -> Mapping[int, NDArray[np.int32]]:
+        """Coordinates of voxels in the network's grid, (n, dimensions), for each structure that is there."""
+        return self.mask(case).points
+
+    def counts(self, case: Case) -> MaskCounts:
+        """Voxels of each class in the scan's own grid."""
+        return self.mask(case).counts
+
+    def mask(self, case: Case, key: str | None = None) -> MaskEntry:
+        """The case's mask and what is known of it; with the key known, the file system is not asked for it.
+
+        Raises:
+            DataError: There is no mask, or it cannot be used.
+        """
+        key = key or self.mask_key(case)
+        found = self._read(key, case.case, "", ".points")
+        if found is None:
+            self._write_mask(key, case)
+            found = self._read(key, case.case, "", ".points")
+        if found is None:
+            raise DataError(_ALTERED.format(case.case))
+        facts, points, start = self._verified[key], {}, 0
+        for index, number in enumerate(facts["points"], start=1):
+            if number:
+                points[index] = found[1][start : start + number]
+            start += number
+        return MaskEntry(found[0], points, MaskCounts.from_dict(facts["counts"]))
+
+    def _write_mask(self, key: str, case: Case) -> None:
+        assert case.item is not None
+        assert case.mask_item is not None
+        assert self.labels is not None
+        voxels = read_mask(case.mask_item, case.item, self.labels, limit=unknown_limit(case.domain))
+        mask = Grid.of(case.item, self.preprocess).mask_to_network(voxels.array)
+        points = [_sample(mask, index) for index in range(1, len(self.labels.classes))]
+        facts = {"points": [len(p) for p in points], "counts": voxels.counts(self.labels).to_dict()}
+        self._write(key, {"": mask, ".points": np.concatenate(points)}, facts)
 
     def prepare(
         self,
@@ -95,15 +176,17 @@ class VolumeCache:
         Returns:
             A rejection, with its `item`, for each that cannot be read.
         """
-        todo = list(items)
-        found: list[Rejection] = []
-        work = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")
-        for done, rejection in enumerate(work(delayed(self._prepare_one)(item) for item in todo), start=1):
-            if rejection is not None:
-                found.append(rejection)
-            if progress is not None:
-                progress(done, len(todo))
-        return tuple(found)
+        return _run(self._prepare_one, list(items), jobs, progress)
+
+    def prepare_masks(
+        self,
+        cases: Iterable[Case],
+        *,
+        jobs: int = -1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Rejection, ...]:
+        """As `prepare`, for the masks of cases that have one."""
+        return _run(self._prepare_mask, [c for c in cases if c.mask_item is not None], jobs, progress)
 
     def _prepare_one(self, item: VolumeItem) -> Rejection | None:
         try:
@@ -113,41 +196,90 @@ class VolumeCache:
             return Rejection(item.path, "undecodable", str(error), step, files=item.files, item=item)
         return None
 
-    def _paths(self, key: str) -> tuple[Path, Path]:
-        return self.folder / f"{key}.npy", self.folder / f"{key}.json"
+    def _prepare_mask(self, case: Case) -> Rejection | None:
+        try:
+            self.mask(case)
+        except MaskError as error:
+            return error.rejection()
+        except DataError as error:
+            assert case.item is not None
+            step = "Export the mask again, or leave the case out."
+            return Rejection(
+                case.item.path, "mask_unreadable", str(error), step, case.item.files, item=case.item
+            )
+        return None
 
-    def _write(self, key: str, array: NDArray[np.float16]) -> None:
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        data = buffer.getvalue()
-        sidecar = {
-            "format": FORMAT,
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-            "blake2b": _digest(data),
-        }
-        values, facts = self._paths(key)
+    def _write(
+        self, key: str, arrays: Mapping[str, NDArray[Any]], more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes one file for each suffix, and the sidecar."""
+        first = arrays[""]
+        sidecar: dict[str, Any] = {"format": FORMAT, "shape": list(first.shape), "dtype": str(first.dtype)}
+        for suffix, array in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            data = buffer.getvalue()
+            sidecar["blake2b" + suffix] = _digest(data)
+            atomic_write(self.folder / f"{key}{suffix}.npy", data)
         # The sidecar comes last: an entry without one is an interrupted write.
-        atomic_write(values, data)
-        atomic_write(facts, json.dumps(sidecar))
-        self._verified.discard(key)
+        atomic_write(self.folder / f"{key}.json", json.dumps({**sidecar, **(more or {})}))
+        self._verified.pop(key, None)
 
-    def _read(self, key: str, item: VolumeItem) -> NDArray[np.float16] | None:
-        """The entry, or None if it is absent or damaged. Checked once by each process."""
-        values, facts = self._paths(key)
+    def _read(self, key: str, name: str, *suffixes: str) -> list[NDArray[Any]] | None:
+        """The entry's arrays, or None if it is absent or damaged. Checked once by each process."""
+        facts = self.folder / f"{key}.json"
+        files = [self.folder / f"{key}{suffix}.npy" for suffix in suffixes]
         if not facts.exists():
             return None
         try:
             if key not in self._verified:
-                if json.loads(facts.read_text())["blake2b"] != _digest(values.read_bytes()):
-                    raise ValueError("checksum")
-                self._verified.add(key)
-            array: NDArray[np.float16] = np.load(values, mmap_mode="r", allow_pickle=False)
+                sidecar = json.loads(facts.read_text())
+                for suffix, file in zip(suffixes, files, strict=True):
+                    if sidecar["blake2b" + suffix] != _digest(file.read_bytes()):
+                        raise ValueError("checksum")
+                self._verified[key] = sidecar
+            return [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
         except (OSError, ValueError, KeyError, TypeError):
-            log.warning("The cache entry of case %r is damaged: it is computed again.", item.name)
+            log.warning("The cache entry of case %r is damaged: it is computed again.", name)
             facts.unlink(missing_ok=True)
+            self._verified.pop(key, None)
             return None
-        return array
+
+
+_ALTERED = "The cache entry of case {!r} was altered while it was written: try again."
+
+
+def _run(
+    work: Callable[[Any], Rejection | None],
+    todo: Sequence[VolumeItem | Case],
+    jobs: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Rejection, ...]:
+    found: list[Rejection] = []
+    results = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(delayed(work)(t) for t in todo)
+    for done, rejection in enumerate(results, start=1):
+        if rejection is not None:
+            found.append(rejection)
+        if progress is not None:
+            progress(done, len(todo))
+    return tuple(found)
+
+
+def _key(item: VolumeItem | MaskItem, name: str, rest: str) -> str:
+    try:
+        text = f"{item.fingerprint} {rest} {FORMAT}"
+    except OSError as error:
+        raise DataError(f"Case {name!r} cannot be read: {error.strerror}. Scan the folder again.") from None
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _sample(mask: NDArray[np.uint8], index: int) -> NDArray[np.int32]:
+    """(n, dimensions): at most `MAX_POINTS` voxels of a class, in the order of memory."""
+    places = np.flatnonzero(mask == index)
+    if len(places) > MAX_POINTS:
+        generator = np.random.default_rng(derive_seed(0, "foreground", index))
+        places = np.sort(generator.choice(places, MAX_POINTS, replace=False))
+    return np.stack(np.unravel_index(places, mask.shape), axis=1).astype(np.int32)
 
 
 def _digest(data: bytes) -> str:

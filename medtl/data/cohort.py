@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medtl.data.cache import VolumeCache
-from medtl.data.dataset import CaseDataset
+from medtl.data.dataset import CaseDataset, sided
+from medtl.data.patches import suggest_patch
 from medtl.data.preprocess import Preprocess
+from medtl.data.seeds import derive_seed
+from medtl.data.structures import mask_warnings
 from medtl.data.table import Case, CaseTable
+from medtl.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,64 @@ class Cohort:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Cohort:
-        """Preprocesses every used case once; those that cannot be read are excluded, with the reason."""
-        cache = VolumeCache(folder, preprocess)
-        rejections = cache.prepare(table.items(), progress=progress)
-        return cls(table.exclude(rejections) if rejections else table, cache)
+        """Preprocesses every used case once; those that cannot be read are excluded, with the reason.
 
-    def cases_per_batch(self, images: int) -> int:
-        """How many cases hold about so many images or slices; at least 2."""
-        return max(2, round(images / (self.cache.preprocess.num_slices or 1)))
+        So it is with the masks of the source. Those of the target are not looked at.
+
+        Raises:
+            DataError: Nothing is left to train on, or a structure that no source mask in training holds.
+        """
+        cache = VolumeCache(folder, preprocess, table.labels)
+        masked = [c for c in table.select(domain="source") if c.mask_item is not None] if table.labels else []
+        items = table.items()
+
+        def report(before: int) -> Callable[[int, int], None] | None:
+            if progress is None:
+                return None
+            return lambda done, _: progress(before + done, len(items) + len(masked))
+
+        rejections = cache.prepare(items, progress=report(0))
+        lost = {r.item for r in rejections}
+        masked_left = [c for c in masked if c.item not in lost]
+        before = len(items) + len(masked) - len(masked_left)
+        rejections += cache.prepare_masks(masked_left, progress=report(before))
+        table = table.exclude(rejections) if rejections else table
+        return cls(_with_mask_warnings(table, cache) if table.labels else table, cache)
+
+    def cases_per_batch(self, images: int, patch: Sequence[int] | None = None) -> int:
+        """How many cases (or patches) hold about so many images or slices; at least 2."""
+        depth = self.cache.preprocess.num_slices or 1
+        if patch is not None:
+            depth = patch[0] if len(patch) == 3 else 1
+        return max(2, round(images / depth))
+
+    def patch(self, image_size: int, *, cube: bool = False) -> tuple[int, ...]:
+        """The size of patches that suits the scans, as `suggest_patch` chooses it."""
+        depth: Literal["thin", "cube"] = "cube" if cube else "thin"
+        return suggest_patch(self.table.items(), self.cache.preprocess, image_size, depth=depth)
+
+    def voxel_counts(self, domain: str = "source", split: str = "train") -> tuple[int, ...]:
+        """Voxels of each class in the masks of a domain and split, background first, void not counted."""
+        counts = [self.cache.counts(c).voxels for c in self.select(domain, split) if c.mask_item is not None]
+        return tuple(map(sum, zip(*counts, strict=True))) if counts else (0,) * len(self.table.classes)
+
+    def halves(self, domain: str = "target", seed: int = 0) -> tuple[tuple[tuple[Case, ...], ...], ...]:
+        """((half, rest), (rest, half)): the domain's labelled cases in two, by patient.
+
+        For the bound that training on the domain's own labels gives: every case is judged by a model that has not
+        seen its patient. Empty with fewer than two labelled patients. This reads the domain's labels.
+        """
+        cases = self.select(domain)
+        if self.table.labels is None:
+            cases = tuple(c for c in cases if c.label in self.table.classes)
+        else:
+            lost = {r.item for r in self.cache.prepare_masks(cases)}
+            cases = tuple(c for c in cases if c.mask_item is not None and c.item not in lost)
+        patients = sorted({c.patient for c in cases}, key=lambda p: derive_seed(seed, "halves", p))
+        first = set(patients[: len(patients) // 2])
+        half = tuple(c for c in cases if c.patient in first)
+        rest = tuple(c for c in cases if c.patient not in first)
+        return ((half, rest), (rest, half)) if half else ()
 
     def sites(self, domain: str) -> tuple[str, ...]:
         """Names of the domain's sites."""
@@ -68,18 +122,55 @@ class Cohort:
         return tuple(self.table.select(domain=domain, split=split))
 
     def dataset(
-        self, domain: str, split: str, *, with_labels: bool = False, augment: str = "none", seed: int = 0
+        self,
+        domain: str,
+        split: str,
+        *,
+        with_labels: bool = False,
+        augment: str = "none",
+        seed: int = 0,
+        strong: bool = False,
+        patch: Sequence[int] | None = None,
+        cases: Sequence[Case] | None = None,
+        stream: str | None = None,
     ) -> CaseDataset | None:
-        """The cases of a domain and split as a data set, or None if there are none."""
-        cases = self.select(domain, split)
-        if not cases:
+        """The cases of a domain and split as a data set, or None if there are none.
+
+        Args:
+            domain: `source` or `target`.
+            split: `train`, `validation` or `test`.
+            with_labels: Whether samples carry labels; for the target, only to know what its labels would give.
+            augment: As for `CaseDataset`, and so are `seed`, `strong` and `patch`.
+            seed: The run's seed.
+            strong: Whether to add a second, strongly augmented view.
+            patch: Size of the samples, for segmentation.
+            cases: These instead of all of the domain and split.
+            stream: Name of the random numbers; by default the domain.
+        """
+        chosen = self.select(domain, split) if cases is None else tuple(cases)
+        if not chosen:
             return None
         return CaseDataset(
-            cases,
+            chosen,
             self.cache,
             classes=self.table.classes,
             augment=augment,
             with_labels=with_labels,
+            strong=strong,
             seed=seed,
-            stream=domain,
+            stream=stream or domain,
+            patch=patch,
         )
+
+
+def _with_mask_warnings(table: CaseTable, cache: VolumeCache) -> CaseTable:
+    assert table.labels is not None
+    cases = [c for c in table.select(domain="source") if c.mask_item is not None]
+    if not cases:
+        return table
+    warnings, faults = mask_warnings(cases, [cache.counts(c) for c in cases], table.labels)
+    if faults:
+        raise DataError(f"The masks cannot be trained on: {'; '.join(faults)}.")
+    if sided(table.classes):
+        warnings += ("Structures are named by their side: left and right are not swapped in augmentation.",)
+    return replace(table, warnings=(*table.warnings, *warnings))

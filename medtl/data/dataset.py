@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from medtl.data.augment import augmentation
+from medtl.data import patches
+from medtl.data.augment import OUTSIDE, augmentation
 from medtl.data.batch import Batch
 from medtl.data.cache import VolumeCache
-from medtl.data.cases import Case
 from medtl.data.seeds import derive_seed
-from medtl.errors import DataError
+from medtl.data.table import Case
+from medtl.errors import ConfigError, DataError
+from medtl.labelmap import VOID
+
+_Views = tuple[Tensor, Tensor | None, Tensor | None]
+"""Image, label, strong view."""
 
 
 class Draw(int):
@@ -33,9 +43,13 @@ class Draw(int):
 class CaseDataset(Dataset[Batch]):
     """Preprocessed, augmented cases; item i of an epoch depends on (seed, stream, epoch, i) alone.
 
+    With a label map in the cache the task is segmentation: labels are masks, image and mask are cut and moved
+    together, and the strong view shows the same voxels as the image, in other grey values. Without
+    augmentation a case gives the same patch in every epoch.
+
     Args:
         cases: Cases with an item, in a fixed order.
-        cache: Where their preprocessed volumes are.
+        cache: Where their preprocessed volumes and masks are.
         classes: Names of the classes in the order of the network's outputs.
         augment: `none`, `standard` or `strong`, for the image.
         with_labels: Whether samples carry labels. False for the target in training: no label is even
@@ -44,9 +58,13 @@ class CaseDataset(Dataset[Batch]):
         seed: The run's seed.
         stream: Name of this data set's random numbers, e.g. `source`.
         sites: Names of the sites in order; by default those of the cases, sorted.
+        patch: Segmentation: (H, W) or (D, H, W) of the samples; None for whole images or volumes.
+        foreground: Share of the patches centred on a voxel of a structure, each structure equally often; the
+            others lie anywhere. Without labels all lie anywhere.
 
     Raises:
         DataError: No cases, or cases without a usable label where labels are asked for.
+        ConfigError: A patch that does not fit the scans' dimensions, or for classification.
     """
 
     def __init__(
@@ -61,6 +79,8 @@ class CaseDataset(Dataset[Batch]):
         seed: int = 0,
         stream: str = "source",
         sites: Sequence[str] | None = None,
+        patch: Sequence[int] | None = None,
+        foreground: float = 0.5,
     ) -> None:
         if not cases:
             raise DataError(
@@ -71,11 +91,31 @@ class CaseDataset(Dataset[Batch]):
         self.classes = tuple(classes)
         self.sites = tuple(sites) if sites is not None else tuple(sorted({case.site for case in cases}))
         self.seed, self.stream, self.epoch = seed, stream, 0
-        spec = cache.preprocess
-        self._augment = augmentation(augment, spec.spatial_dims, spec.channels)
-        self._strong = augmentation("strong", spec.spatial_dims, spec.channels) if strong else None
-        self._labels = self._label_indices() if with_labels else None
+        self.segmentation, self.with_labels = cache.labels is not None, with_labels
+        self.patch = self._checked_patch(patch)
+        if not 0 <= foreground <= 1:
+            raise ConfigError(f"The share of foreground patches is between 0 and 1, got {foreground:g}.")
+        self.foreground = foreground
+        spec, flip = cache.preprocess, not (self.segmentation and sided(self.classes))
+        self._name = augment
+        self._augment = augmentation(augment, spec.spatial_dims, spec.channels, flip)
+        self._strong = augmentation("strong", spec.spatial_dims, spec.channels, flip) if strong else None
+        self._labels = self._label_indices() if with_labels and not self.segmentation else None
+        if with_labels and self.segmentation:
+            self._check_masks()
         self._keys: dict[int, str] = {}
+        self._mask_keys: dict[int, str] = {}
+
+    def _checked_patch(self, patch: Sequence[int] | None) -> tuple[int, ...] | None:
+        if patch is None:
+            return None
+        dims = self.cache.preprocess.spatial_dims
+        if not self.segmentation or len(patch) != dims or min(patch) < 1:
+            raise ConfigError(
+                f"A patch is for segmentation and has a positive size for each of {dims} dimensions; got "
+                f"{tuple(patch)} for {'segmentation' if self.segmentation else 'classification'}."
+            )
+        return tuple(int(n) for n in patch)
 
     def _label_indices(self) -> list[int]:
         wrong = [case.case for case in self.cases if case.label not in self.classes]
@@ -86,9 +126,16 @@ class CaseDataset(Dataset[Batch]):
             )
         return [self.classes.index(case.label or "") for case in self.cases]
 
+    def _check_masks(self) -> None:
+        without = [case.case for case in self.cases if case.mask_item is None]
+        if without:
+            raise DataError(
+                f"{len(without)} cases have no mask, such as {without[0]!r}: select cases with masks only."
+            )
+
     @property
     def labels(self) -> tuple[int, ...] | None:
-        """Class index of each case, or None without labels."""
+        """Class index of each case, or None without labels and for segmentation."""
         return None if self._labels is None else tuple(self._labels)
 
     def set_epoch(self, epoch: int) -> None:
@@ -107,14 +154,64 @@ class CaseDataset(Dataset[Batch]):
             key = self._keys[place] = self.cache.key(case.item)
         array = self.cache.load(case.item, key)
         draw = (self.stream, self.epoch, place, getattr(index, "repeat", 0))
-        strong = self._strong(array, derive_seed(self.seed, "strong", *draw)) if self._strong else None
+        view = self._segmented if self.segmentation else self._classified
+        image, label, strong = view(case, array, draw)
         return Batch(
-            image=self._augment(array, derive_seed(self.seed, "augment", *draw)),
-            label=None if self._labels is None else torch.tensor(self._labels[place]),
+            image=image,
+            label=label,
             index=torch.tensor(place),
             site=torch.tensor(self.sites.index(case.site)),
             strong=strong,
         )
+
+    def _classified(self, case: Case, array: NDArray[np.float16], draw: tuple[str | int, ...]) -> _Views:
+        strong = self._strong(array, derive_seed(self.seed, "strong", *draw)) if self._strong else None
+        label = None if self._labels is None else torch.tensor(self._labels[int(draw[2])])
+        return self._augment(array, derive_seed(self.seed, "augment", *draw)), label, strong
+
+    def _segmented(self, case: Case, array: NDArray[np.float16], draw: tuple[str | int, ...]) -> _Views:
+        stream, _, place, repeat = draw
+        entry = None
+        if self.with_labels:
+            key = self._mask_keys.get(int(place))
+            if key is None:
+                key = self._mask_keys[int(place)] = self.cache.mask_key(case)
+            entry = self.cache.mask(case, key)
+        mask = None if entry is None else entry.array
+        size = (int(array.shape[-2]), int(array.shape[-1]))
+        if self.patch is not None:
+            # Without augmentation an epoch repeats the one before it: what is validated on stays the same.
+            where = draw if self._name != "none" else (stream, place, repeat)
+            generator = np.random.default_rng(derive_seed(self.seed, "patch", *where))
+            points = None if entry is None else entry.points
+            start = patches.place(array.shape[1:], self.patch, generator, points, self.foreground)
+            margin = self._margin(array.shape[1:])
+            array = patches.cut(array, start, self.patch, margin, 0)
+            mask = None if mask is None else patches.cut(mask, start, self.patch, margin, VOID)
+            size = (self.patch[-2], self.patch[-1])
+        label = None
+        if mask is not None:
+            label = torch.from_numpy(mask.astype(np.int64))
+            label[label == VOID] = OUTSIDE
+        # One geometry for image, label and strong view; grey values of their own.
+        moved, label = self._augment.move(array, derive_seed(self.seed, "geometry", *draw), label, size)
+        image = self._augment.recolour(moved, derive_seed(self.seed, "augment", *draw))
+        strong = None
+        if self._strong is not None:
+            strong = self._strong.recolour(moved, derive_seed(self.seed, "strong", *draw))
+        return image, label, strong
+
+    def _margin(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """What is read round a patch so that turning it brings in the scan and not a repeated border."""
+        assert self.patch is not None
+        reach = math.ceil(self._augment.reach * max(self.patch[-2:]))
+        in_plane = (reach if length < size else 0 for length, size in zip(self.patch, shape, strict=True))
+        return tuple(n if axis >= len(shape) - 2 else 0 for axis, n in enumerate(in_plane))
+
+
+def sided(classes: Sequence[str]) -> bool:
+    """Whether structures are named by their side: left and right must then not be swapped."""
+    return any(re.search(r"(?i)(?<![a-z])(left|right|lt|rt|l|r)(?![a-z])", name) for name in classes)
 
 
 class EpochSampler(Sampler[int]):

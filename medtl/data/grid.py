@@ -50,7 +50,7 @@ class Grid:
         turned: (slices, rows, columns) after the turn.
         size: (slices, rows, columns) after resampling, before padding.
         shape: the network's grid: (H, W) or (D, H, W).
-        spacing: mm along (slices, rows, columns) of the network's grid; 1 for images without a position.
+        native_spacing: mm along (slices, rows, columns) of the scan after the turn; 1 without a position.
     """
 
     native: Shape3
@@ -59,7 +59,7 @@ class Grid:
     turned: Shape3
     size: Shape3
     shape: tuple[int, ...]
-    spacing: tuple[float, float, float]
+    native_spacing: tuple[float, float, float]
 
     @classmethod
     def of(cls, item: VolumeItem | tuple[Sequence[int], Affine | None], spec: Preprocess) -> Grid:
@@ -96,9 +96,13 @@ class Grid:
                 f"A scan of {k} x {j} x {i} voxels would become {' x '.join(map(str, result))}, more than the "
                 f"limit of {MAX_BYTES >> 30} GiB for one volume: choose a larger spacing or image size."
             )
-        size = (d, h, w)
-        mm = tuple(s * n / m for s, n, m in zip(spacing, turned, size, strict=True))
-        return cls((k, j, i), order, flips, turned, size, result, (mm[0], mm[1], mm[2]))
+        return cls((k, j, i), order, flips, turned, (d, h, w), result, spacing)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Spacing in mm along (slices, rows, columns) of the network's grid."""
+        d, h, w = (s * n / m for s, n, m in zip(self.native_spacing, self.turned, self.size, strict=True))
+        return d, h, w
 
     @property
     def resampled(self) -> bool:

@@ -8,7 +8,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -225,13 +225,25 @@ def auto_intensity(kind: str | None, modality: str | None, bits: int | None) -> 
 
 
 def suggest_preprocess(
-    items: Sequence[VolumeItem], image_size: int = 128, num_slices: int | None = None, intensity: str = "auto"
+    items: Sequence[VolumeItem],
+    image_size: int = 128,
+    num_slices: int | None = None,
+    intensity: str = "auto",
+    keep_spacing: bool = False,
 ) -> Preprocess:
     """Chooses one preprocessing for all items, from their headers.
 
     Images if every item has one slice, volumes if every item has several. The slices lie in the plane in
     which most of the thick-slice volumes were acquired (axial without one); their number is the median
     along that plane, at most 32. `auto` becomes one setting for all: sites must not differ in it.
+
+    Args:
+        items: The scans.
+        image_size: Height and width of images.
+        num_slices: Slices of volumes; None to choose.
+        intensity: As for `Preprocess`.
+        keep_spacing: For segmentation: volumes are brought to their median spacing, with square pixels in the
+            plane, and keep their size. Images are resized in any case.
 
     Raises:
         DataError: No items, or single slices and volumes mixed.
@@ -259,7 +271,16 @@ def suggest_preprocess(
     plane = thick.most_common(1)[0][0] if thick else "axial"
     if num_slices is None:
         num_slices = int(np.clip(np.median([_slices_along(item, plane) for item in items]), 2, _MAX_SLICES))
-    return Preprocess(image_size, num_slices, channels, intensity, plane)
+    spec = Preprocess(image_size, num_slices, channels, intensity, plane)
+    return replace(spec, spacing=_median_spacing(items, spec)) if keep_spacing else spec
+
+
+def _median_spacing(items: Sequence[VolumeItem], spec: Preprocess) -> tuple[float, float, float]:
+    """Spacing in mm along (slices, rows, columns) of the plane, the last two equal."""
+    own = np.array([Grid.of(item, spec).native_spacing for item in items])
+    thickness, pixel = np.median(own[:, 0]), np.median(np.sqrt(own[:, 1] * own[:, 2]))
+    # Four digits: header noise must not become resampling in one scan and a new cache in the next run.
+    return float(f"{thickness:.4g}"), float(f"{pixel:.4g}"), float(f"{pixel:.4g}")
 
 
 def _common_intensity(items: Sequence[VolumeItem]) -> str:
