@@ -272,7 +272,7 @@ def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]]) -> Index:
 
 
 def _find(mask: MaskItem, index: Index) -> list[Place]:
-    """The scans that a mask's name, path or series means at the first level at which it means any."""
+    """The scans that a mask's series, path or name means, by the most certain of them that means any."""
     path = SUFFIX.sub("", mask.files[0])
     stem, folder = PurePosixPath(path).name, _folders(path)
     keys = {
@@ -286,11 +286,14 @@ def _find(mask: MaskItem, index: Index) -> list[Place]:
         if _MASK_WORD.fullmatch(stem) or _plain(stem, _MASK_ENDS) == folder.split("/")[-1]
         else "",
     }
+    candidates: set[Place] = set()
     for level in _LEVELS:
         found = index[level].get(keys[level], set()) if keys[level] else set()
-        if found:
-            return sorted(found)
-    return []
+        # What one level leaves open a later one may decide.
+        candidates = (candidates & found or candidates) if candidates else set(found)
+        if len(candidates) == 1:
+            break
+    return sorted(candidates)
 
 
 def _scan_path(thing: VolumeItem | Rejection) -> str:
