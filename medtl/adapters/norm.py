@@ -52,6 +52,8 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
         the next batch, and is left out if there is no next, since layers without spatial axes cannot normalise it.
     """
     layers = batch_norms(model)
+    if not layers:
+        return 0
     momenta = [layer.momentum for layer in layers]
     device = next(model.parameters()).device
     seen = 0

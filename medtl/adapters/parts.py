@@ -8,12 +8,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medtl.adapters.norm import batch_norms, modes_kept
 from medtl.errors import ConfigError
+from medtl.models.features import WithFeatures
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -30,12 +32,22 @@ def head_of(model: nn.Module, method: str) -> nn.Module:
         ConfigError: the model does not say which it is.
     """
     head = getattr(model, "head", None)
+    if head is None and isinstance(model, WithFeatures) and model._before:
+        head = model.module.get_submodule(model.layer)
     if not isinstance(head, nn.Module):
         raise ConfigError(
             f"{method} keeps the model's head as it is, and {type(model).__name__} does not say which module that is "
             "(head). Wrap the network without naming a layer, with_features(module), or give it an attribute head."
         )
     return head
+
+
+def encoder_of(model: nn.Module) -> nn.Module | None:
+    """The pretrained part of `model`: its `encoder`, or that of its `body`; None if it has no part of that name."""
+    for owner in (model, getattr(model, "body", None)):
+        if isinstance(encoder := getattr(owner, "encoder", None), nn.Module):
+            return encoder
+    return None
 
 
 def classes_of(model: nn.Module, method: str) -> int:
@@ -68,6 +80,34 @@ def information_map(logits: Tensor) -> Tensor:
     """Weighted self-information I_c = -p_c log p_c / log K (Vu et al. 2019, section 3.2): K channels, float32."""
     log_p = torch.log_softmax(logits.float(), dim=1)
     return -log_p.exp() * log_p / math.log(logits.shape[1])
+
+
+def pseudo_labels(features: Tensor, probabilities: Tensor, threshold: int = 0) -> Tensor:
+    """Labels of cases by their nearest class centroid (Liang et al. 2020, equations 4 to 6).
+
+    The features get a 1 appended and length 1. Centroids are means weighted by the probabilities, in the second round
+    by the labels of the first; the nearest is that of the largest cosine.
+
+    Args:
+        features: (n, F).
+        probabilities: (n, K).
+        threshold: a class that is predicted for at most so many cases is no candidate.
+
+    Returns:
+        (n,) int64.
+    """
+    x = F.normalize(F.pad(features.float(), (0, 1), value=1.0), dim=1)
+    labels, weights = probabilities.argmax(dim=1), probabilities.float()
+    num_classes = probabilities.shape[1]
+    kept = (torch.bincount(labels, minlength=num_classes) > threshold).nonzero()[:, 0]
+    if len(kept) == 0:
+        return labels
+    for _ in range(2):
+        centroids = F.normalize(weights.T @ x / weights.sum(dim=0)[:, None].clamp(min=1e-8), dim=1)
+        labels = kept[(x @ centroids[kept].T).argmax(dim=1)]
+        weights = F.one_hot(labels, num_classes).float()
+        kept = kept[weights.sum(dim=0)[kept] > 0]
+    return labels
 
 
 @contextmanager

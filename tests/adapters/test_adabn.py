@@ -10,8 +10,8 @@ from medtl.adapters import Batch, build_adapter
 from medtl.adapters.norm import modes_kept, reestimate_statistics
 from medtl.errors import ConfigError
 from medtl.models import with_features
-from tests.adapters.test_contract import train
 from tests.adapters.toys import domains, network
+from tests.adapters.training import train
 
 
 def test_statistics_are_the_exact_average() -> None:

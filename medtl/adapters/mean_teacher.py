@@ -1,0 +1,137 @@
+"""Mean teacher: a slow copy of the network labels the target for the fast one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medtl.adapters.base import Adapter
+from medtl.adapters.norm import Norm, Statistics
+from medtl.adapters.parts import classes_of, normalised_by_batch
+from medtl.data.batch import Batch
+from medtl.errors import ConfigError, DataError
+
+PredictWith = Literal["teacher", "student"]
+
+
+class MeanTeacher(Adapter):
+    """Mean teacher with confident labels (Tarvainen and Valpola 2017; Sohn et al. 2020), for cases and for voxels.
+
+    The teacher, a moving average of the student's weights and buffers, predicts the plain view of a target batch; the
+    student learns those labels on the strongly augmented view. Uncertain labels weigh nothing, but count in the mean:
+    the loss fades with them. How sure is sure enough depends on the class: `threshold` times the running mean of the
+    teacher's confidence in it, so that a class on which it is never sure is learned too (after Zhang et al. 2021).
+
+    Args:
+        model: `model(image) -> Output(logits, features)`; the student.
+        weight: of the target's loss.
+        ramp_up: fraction of training in which the weight rises to its full size, as exp(-5 (1 - t)^2).
+        decay: of the teacher, at most; it is 1 - 1 / (t + 1) in step t, so that the first ones are forgotten. For
+            trainings of many thousand steps .999.
+        threshold: confidence that a label must reach, as a fraction of its class's mean; 0 uses all.
+        predict_with: whose weights `medtl.fit` leaves in `model`.
+        norm, statistics, label_smoothing: see `Adapter`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"source", "target", "strong_view"})
+    tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
+    why_not: ClassVar[str] = "its teacher gives each case or voxel one class"
+    updates: Tensor
+    confidence: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        weight: float = 1.0,
+        ramp_up: float = 0.4,
+        decay: float = 0.99,
+        threshold: float = 0.95,
+        predict_with: PredictWith = "teacher",
+        norm: Norm = "separate",
+        statistics: Statistics = "running",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(model, norm=norm, statistics=statistics, label_smoothing=label_smoothing)
+        if predict_with not in get_args(PredictWith):
+            raise ConfigError(f"MeanTeacher: predict_with is {predict_with!r}; expected teacher or student.")
+        for key, value, least in (
+            ("weight", weight, 1e-12),
+            ("ramp_up", ramp_up, 0),
+            ("threshold", threshold, 0),
+        ):
+            if not least <= value <= (1 if key != "weight" else math.inf):
+                raise ConfigError(f"MeanTeacher: {key} is {value}; expected at most 1, and a weight above 0.")
+        if not 0 <= decay < 1:
+            raise ConfigError(f"MeanTeacher: decay is {decay}; expected at least 0 and below 1.")
+        self.weight, self.ramp_up, self.decay = weight, ramp_up, decay
+        self.threshold, self.predict_with = threshold, predict_with
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
+        self.register_buffer("updates", torch.tensor(0))
+        # Starts at 1: nothing is sure enough before its class has been seen.
+        self.register_buffer("confidence", torch.ones(classes_of(model, "MeanTeacher")))
+
+    def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
+        """Computes the source's loss and that of the teacher's labels on the target's strong view."""
+        source, target = self._given(source, "source"), self._given(target, "target")
+        if target.strong is None:
+            raise DataError("MeanTeacher needs a strong view in the target batch, and it has none.")
+        label, sure = self._labels(target.image)
+        student = dataclasses.replace(target, image=target.strong)
+        from_source, from_target = self.forward_domains(source, student)
+        source_loss = self.supervised_loss(from_source.logits, source.label)
+        each = F.cross_entropy(from_target.logits.float(), label, reduction="none")
+        target_loss = (each * sure).mean()
+        t = min(progress / self.ramp_up, 1.0) if self.ramp_up else 1.0
+        weight = self.weight * math.exp(-5 * (1 - t) ** 2)
+        return {
+            "loss": source_loss + weight * target_loss,
+            "source_loss": source_loss.detach(),
+            "target_loss": target_loss.detach(),
+            "sure": sure.float().mean(),
+            "weight": torch.tensor(weight),
+        }
+
+    @torch.no_grad()
+    def _labels(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's classes, and whether it is sure of them; it normalises by the batch, as the student does."""
+        self.teacher.eval()
+        if self.norm == "frozen":
+            logits = self.teacher(image).logits
+        else:
+            with normalised_by_batch(self.teacher):
+                logits = self.teacher(image).logits
+        best, label = torch.softmax(logits.float(), dim=1).max(dim=1)
+        sure = best >= self.threshold * self.confidence[label]
+        if self.training:
+            counts = torch.bincount(label.flatten(), minlength=len(self.confidence))
+            sums = torch.zeros_like(self.confidence).index_add_(0, label.flatten(), best.flatten())
+            mean = torch.where(counts > 0, sums / counts.clamp(min=1), self.confidence)
+            self.confidence.lerp_(mean, 0.1)
+        return label, sure
+
+    @torch.no_grad()
+    def on_step_end(self) -> None:
+        """Moves the teacher's weights and buffers towards the student's; counters are copied."""
+        t = int(self.updates)
+        decay = min(1 - 1 / (t + 1), self.decay)
+        mine, theirs = self.teacher.state_dict(), self.model.state_dict()
+        for key, value in mine.items():
+            if value.is_floating_point():
+                value.lerp_(theirs[key], 1 - decay)
+            else:
+                value.copy_(theirs[key])
+        self.updates += 1
+
+    def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+        """Leaves the teacher in `model`, if it is to predict; then the statistics, see `Adapter`."""
+        if self.predict_with == "teacher" and int(self.updates):
+            self.model.load_state_dict(self.teacher.state_dict())
+        super().on_fit_end(loaders)

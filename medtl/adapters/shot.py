@@ -1,0 +1,150 @@
+"""Source-free adaptation: a trained model and the target's scans, without the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medtl.adapters.base import Adapter
+from medtl.adapters.norm import Norm, Statistics, modes_kept, reestimate_statistics
+from medtl.adapters.parts import classes_of, encoder_of, entropy, head_of, per_class, pseudo_labels
+from medtl.data.batch import Batch
+from medtl.errors import ConfigError, DataError
+
+Prior = Literal["auto", "uniform", "predicted"]
+
+
+class SHOT(Adapter):
+    """Source hypothesis transfer (Liang et al. 2020): the head stays, the features learn to fit it.
+
+    Information maximisation: predictions become certain one by one, while together they keep to the class shares of a
+    `prior`. In classification each case also learns a pseudo-label, refreshed in each epoch from the whole target; in
+    segmentation there are none. The source model should be trained with label smoothing (0.1 in the paper). BatchNorm
+    starts with the target's statistics, so that first labels and shares do not come from the source's.
+
+    Args:
+        model: trained on the source; its head is frozen.
+        prior: class shares to keep to: `uniform` (the paper's: the mean prediction's entropy is maximised), `predicted`
+            (those of the model at the start: where classes are far from balanced), `auto`: uniform over cases,
+            predicted over voxels, of which the background has most.
+        diversity_weight: of keeping to the prior. It needs a large batch of cases; voxels are many.
+        pseudo_weight: of the pseudo-labels' cross-entropy; classification only.
+        threshold: classes that are predicted for at most so many target cases get no pseudo-labels.
+        encoder_lr: learning rate of the encoder, in multiples of that of what lies between it and the head.
+        norm, statistics: see `Adapter`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"target", "index"})
+    tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
+    why_not: ClassVar[str] = "its classes exclude each other"
+    norms: ClassVar[frozenset[str]] = frozenset({"separate", "frozen"})
+    shares: Tensor
+    started: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        prior: Prior = "auto",
+        diversity_weight: float = 1.0,
+        pseudo_weight: float = 0.3,
+        threshold: int = 0,
+        encoder_lr: float = 0.1,
+        norm: Norm = "separate",
+        statistics: Statistics = "running",
+    ) -> None:
+        super().__init__(model, norm=norm, statistics=statistics)
+        if prior not in get_args(Prior) or min(diversity_weight, pseudo_weight, threshold) < 0:
+            raise ConfigError(
+                f"SHOT: prior is {prior!r}, the weights {diversity_weight} and {pseudo_weight}, the threshold "
+                f"{threshold}; expected one of {', '.join(get_args(Prior))}, and numbers of at least 0."
+            )
+        self.prior, self.diversity_weight, self.pseudo_weight = prior, diversity_weight, pseudo_weight
+        self.threshold, self.encoder_lr = threshold, encoder_lr
+        head_of(model, "SHOT").requires_grad_(False)
+        num_classes = classes_of(model, "SHOT")
+        self.register_buffer("shares", torch.full((num_classes,), 1 / num_classes))
+        self.register_buffer("started", torch.tensor(False))
+        self._labels: dict[int, int] = {}  # of an epoch, by place: made from the weights at its start
+
+    def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
+        """Computes information maximisation, and the cross-entropy of the pseudo-labels; no source."""
+        target = self._given(target, "target")
+        if not self.started:
+            raise ConfigError(
+                'SHOT needs on_epoch_start({"target": batches}) before the first step of each epoch.'
+            )
+        logits = self.model(target.image).logits.float()
+        shares = per_class(torch.softmax(logits, dim=1)).mean(dim=0)
+        certainty = entropy(logits)
+        diversity = (shares * (shares.clamp(min=1e-8).log() - self.shares.clamp(min=1e-8).log())).sum()
+        loss = certainty + self.diversity_weight * diversity
+        losses = {"entropy": certainty.detach(), "diversity_loss": diversity.detach()}
+        if logits.ndim == 2 and self.pseudo_weight:
+            pseudo = F.cross_entropy(logits, self._label_of(target).to(logits.device))
+            loss = loss + self.pseudo_weight * pseudo
+            losses["pseudo_loss"] = pseudo.detach()
+        return {"loss": loss, **losses}
+
+    def _label_of(self, target: Batch) -> Tensor:
+        places = [] if target.index is None else target.index.tolist()
+        if not places or not all(place in self._labels for place in places):
+            raise DataError(
+                "SHOT finds a case's pseudo-label by its place in the target's data set (index), which is missing here "
+                "or was so when the epoch started. Give both the same data set."
+            )
+        return torch.tensor([self._labels[place] for place in places])
+
+    def on_epoch_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+        """Refreshes the pseudo-labels over the whole target; the first time also statistics and class shares."""
+        first = not bool(self.started)
+        if first and self.norm != "frozen":
+            reestimate_statistics(self.model, loaders["target"])
+        if first or self.pseudo_weight:
+            self._look(loaders["target"], first)
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def _look(self, batches: Iterable[Batch], first: bool) -> None:
+        """One pass over the target in eval mode, in order."""
+        features, probabilities, index = [], [], []
+        total, count, maps = torch.zeros_like(self.shares), 0, False
+        with modes_kept(self.model):
+            self.model.eval()
+            for batch in batches:
+                output = self.model(batch.image.to(self.shares.device))
+                p = torch.softmax(output.logits.float(), dim=1)
+                maps = p.ndim > 2
+                if maps and not first:
+                    return
+                total += per_class(p).mean(dim=0) * len(p)
+                count += len(p)
+                if not maps and batch.index is not None:
+                    features.append(output.features.float())
+                    probabilities.append(p)
+                    index += batch.index.tolist()
+        if count == 0:
+            raise DataError("SHOT learns from the target's scans, and there are none.")
+        if first and self.prior != "uniform" and (maps or self.prior == "predicted"):
+            self.shares.copy_(total / count)
+        if features and self.pseudo_weight:
+            labels = pseudo_labels(torch.cat(features), torch.cat(probabilities), self.threshold)
+            self._labels = dict(zip(index, labels.tolist(), strict=True))
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The encoder (all, where no part is called so) at `lr * encoder_lr`, the rest at `lr`, the head not at all."""
+        inside = {id(p) for p in (encoder_of(self.model) or self.model).parameters()}
+        free = [p for p in self.model.parameters() if p.requires_grad]
+        encoder, rest = [p for p in free if id(p) in inside], [p for p in free if id(p) not in inside]
+        groups = [{"params": encoder, "lr": lr * self.encoder_lr}, {"params": rest, "lr": lr}]
+        return [group for group in groups if group["params"]]
+
+    def train(self, mode: bool = True) -> SHOT:
+        """Sets the mode; the head stays in eval mode."""
+        super().train(mode)
+        head_of(self.model, "SHOT").eval()
+        return self
