@@ -67,6 +67,8 @@ def join_masks(
     if not faults or pairings:
         places += [roots[site] for site in sources]
         joined.labels = resolve_labels(structures, places, pairings, faults, warnings)
+    if not sources and joined.labels is None and not faults:
+        faults.append("masks of the target alone do not say what they mean: give --structures NAME=VALUE")
     joined.masks, joined.refused = dict(pairs.masks), dict(pairs.refused)
     if targets and target_masks is not None:
         before = len(faults)

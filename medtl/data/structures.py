@@ -94,11 +94,15 @@ def _from_files(places: Sequence[Path], faults: list[str]) -> LabelMap | None:
     for place, other in maps.items():
         if not other.agrees(first[1]):
             faults.append(
-                f"the label files of {first[0].name!r} ({first[1].text()}) and {place.name!r} ({other.text()}) "
+                f"the label files of {_show(first[0])} ({first[1].text()}) and {_show(place)} ({other.text()}) "
                 "disagree: make them equal, or give --structures NAME=VALUE for all"
             )
             return None
     return first[1]
+
+
+def _show(folder: Path) -> str:
+    return repr(f"{folder.parent.name}/{folder.name}")
 
 
 def _from_segments(masks: Sequence[MaskItem], warnings: list[str]) -> LabelMap:

@@ -10,6 +10,7 @@ import pytest
 
 from medtl.data.cases import collect_cases
 from medtl.data.catalog import scan_folder
+from medtl.data.masks import read_mask, unknown_limit
 from medtl.data.volume import read_volume
 from medtl.errors import DataError
 
@@ -93,3 +94,36 @@ def test_odd_files_are_items_or_rejections_and_never_crash(realdata):
                 read_volume(item)
                 read += 1
     assert read >= 10
+
+
+def masked(realdata, name, sites, **more):
+    folders = [realdata / name / site for site in sites]
+    return collect_cases(source=folders, masks=[folder / "masks" for folder in folders], **more)
+
+
+def test_masks_of_two_labs_of_blood_cells(realdata):
+    target = realdata / "wbc" / "lab_b"
+    structures = ["cytoplasm=128", "nucleus=255"]
+    given = {"target": target, "target_masks": target / "masks", "structures": structures}
+    table = masked(realdata, "wbc", ["lab_a"], **given)
+    assert [len(table.select(domain=d)) for d in ("source", "target")] == [299, 100]
+    assert all(case.mask for case in table.cases)
+    assert "1 masks of 'lab_a/masks' belong to scans that were left out (1 duplicate)." in table.warnings
+    strange = {}
+    for case in table.cases:
+        found = read_mask(case.mask_item, case.item, table.labels, limit=unknown_limit(case.domain))
+        strange[case.case] = sum(found.unknown.values())
+    # As the data set's notes list them.
+    listed = {"lab_b/034": 97, "lab_b/035": 3, "lab_b/047": 179, "lab_b/050": 22, "lab_b/076": 3}
+    assert {name: count for name, count in strange.items() if count} == listed
+
+
+def test_masks_of_hippocampi(realdata):
+    table = masked(realdata, "hippocampus", ["group_a", "group_b"], structures=["anterior=1", "posterior=2"])
+    cases = table.select()
+    assert len(cases) == 80
+    for case in cases[::8]:
+        found = read_mask(case.mask_item, case.item, table.labels)
+        image = nibabel.load(case.mask_item.root / case.mask_item.files[0])
+        np.testing.assert_array_equal(found.array, np.asarray(image.dataobj).T)
+        assert min(found.counts(table.labels).voxels) > 0
