@@ -288,7 +288,9 @@ def test_tolerances(tmp_path: Path) -> None:
     table = make(tmp_path, {"1": (blobs(1, (4, 20, 20)), {"a": blobs(2, (4, 20, 20))})})
     labels = LabelMap({"one": (1,), "two": (2,)})
     assert measure_cases(table, labels, tolerance={"two": 0.5}).attrs["tolerance"] == {"one": 2.0, "two": 0.5}
-    with pytest.raises(ConfigError, match="tolerance for 'tow', which is no structure of the masks. Perhaps"):
+    with pytest.raises(
+        ConfigError, match=r"tolerance for 'tow', which is no structure of the masks. Perhaps"
+    ):
         measure_cases(table, labels, tolerance={"tow": 0.5})
     with pytest.raises(ConfigError, match="0 or more"):
         measure_cases(table, labels, tolerance=-1)
