@@ -72,7 +72,9 @@ def measure_case(task: Task) -> Outcome:
         classes[classes == VOID] = 0
         if void is not None:
             classes[void] = 0
-        called = Scene(classes, image.spacing, len(task.labels.structures))
+        # One voxel size for both: headers that differ in the last digits would tilt the surfaces.
+        spacing = image.spacing if reference is None else reference.spacing
+        called = Scene(classes, spacing, len(task.labels.structures))
         values[row] = [
             _measure(called, reference, index, name, task)
             for index, name in enumerate(task.labels.structures, 1)

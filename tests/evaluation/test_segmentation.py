@@ -165,6 +165,19 @@ def test_every_cell_of_the_policy(
     assert row[["volume_reference", "volume_predicted"]].tolist() == pytest.approx(volumes, nan_ok=True)
 
 
+def test_spacings_that_differ_in_the_last_digits(tmp_path: Path) -> None:
+    mask = np.zeros((2, 3, 400), dtype=np.uint8)
+    mask[:, :, 390:] = 1
+    rows = {"case": "1", "patient": "1", "split": "test", "domain": "target", "site": "x", "model": "a"}
+    for name, size in (("r.nii", 0.7), ("m.nii", 0.7009)):
+        nibabel.save(
+            nibabel.Nifti1Image(np.ascontiguousarray(mask.T), np.diag([size, 1, 1, 1])), tmp_path / name
+        )
+    frame = pd.DataFrame({**rows, "mask": "m.nii", "reference": "r.nii"}, index=[0])
+    found = measure_cases(SegmentationTable.from_frame(frame, folder=tmp_path), LESION)
+    assert found["hd"][0] == 0
+
+
 def test_policies_by_name() -> None:
     assert set(STATUSES) == {"ok", "both_empty", "ref_empty", "pred_empty", "no_reference"}
     assert "In the model's mask alone: Dice 0 and, as distance, the diagonal" in EmptyPolicy().describe()
