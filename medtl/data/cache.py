@@ -42,12 +42,10 @@ class MaskEntry:
         array: (*shape) uint8 class indices, `VOID` where nothing is trained on; a read-only memory map.
         points: For each structure that is there, its class index and the (n, dimensions) coordinates of some
             of its voxels, all or `MAX_POINTS` drawn from a fixed seed.
-        counts: What the mask holds in the scan's own grid.
     """
 
     array: NDArray[np.uint8]
     points: Mapping[int, NDArray[np.int32]]
-    counts: MaskCounts
 
 
 class VolumeCache:
@@ -126,8 +124,10 @@ class VolumeCache:
         return self.mask(case).points
 
     def counts(self, case: Case) -> MaskCounts:
-        """Voxels of each class in the scan's own grid."""
-        return self.mask(case).counts
+        """What the mask holds in the scan's own grid."""
+        key = self.mask_key(case)
+        self.mask(case, key)
+        return MaskCounts.from_dict(self._verified[key]["counts"])
 
     def mask(self, case: Case, key: str | None = None) -> MaskEntry:
         """The case's mask and what is known of it; with the key known, the file system is not asked for it.
@@ -147,7 +147,7 @@ class VolumeCache:
             if number:
                 points[index] = found[1][start : start + number]
             start += number
-        return MaskEntry(found[0], points, MaskCounts.from_dict(facts["counts"]))
+        return MaskEntry(found[0], points)
 
     def _write_mask(self, key: str, case: Case) -> None:
         assert case.item is not None

@@ -191,8 +191,8 @@ class CaseDataset(Dataset[Batch]):
             size = (self.patch[-2], self.patch[-1])
         label = None
         if mask is not None:
-            label = torch.from_numpy(mask.astype(np.int64))
-            label[label == VOID] = OUTSIDE
+            stored = torch.from_numpy(mask if mask.flags.writeable else np.array(mask))
+            label = stored.to(torch.int64).masked_fill_(stored == VOID, OUTSIDE)
         # One geometry for image, label and strong view; grey values of their own.
         moved, label = self._augment.move(array, derive_seed(self.seed, "geometry", *draw), label, size)
         image = self._augment.recolour(moved, derive_seed(self.seed, "augment", *draw))

@@ -31,8 +31,9 @@ def suggest_patch(
             slices. Never more slices than the largest scan has.
 
     Returns:
-        (H, W) for images: all of it. (D, H, W) for volumes, H and W multiples of 8 and no larger than the
-        largest scan needs.
+        (H, W) for images: all of it. (D, H, W) for volumes, no larger than the median scan with each side rounded
+        up to a multiple of 8, as nnU-Net has it (Isensee et al. 2021): patches for the largest scan would be
+        padding for most.
 
     Raises:
         ConfigError: an unknown `depth`.
@@ -45,13 +46,16 @@ def suggest_patch(
     if not items:
         raise DataError("There are no scans to choose a patch size for: every file was left out.")
     grids = [Grid.of(item, spec) for item in items]
-    most, rows, columns = (max(grid.shape[axis] for grid in grids) for axis in range(3))
-    height, width = (8 * max(1, min(image_size // 8, math.ceil(n / 8))) for n in (rows, columns))
+    shapes = np.array([grid.shape for grid in grids])
+    slices, rows, columns = (8 * math.ceil(n / 8) for n in np.median(shapes, axis=0))
+    slices = min(slices, int(shapes[:, 0].max()))
+    most = max(8, image_size // 8 * 8)
+    height, width = min(rows, most), min(columns, most)
     if depth == "thin":
-        return min(THIN, most), height, width
+        return min(THIN, slices), height, width
     thickness, _, pixel = np.median([grid.spacing for grid in grids], axis=0)
     wanted = 8 * max(1, round(min(height, width) * pixel / thickness / 8))
-    return min(wanted, image_size, most), height, width
+    return min(wanted, image_size, slices), height, width
 
 
 def place(

@@ -278,7 +278,9 @@ def suggest_preprocess(
 def _median_spacing(items: Sequence[VolumeItem], spec: Preprocess) -> tuple[float, float, float]:
     """Spacing in mm along (slices, rows, columns) of the plane, the last two equal."""
     own = np.array([Grid.of(item, spec).native_spacing for item in items])
-    thickness, pixel = np.median(own[:, 0]), np.median(np.sqrt(own[:, 1] * own[:, 2]))
+    columns = np.stack([own[:, 0], np.sqrt(own[:, 1] * own[:, 2])], axis=1)
+    # The lower of two in the middle: a value between two sites' would resample every scan of both.
+    thickness, pixel = np.quantile(columns, 0.5, axis=0, method="lower")
     # Four digits: header noise must not become resampling in one scan and a new cache in the next run.
     return float(f"{thickness:.4g}"), float(f"{pixel:.4g}"), float(f"{pixel:.4g}")
 
