@@ -15,7 +15,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medtl.adapters.norm import batch_norms, modes_kept
 from medtl.errors import ConfigError
-from medtl.models.features import WithFeatures
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -32,8 +31,6 @@ def head_of(model: nn.Module, method: str) -> nn.Module:
         ConfigError: the model does not say which it is.
     """
     head = getattr(model, "head", None)
-    if head is None and isinstance(model, WithFeatures) and model._before:
-        head = model.module.get_submodule(model.layer)
     if not isinstance(head, nn.Module):
         raise ConfigError(
             f"{method} keeps the model's head as it is, and {type(model).__name__} does not say which module that is "
