@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,19 @@ class LabelMap:
         named = {
             v: i for i, values in enumerate((self.background, *self.structures.values())) for v in values
         }
-        if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
-            # One look at each voxel, however many structures there are.
-            kind = np.iinfo(stored.dtype)
-            table = np.full(kind.max - kind.min + 1, VOID, dtype=np.uint8)
-            for value, index in named.items():
-                if kind.min <= value <= kind.max:
-                    table[value] = index  # a negative value counts from the end, as it does on reading
-            return np.asarray(table[stored])
         result = np.full(stored.shape, VOID, dtype=np.uint8)
+        if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
+            for value, index in named.items():
+                result[stored == value] = index
+            return result
+        # One look at each voxel, however many structures there are.
+        kind = np.iinfo(stored.dtype)
+        table = np.full(kind.max - kind.min + 1, VOID, dtype=np.uint8)
         for value, index in named.items():
-            result[stored == value] = index
+            if kind.min <= value <= kind.max:
+                table[value] = index  # a negative value counts from the end, as it does on reading
+        for part in slabs(stored):
+            result[part] = table[stored[part]]
         return result
 
     def unknown(self, stored: NDArray[Any]) -> dict[int, int]:
@@ -113,7 +115,10 @@ class LabelMap:
         low, high = int(values.min()), int(values.max())
         for kind in (np.uint8, np.int16, np.int32):
             if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-                return np.asarray(values.astype(kind)[index])
+                table, stored = values.astype(kind), np.empty(index.shape, dtype=kind)
+                for part in slabs(index):
+                    stored[part] = table[index[part]]
+                return stored
         raise ConfigError(f"The values of a mask run from {low} to {high}, beyond 32 bits.")
 
     def select(self, names: Sequence[str]) -> LabelMap:
@@ -200,11 +205,21 @@ class LabelMap:
         return cls.from_dict(values)
 
 
+def slabs(array: NDArray[Any], size: int = 1 << 22) -> Iterator[slice]:
+    """Parts of the first axis of about `size` values: NumPy makes 8-byte copies of what it counts or looks up."""
+    step = max(1, size * len(array) // max(1, array.size))
+    return (slice(start, start + step) for start in range(0, len(array), step))
+
+
 def count_values(stored: NDArray[Any]) -> dict[int, int]:
     """The integers of an array and how many voxels hold each, in rising order."""
-    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2 and stored.size:
-        low = min(int(stored.min()), 0)
-        counts = np.bincount((stored.astype(np.int32) - low).ravel() if low else stored.ravel())
+    if not stored.size:
+        return {}
+    low, high = int(stored.min()), int(stored.max())
+    if high - low < 1 << 16:
+        counts = np.zeros(high - low + 1, dtype=np.int64)
+        for part in slabs(stored):
+            counts += np.bincount(stored[part].ravel().astype(np.int64) - low, minlength=len(counts))
         return {int(v) + low: int(counts[v]) for v in np.flatnonzero(counts)}
-    found, counts = np.unique(stored, return_counts=True)
-    return {int(v): int(n) for v, n in zip(found, counts, strict=True)}
+    found, numbers = np.unique(stored, return_counts=True)
+    return {int(v): int(n) for v, n in zip(found, numbers, strict=True)}

@@ -33,7 +33,7 @@ from medtl.data.plain import (
 from medtl.data.privacy import Identifiers
 from medtl.data.quiet import quiet_readers
 from medtl.errors import DataError
-from medtl.labelmap import VOID, LabelMap, count_values
+from medtl.labelmap import VOID, LabelMap, count_values, slabs
 
 __all__ = [
     "MaskCounts",
@@ -118,9 +118,9 @@ class MaskVoxels:
 
     def counts(self, labels: LabelMap) -> MaskCounts:
         """Voxels by class."""
-        counted = np.bincount(self.array.ravel(), minlength=VOID + 1)
-        voxels = tuple(int(n) for n in counted[: len(labels.classes)])
-        return MaskCounts(voxels, int(counted[VOID]), dict(self.unknown), self.overlap)
+        counted = count_values(self.array)
+        voxels = tuple(counted.get(index, 0) for index in range(len(labels.classes)))
+        return MaskCounts(voxels, counted.get(VOID, 0), dict(self.unknown), self.overlap)
 
 
 def unknown_limit(domain: str) -> float:
@@ -296,7 +296,9 @@ def stored_values(mask: MaskItem, item: VolumeItem) -> NDArray[Any]:
     path = mask.root / mask.files[0]
     try:
         with quiet_readers():
-            array = _read_nifti(path, mask) if mask.kind == "nifti" else _read_image(path)
+            array, scale = (
+                _read_nifti(path, mask) if mask.kind == "nifti" else (_read_image(path), (1.0, 0.0))
+            )
     except OSError as error:
         why = error.strerror or f"it is damaged ({type(error).__name__})"
         raise MaskError("mask_unreadable", item, why, "Export the mask again.") from None
@@ -306,18 +308,19 @@ def stored_values(mask: MaskItem, item: VolumeItem) -> NDArray[Any]:
     if array.shape != mask.shape:
         why = f"it holds {array.shape} voxels, its header said {mask.shape}"
         raise MaskError("mask_unreadable", item, why, "Scan the folder again.")
-    return _integers(array, item)
+    return _integers(array, scale, item)
 
 
-def _read_nifti(path: Path, mask: MaskItem) -> NDArray[Any]:
+def _read_nifti(path: Path, mask: MaskItem) -> tuple[NDArray[Any], tuple[float, float]]:
+    """Stored numbers, and slope and intercept by which they count."""
     image: Any = nibabel.load(path)
     if mask.affine is not None and as_affine(nifti_affine(image.header)[0]) != mask.affine:
         raise ValueError("geometry changed")
     slope, inter = image.dataobj.slope, image.dataobj.inter
     raw: NDArray[Any] = np.asarray(image.dataobj.get_unscaled())
     raw = raw.reshape(raw.shape[:3] + (1,) * (3 - raw.ndim)).transpose(2, 1, 0)
-    scaled = bool(np.isfinite(slope) and np.isfinite(inter)) and not (slope in (0, 1) and inter == 0)
-    return np.asarray(raw * np.float64(slope) + np.float64(inter)) if scaled else raw
+    scaled = bool(np.isfinite(slope) and np.isfinite(inter)) and slope != 0
+    return raw, (float(slope), float(inter)) if scaled else (1.0, 0.0)
 
 
 def _read_image(path: Path) -> NDArray[Any]:
@@ -326,23 +329,32 @@ def _read_image(path: Path) -> NDArray[Any]:
     return (array.astype(np.uint8) if array.dtype == np.bool_ else array)[None]
 
 
-def _integers(array: NDArray[Any], item: VolumeItem) -> NDArray[Any]:
-    if array.dtype.kind in "iu":
+def _integers(array: NDArray[Any], scale: tuple[float, float], item: VolumeItem) -> NDArray[Any]:
+    if array.dtype.kind in "iu" and scale == (1.0, 0.0):
         return array
-    with np.errstate(invalid="ignore"):  # of infinities
-        whole = np.rint(array)
-        off = ~(np.abs(array - whole) <= WHOLE)
-    if off.any():
+    result = np.empty(array.shape, dtype=np.int32)
+    off, example, largest = 0, 0.0, 0.0
+    for part in slabs(array):
+        with np.errstate(invalid="ignore"):  # of infinities
+            values = array[part] * np.float64(scale[0]) + np.float64(scale[1])
+            whole = np.rint(values)
+            bad = ~(np.abs(values - whole) <= WHOLE)
+        if bad.any():
+            off, example = off + int(bad.sum()), float(values[bad][0])
+            whole[bad] = 0
+        largest = max(largest, float(np.abs(whole).max(initial=0)))
+        result[part] = whole if largest <= np.iinfo(np.int32).max else 0
+    if off:
         detail = (
-            f"{int(off.sum())} of its {array.size} voxels hold no integer, for example {array[off][0]:.4g}: it was "
-            "resampled with interpolation, or holds probabilities"
+            f"{off} of its {array.size} voxels hold no integer, for example {example:.4g}: it was resampled with "
+            "interpolation, or holds probabilities"
         )
         raise MaskError(
             "mask_values", item, detail, "Resample masks with nearest neighbour, or threshold them."
         )
-    if np.abs(whole).max(initial=0) > np.iinfo(np.int32).max:
+    if largest > np.iinfo(np.int32).max:
         raise MaskError("mask_values", item, "its values exceed 32 bits", _INDICES)
-    return np.asarray(whole.astype(np.int32))
+    return result
 
 
 def _read_seg(mask: MaskItem, item: VolumeItem) -> tuple[NDArray[np.uint16], int]:
@@ -372,4 +384,7 @@ def _lookup(stored: NDArray[np.uint16], values: Mapping[int, int]) -> NDArray[np
     table = np.full(1 << 16, VOID, dtype=np.uint8)
     for number, index in values.items():
         table[number] = index
-    return np.asarray(table[stored])
+    result = np.empty(stored.shape, dtype=np.uint8)
+    for part in slabs(stored):
+        result[part] = table[stored[part]]
+    return result
