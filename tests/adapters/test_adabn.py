@@ -10,7 +10,7 @@ from medtl.adapters import Batch, build_adapter
 from medtl.adapters.norm import modes_kept, reestimate_statistics
 from medtl.errors import ConfigError
 from medtl.models import with_features
-from tests.adapters.toys import domains, network
+from tests.adapters.toys import domains, masks, network, segmenter
 from tests.adapters.training import train
 
 
@@ -33,6 +33,23 @@ def test_batches_count_by_their_size_and_a_last_one_alone_is_left_out() -> None:
     assert seen == 12
     activations = model.module[1](images[:12].flatten(1))
     torch.testing.assert_close(model.module[2].running_mean, activations.mean(0))
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 1, 1], [1, 3], [1]])
+def test_volumes_may_come_one_by_one(sizes: list[int]) -> None:
+    model = segmenter(3)
+    images = masks(sum(sizes), 0, 3)[1].image
+    seen = reestimate_statistics(model, [Batch(image=part) for part in images.split(sizes)])
+    assert seen == sum(sizes)
+    mean = model.encoder[0](images).mean(dim=(0, 2, 3, 4))
+    torch.testing.assert_close(model.encoder[1].running_mean, mean)
+
+
+def test_scans_of_other_sizes_may_come_one_by_one() -> None:
+    model = segmenter()
+    sizes = [8, 12, 12, 16]
+    seen = reestimate_statistics(model, [Batch(image=torch.rand(1, 1, n, n)) for n in sizes])
+    assert seen == 3  # the last is alone
 
 
 def test_no_batches_leave_statistics_alone() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from medtl.adapters import Batch, build_adapter
 from medtl.adapters.dann import DANN, _ReverseGradient, reversal_strength
-from tests.adapters.toys import domains, network
+from tests.adapters.toys import domains, masks, network, segmenter
 
 
 def test_strength_is_that_of_the_paper() -> None:
@@ -135,3 +135,41 @@ def test_domain_specific_keeps_two_sets_of_statistics() -> None:
     torch.testing.assert_close(adapter.model.module[1].running_mean, mean_of_target, rtol=1e-2, atol=1e-2)
     mean_of_source = adapter.model.module[0](source.image).mean(dim=(0, 2, 3))
     torch.testing.assert_close(adapter.source_statistics.running_mean_0, mean_of_source, rtol=1e-2, atol=1e-2)
+
+
+def test_each_location_of_a_map_is_a_sample() -> None:
+    """The loss of maps is that of their locations as cases, whatever the batch's size."""
+    adapter = DANN(segmenter(), norm="frozen", dropout=0.0).eval()
+    source, target, _ = masks(4, 0)
+    losses = adapter(source, target, progress=0.5)
+    maps = [adapter.model(batch.image).features for batch in (source, target)]
+    assert maps[0].shape == (4, 8, 8, 8)
+    rows = [torch.stack([m[n, :, i, j] for n in range(4) for i in range(8) for j in range(8)]) for m in maps]
+    logits = [adapter.discriminator(r).squeeze(1) for r in rows]
+    expected = 0.5 * (
+        torch.nn.functional.softplus(-logits[0]).mean() + torch.nn.functional.softplus(logits[1]).mean()
+    )
+    torch.testing.assert_close(losses["domain_loss"], expected.detach())
+    thrice = adapter(source, Batch(image=target.image.repeat(3, 1, 1, 1)), progress=0.5)["domain_loss"]
+    torch.testing.assert_close(losses["domain_loss"], thrice)
+
+
+def test_reversed_gradient_is_a_mean_over_locations() -> None:
+    """Maps of constant features get, summed over locations, what one vector would get."""
+    adapter = DANN(segmenter(), dropout=0.0)
+    vector = torch.randn(2, 8)
+    gradients = []
+    for features in (vector, vector[..., None, None].expand(2, 8, 5, 6)):
+        features = features.clone().requires_grad_()
+        adapter._discriminate(features, 0.7).mean().backward()
+        gradients.append(features.grad.flatten(2).sum(2) if features.ndim > 2 else features.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_locations_are_drawn_where_there_are_many() -> None:
+    adapter = DANN(segmenter(3), locations=50).train()
+    sizes = []
+    adapter.discriminator.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    source, target, _ = masks(4, 0, 3)
+    adapter(source, target, progress=0.5)
+    assert sizes == [(50, 8), (50, 8)]
