@@ -165,4 +165,4 @@ def check_rows(table: PredictionTable, faults: list[str]) -> None:
     clash = first_clash(cases, table.label)
     if len(clash):
         faults.append(f"one case has two labels, at {lines(clash)}")
-    check_pairs(cases, table.model, table.seed, faults)
+    check_pairs(cases, codes(table.domain, table.split), table.model, table.seed, faults)

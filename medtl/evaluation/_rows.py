@@ -140,17 +140,23 @@ def check_constant(case: Strings, what: Mapping[str, Strings], faults: list[str]
             faults.append(f"one case has two values of {name}, at {lines(clash)}")
 
 
-def check_pairs(cases: Ints, model: Strings, seed: Strings, faults: list[str]) -> None:
-    """Models, or their training seeds, that were not run on the same cases."""
+def check_pairs(cases: Ints, blocks: Ints, model: Strings, seed: Strings, faults: list[str]) -> None:
+    """Models, or their training seeds, that were not run on the same cases of a domain and split.
+
+    A model may be absent from a domain and split altogether, as a bound that was trained at the target is from the
+    source.
+    """
     runs = codes(model, seed)
-    union = np.unique(cases)
-    for run in np.unique(runs):
-        lacking = np.setdiff1d(union, cases[runs == run])
-        if len(lacking):
-            at = int(np.flatnonzero(runs == run)[0])
-            row = int(np.flatnonzero(cases == lacking[0])[0])
-            named = "" if seed[at] == ONLY_SEED else f", seed {seed[at]}"
-            faults.append(
-                f"model {model[at]!r}{named} lacks {len(lacking)} case(s) that other models have, for "
-                f"instance that of line {row + 2}: models are compared on the same cases"
-            )
+    for block in np.unique(blocks):
+        inside = blocks == block
+        union = np.unique(cases[inside])
+        for run in np.unique(runs[inside]):
+            lacking = np.setdiff1d(union, cases[inside & (runs == run)])
+            if len(lacking):
+                at = int(np.flatnonzero(runs == run)[0])
+                row = int(np.flatnonzero(cases == lacking[0])[0])
+                named = "" if seed[at] == ONLY_SEED else f", seed {seed[at]}"
+                faults.append(
+                    f"model {model[at]!r}{named} lacks {len(lacking)} case(s) that other models have, for "
+                    f"instance that of line {row + 2}: models are compared on the same cases"
+                )

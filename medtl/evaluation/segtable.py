@@ -167,7 +167,9 @@ class SegmentationTable:
             check_leaks(text["patient"], text["split"], text["domain"], faults)
             constant = ("patient", "site", "split", "domain", "reference")
             check_constant(text["case"], {column: text[column] for column in constant}, faults)
-            check_pairs(codes(text["case"]), text["model"], text["seed"], faults)
+            check_pairs(
+                codes(text["case"]), codes(text["domain"], text["split"]), text["model"], text["seed"], faults
+            )
             _check_files(text["case"], masks, references, faults)
         if faults:
             raise _fault(name, faults)
