@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medtl.evaluation._arrays import Floats, Ints, Strings, seed_from, sum_by_patient
-from medtl.evaluation.resample import Support, patient_counts
-from medtl.evaluation.sample import Key
 from medtl.evaluation._segvoxels import MEASURES as VOXEL_MEASURES
 from medtl.evaluation._segvoxels import VoxelSums
+from medtl.evaluation.resample import Support, patient_counts
+from medtl.evaluation.sample import Key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ def _group(rows: pd.DataFrame, domain: str, split: str, site: str | None, whole:
     cases = rows.drop_duplicates("case").set_index("case").sort_index()
     names, patient = np.unique(cases.patient.to_numpy().astype(str), return_inverse=True)
     columns = {
-        key: part.set_index("case").reindex(cases.index)
+        (str(key[0]), str(key[1]), str(key[2])): part.set_index("case").reindex(cases.index)
         for key, part in rows.groupby(["model", "seed", "structure"], sort=False)
     }
     return SegGroup(

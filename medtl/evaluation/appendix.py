@@ -20,6 +20,8 @@ def definitions_section(results: Results) -> Section:
     for name, spec in MEASURES.items():
         if name in used:
             table.row(spec.title, spec.definition, spec.better or "\N{EN DASH}")
+    if results.segmentation is not None:
+        return Section("definitions", "Definitions", text=_masks(results), tables=(table.build(),))
     text = (
         "Reference standard: what a case is taken to be, from the labels that were given. Operating point: "
         "the threshold at and above which a case is called positive.",
@@ -32,6 +34,26 @@ def definitions_section(results: Results) -> Section:
     return Section("definitions", "Definitions", text=text, tables=(table.build(),))
 
 
+def _masks(results: Results) -> tuple[str, ...]:
+    rules = results.segmentation
+    assert rules is not None
+    widths = ", ".join(f"{c} {t:g} {rules.unit}" for c, t in rules.tolerance.items())
+    band = f" Calibration is about {rules.band}." if rules.band else ""
+    return (
+        "Reference standard: the mask that was given for a case. A surface voxel belongs to the structure and has a "
+        "face neighbour that does not; distances are between centres of surface voxels"
+        + (", in mm by the voxel size." if rules.unit == "mm" else ", in pixels.")
+        + f" NSD tolerance: {widths}. HD95: the larger of the two directed 95th percentiles.",
+        f"Empty masks. {rules.empty}{band}",
+        f"Intervals cover {100 * results.level:g} % and come from {results.replicates} resamples of patients, drawn "
+        "within their site; all cases of a drawn patient come along, and all models, structures and seeds are "
+        "taken on the "
+        "same resamples. Means: percentiles of the resamples, expanded for few patients (Hesterberg 2015); limits of "
+        "agreement and calibration: percentiles. Medians are without an interval, since bootstrap intervals of medians "
+        "do not hold what they promise. The method behind each single number is in results.json.",
+    )
+
+
 def reproducibility_section(results: Results) -> Section:
     """What somebody needs to make the same numbers again."""
     table = TableBuilder("", ("Item", "Value"), compact=True)
@@ -40,6 +62,8 @@ def reproducibility_section(results: Results) -> Section:
         table.row("Command", context.command)
     for name, version in context.versions.items():
         table.row(name, str(version))
+    if context.target_trained:
+        table.row("Upper bounds (use target labels, no candidates)", ", ".join(context.target_trained))
     if context.seeds:
         table.row("Training seeds", ", ".join(str(s) for s in context.seeds))
     table.row("Resamples", f"{results.replicates}, seed {results.seed}")

@@ -31,7 +31,6 @@ from medtl.evaluation.sample import Cases, Key
 from medtl.evaluation.segtable import SegmentationTable
 from medtl.evaluation.table import PredictionTable
 
-
 _NOT_CLASSES = (
     "A positive class, a rule for an operating point and a prevalence are for classification; this table holds "
     "segmentations, where every voxel has its most probable class. Leave them out."

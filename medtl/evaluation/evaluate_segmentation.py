@@ -11,7 +11,7 @@ import numpy as np
 from medtl.errors import DataError
 from medtl.evaluation._arrays import Floats
 from medtl.evaluation._segsample import STATUSES, Drawn, SegGroup, draw_model, groups
-from medtl.evaluation._segvoxels import Voxels, VoxelSums, voxel_curves
+from medtl.evaluation._segvoxels import VoxelSums, band_of, fit_run, sums_on, voxel_curves
 from medtl.evaluation._shared import (
     check_resampling,
     choose_reference,
@@ -21,7 +21,7 @@ from medtl.evaluation._shared import (
     now,
     verdict_of,
 )
-from medtl.evaluation.estimate import FEW_EVENTS, Estimate
+from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.limitations import limitations
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.resample import Support, estimate
@@ -37,12 +37,12 @@ from medtl.evaluation.results import (
     Settings,
     WorstCase,
 )
-from medtl.evaluation.sample import Key
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from medtl.evaluation.segtable import SegmentationTable
+    from medtl.evaluation.voxeltable import VoxelTable
 
 CASE_COLUMNS = ("dice", "hd95", "nsd", "volume_reference", "volume_predicted")
 NUM_WORST = 5
@@ -62,18 +62,19 @@ def evaluate_masks(
 ) -> Results:
     """Measures the masks of a table and evaluates them; the arguments are those of `evaluate`."""
     from medtl.evaluation.segmentation import TOLERANCE, measure_cases
+    from medtl.evaluation.voxeltable import VoxelTable
 
     check_resampling(replicates, level)
     tolerance = TOLERANCE if tolerance is None else tolerance
     frame = measure_cases(table, tolerance=tolerance, jobs=jobs, progress=progress)
-    voxels = None if table.voxels is None else Voxels.read(table.voxels)
+    voxels = None if table.voxels is None else VoxelTable.from_csv(table.voxels, table)
     unit = "px" if (frame.unit == "px").all() else "mm"
     rules = SegmentationRules(
         unit=unit,
         volume_unit="ml" if unit == "mm" else "px",
         tolerance=frame.attrs["tolerance"],
         empty=frame.attrs["policy"],
-        band="" if voxels is None else voxels.band(unit),
+        band="" if voxels is None else band_of(voxels, unit),
         void=table.labels is not None and bool(table.labels.void),
     )
     return evaluate_cases(
@@ -92,7 +93,7 @@ def evaluate_cases(
     frame: pd.DataFrame,
     *,
     rules: SegmentationRules,
-    voxels: Voxels | None = None,
+    voxels: VoxelTable | None = None,
     context: RunContext | None = None,
     warnings: Sequence[str] = (),
     replicates: int = 2000,
@@ -131,7 +132,7 @@ def evaluate_cases(
     blocks: list[Block] = []
     differences: list[Difference] = []
     for group in groups(frame):
-        sums = {} if voxels is None else voxels.on(group, temperatures)
+        sums = {} if voxels is None else sums_on(voxels, group, temperatures)
         drawn = {m: draw_model(group, m, structures, sums, replicates, seed) for m in models}
         for m in models:
             blocks.append(_block(group, m, drawn[m], structures, sums, level, replicates, seed))
@@ -176,7 +177,7 @@ def _one_unit(frame: pd.DataFrame, rules: SegmentationRules) -> tuple[pd.DataFra
 
 
 def _settings(
-    frame: pd.DataFrame, models: tuple[str, ...], structures: tuple[str, ...], voxels: Voxels | None
+    frame: pd.DataFrame, models: tuple[str, ...], structures: tuple[str, ...], voxels: VoxelTable | None
 ) -> list[Settings]:
     """A temperature for each model, training seed and structure, from the source's validation cases."""
     held = frame[(frame.domain == "source") & frame.split.isin(("calibration", "validation"))]
@@ -190,7 +191,7 @@ def _settings(
                 if voxels is None:
                     temperature, status, number = None, "no_probabilities", 0
                 else:
-                    temperature, status, number = voxels.fit((m, s, c), cases)
+                    temperature, status, number = fit_run(voxels, (m, s, c), cases)
                 out.append(Settings(m, s, c, temperature, status, number, None, "most_probable_class"))
     return out
 

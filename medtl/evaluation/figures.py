@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from medtl.evaluation.estimate import Estimate
@@ -11,6 +11,7 @@ from medtl.evaluation.measures import KINDS, MEASURES
 from medtl.evaluation.results import Block, Curve, Results
 from medtl.evaluation.svg import (
     BEFORE_COLOUR,
+    BOUND_COLOUR,
     COLOURS,
     INK,
     MUTED,
@@ -47,8 +48,16 @@ def colour(results: Results, model: str) -> str:
     """The model's colour in every figure."""
     if model == results.reference_model:
         return REFERENCE_COLOUR
-    others = [m for m in results.models if m != results.reference_model]
+    bounds = results.context.target_trained
+    if model in bounds:
+        return BOUND_COLOUR
+    others = [m for m in results.models if m != results.reference_model and m not in bounds]
     return COLOURS[others.index(model) % len(COLOURS)]
+
+
+def label(results: Results, model: str) -> str:
+    """The model's name in every figure; an upper bound says so."""
+    return shorten(model) + (" (upper bound)" if model in results.context.target_trained else "")
 
 
 def role(block: Block) -> str:
@@ -67,18 +76,26 @@ def draw_all(results: Results) -> dict[str, Drawing]:
         _sites,
         _seeds,
     )
+    if results.segmentation is not None:
+        from medtl.evaluation.segfigures import MAKERS
+
+        makers = MAKERS
     with drawing():
         drawn = [make(results) for make in makers]
-    return {d.name: d for d in drawn if d is not None}
+    bounds = results.context.target_trained
+    said = f" {', '.join(bounds)}: uses target labels, an upper bound and not a candidate." if bounds else ""
+    return {d.name: replace(d, caption=d.caption + said) for d in drawn if d is not None}
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _level(results: Results) -> str:
+def percent(results: Results) -> str:
+    """The confidence level, for captions."""
     return f"{100 * results.level:g} %"
 
 
@@ -106,7 +123,7 @@ def _roc(results: Results) -> Drawing | None:
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
     size = {1: 3.7, 2: 3.5, 3: 3.1, 4: 2.5}[columns]
-    figure = _figure(size * columns, size * rows * 1.02 + 0.35)
+    figure = new_figure(size * columns, size * rows * 1.02 + 0.35)
     grid = figure.subplots(rows, columns, squeeze=False)
     for ax in grid.flat[len(shown) :]:
         ax.set_axis_off()
@@ -115,16 +132,16 @@ def _roc(results: Results) -> Drawing | None:
         for model, curve in lines:
             tint = colour(results, model)
             ax.fill_between(curve.x, curve.lo, curve.hi, color=tint, alpha=0.16, linewidth=0)
-            ax.plot([0, *curve.x], [0, *curve.y], color=tint, label=shorten(model))
+            ax.plot([0, *curve.x], [0, *curve.y], color=tint, label=label(results, model))
         ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal", title=title)
         ax.set(xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     for ax in grid[-1]:
         ax.set_xlabel("1 \N{MINUS SIGN} specificity")
     for ax in grid[:, 0]:
         ax.set_ylabel("Sensitivity")
-    _legend(figure, grid.flat[0])
+    legend(figure, grid.flat[0])
     caption = (
-        f"ROC curves; band: {_level(results)}, point by point, from resampled patients. With several "
+        f"ROC curves; band: {percent(results)}, point by point, from resampled patients. With several "
         "training seeds the mean sensitivity over the seeds at each false positive rate."
     )
     if results.task == "multiclass":
@@ -132,13 +149,14 @@ def _roc(results: Results) -> Drawing | None:
     return Drawing("roc", to_svg(figure, "roc", "ROC curves"), caption)
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
+def legend(figure: Figure, ax: Axes) -> None:
+    """The legend of one panel above all of them."""
     handles, labels = ax.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), borderpad=0.6)
 
 
-def _bar(ax: Axes, y: float, e: Estimate, tint: str, marker: str = "o") -> None:
+def bar(ax: Axes, y: float, e: Estimate, tint: str, marker: str = "o") -> None:
     """A dot with its interval."""
     if e.value is None:
         return
@@ -156,18 +174,18 @@ def _forest(results: Results) -> Drawing | None:
     ]
     if not rows:
         return None
-    figure = _figure(8.4, 0.7 + 0.27 * len(rows))
+    figure = new_figure(8.4, 0.7 + 0.27 * len(rows))
     ax = figure.subplots()
     extent = max(max(abs(d.estimate.lo or 0), abs(d.estimate.hi or 0)) for d in rows) * 1.12 or 0.1
     ax.axvspan(-extent, 0, color="#b4531a", alpha=0.06, linewidth=0)
     ax.axvspan(0, extent, color="#3d7a3a", alpha=0.07, linewidth=0)
     ax.axvline(0, color=MUTED, linewidth=0.9)
     for k, d in enumerate(rows):
-        _bar(ax, -k, d.estimate, colour(results, d.model))
+        bar(ax, -k, d.estimate, colour(results, d.model))
     several = len({d.model for d in rows}) > 1
     labels = [
         MEASURES[d.name].title
-        + (f", {shorten(d.model)}" if several else "")
+        + (f", {label(results, d.model)}" if several else "")
         + (f", {shorten(d.finding)}" if d.finding else "")
         for d in rows
     ]
@@ -178,10 +196,10 @@ def _forest(results: Results) -> Drawing | None:
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     reference = shorten(results.reference_model or "")
-    model = "model" if several else shorten(rows[0].model)
+    model = "model" if several else label(results, rows[0].model)
     ax.set_xlabel(f"{model} minus {reference}, external testing")
     caption = (
-        f"Paired differences from {results.reference_model} in external testing with {_level(results)} "
+        f"Paired differences from {results.reference_model} in external testing with {percent(results)} "
         "intervals, on the same resampled patients. An interval that crosses the line does not tell gain "
         "from harm."
     )
@@ -201,7 +219,7 @@ def _reliability(results: Results) -> Drawing | None:
     per_row = min(len(columns), 4)
     num_rows = -(-len(columns) // per_row)
     size = {1: 3.7, 2: 3.3, 3: 3.0, 4: 2.5}[per_row]
-    figure = _figure(size * per_row, (size * 1.36) * num_rows + 0.3)
+    figure = new_figure(size * per_row, (size * 1.36) * num_rows + 0.3)
     ratios = [4.2, 1] * num_rows
     grid = figure.subplots(2 * num_rows, per_row, squeeze=False, height_ratios=ratios)
     first: Axes | None = None
@@ -219,11 +237,11 @@ def _reliability(results: Results) -> Drawing | None:
             ax.set_ylabel("Observed share" if kind == "positive" else "Share called right")
             bars.set_ylabel("Share of\ncases", fontsize=7.5)
     if first is not None:
-        _legend(figure, first)
+        legend(figure, first)
     kind = KINDS[_curves(columns[0][1], "reliability")[0].kind or "positive"]
     caption = (
         f"Calibration: {kind} (across) against what was observed (up), smoothed by local linear regression, "
-        f"with a {_level(results)} band from resampled patients; the diagonal is ideal. Dashed: before "
+        f"with a {percent(results)} band from resampled patients; the diagonal is ideal. Dashed: before "
         "recalibration; solid: after dividing the logits by the temperature fitted at the source. Bars: "
         "where the predictions lie. With several training seeds their predictions are pooled."
     )
@@ -236,11 +254,10 @@ def _calibration_panel(results: Results, ax: Axes, bars: Axes, model: str, block
     for stage, style, shade in (("before", (0, (3.5, 2)), BEFORE_COLOUR), ("after", "solid", tint)):
         for curve in _curves(block, "reliability", stage=stage):
             ax.fill_between(curve.x, curve.lo, curve.hi, color=shade, alpha=0.15, linewidth=0)
-            label = f"{stage} recalibration"
-            ax.plot(curve.x, curve.y, color=shade, linestyle=style, label=label)
+            ax.plot(curve.x, curve.y, color=shade, linestyle=style, label=f"{stage} recalibration")
             steps = [i / 10 for i in range(11)]
             bars.stairs(curve.histogram, steps, color=shade, linestyle=style, linewidth=1.1)
-    title = shorten(model) + (f", {shorten(block.finding)}" if block.finding else "")
+    title = label(results, model) + (f", {shorten(block.finding)}" if block.finding else "")
     ax.set(xlim=(0, 1), ylim=(-0.01, 1.01), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     ax.set_title(f"{title}\n{role(block)}", fontsize=8.5)
     bars.set(xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
@@ -262,31 +279,38 @@ def _shares(results: Results) -> Drawing | None:
     if not lines:
         return None
     step = 0.3 * len(results.models) + 0.45
-    figure = _figure(8.4, 0.75 + 0.55 * step * len(lines))
+    figure = new_figure(8.4, 0.75 + 0.55 * step * len(lines))
     ax = figure.subplots()
     for k, (finding, cls) in enumerate(lines):
         top = -k * step
         for j, (model, block) in enumerate([x for x in main if x[1].finding == finding]):
             called = block.get("predicted_share", cls=cls)
             if called is not None:
-                _bar(ax, top - 0.3 * j, called.estimate, colour(results, model))
+                bar(ax, top - 0.3 * j, called.estimate, colour(results, model))
             truth = block.get("observed_share", cls=cls)
             if j == 0 and truth is not None and truth.estimate.value is not None:
                 x = truth.estimate.value
                 ends = [top + 0.18, top - 0.3 * len(results.models) + 0.12]
-                label = "reference standard" if k == 0 else None
-                ax.plot([x, x], ends, color=INK, linewidth=2.2, label=label)
+                name = "reference standard" if k == 0 else None
+                ax.plot([x, x], ends, color=INK, linewidth=2.2, label=name)
     for model in results.models:
-        ax.plot([], [], "o-", color=colour(results, model), label=f"called by {shorten(model)}", markersize=5)
+        ax.plot(
+            [],
+            [],
+            "o-",
+            color=colour(results, model),
+            label=f"called by {label(results, model)}",
+            markersize=5,
+        )
     names = [shorten(cls) + (f", {shorten(f)}" if f else "") for f, cls in lines]
     middle = 0.15 * (len(results.models) - 1)
     ax.set_yticks([-k * step - middle for k in range(len(lines))], names)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.set(xlim=(0, 1), ylim=(-len(lines) * step + 0.1, 0.45), xlabel="Share of cases")
-    _legend(figure, ax)
+    legend(figure, ax)
     caption = (
-        f"Share of the cases that each model calls a class ({_level(results)} intervals), and the share by "
+        f"Share of the cases that each model calls a class ({percent(results)} intervals), and the share by "
         "the reference standard where there is one. Large gaps point to a shift that the model did not "
         "follow."
     )
@@ -300,7 +324,7 @@ def _sites(results: Results) -> Drawing | None:
         return None
     names = ("auroc", "balanced_accuracy")
     step = 0.3 * len(results.models) + 0.4
-    figure = _figure(8.4, 0.8 + 0.52 * step * len(places))
+    figure = new_figure(8.4, 0.8 + 0.52 * step * len(places))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for k, place in enumerate(places):
@@ -310,7 +334,7 @@ def _sites(results: Results) -> Drawing | None:
                 )
                 measure = block.get(name) if block else None
                 if measure is not None:
-                    _bar(ax, -k * step - 0.3 * j, measure.estimate, colour(results, model))
+                    bar(ax, -k * step - 0.3 * j, measure.estimate, colour(results, model))
         ax.set(title=MEASURES[name].title, xlim=(0, 1.01), ylim=(-len(places) * step + 0.1, 0.4))
         ax.axvline(0.5 if name == "auroc" else 1 / len(results.classes), color=RULE, linewidth=0.9)
         ax.tick_params(axis="y", length=0)
@@ -320,9 +344,9 @@ def _sites(results: Results) -> Drawing | None:
     middle = 0.15 * (len(results.models) - 1)
     axes[0].set_yticks([-k * step - middle for k in range(len(places))], labels)
     for model in results.models:
-        axes[0].plot([], [], "o-", color=colour(results, model), label=shorten(model), markersize=5)
-    _legend(figure, axes[0])
-    caption = f"Results by site with {_level(results)} intervals; the thin line is chance."
+        axes[0].plot([], [], "o-", color=colour(results, model), label=label(results, model), markersize=5)
+    legend(figure, axes[0])
+    caption = f"Results by site with {percent(results)} intervals; the thin line is chance."
     return Drawing("sites", to_svg(figure, "sites", "Results by site"), caption)
 
 
@@ -331,7 +355,7 @@ def _seeds(results: Results) -> Drawing | None:
     main = [(m, b) for m, b in main if len(b.seeds) > 1]
     if not main:
         return None
-    figure = _figure(8.4, 0.8 + 0.3 * len(main))
+    figure = new_figure(8.4, 0.8 + 0.3 * len(main))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, ("auroc", "balanced_accuracy"), strict=True):
         for k, (model, block) in enumerate(main):
@@ -350,7 +374,7 @@ def _seeds(results: Results) -> Drawing | None:
         ax.spines["left"].set_visible(False)
         ax.grid(axis="x", color=RULE, linewidth=0.5)
         ax.set_axisbelow(True)
-    names = [shorten(m) + (f", {shorten(b.finding)}" if b.finding else "") for m, b in main]
+    names = [label(results, m) + (f", {shorten(b.finding)}" if b.finding else "") for m, b in main]
     axes[0].set_yticks([-k for k in range(len(main))], names)
     caption = "One dot a training seed, in external testing; the stroke is the mean that the tables report."
     return Drawing("seeds", to_svg(figure, "seeds", "Training seeds"), caption)

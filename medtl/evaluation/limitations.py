@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from medtl.evaluation.estimate import FEW_EVENTS, format_estimate
 from medtl.evaluation.results import Block, Results
+from medtl.evaluation.seglimitations import mask_limitations
 
 ADVISED_EVENTS = 100
 """Patients with and without the event that external testing is advised to hold (Collins 2016)."""
@@ -27,7 +28,11 @@ def limitations(results: Results) -> Iterator[str]:
     elif not any(b.num_labelled for b in targets):
         yield (
             "The external site has no reference standard. Nothing here measures how well a model does there; "
-            "only the shares of the classes called are shown."
+            + (
+                "its masks are counted and not judged."
+                if results.segmentation is not None
+                else "only the shares of the classes called are shown."
+            )
         )
     elif any(b.num_labelled < b.num_cases for b in targets):
         worst = next(b for b in targets if b.num_labelled < b.num_cases)
@@ -35,13 +40,15 @@ def limitations(results: Results) -> Iterator[str]:
             f"Only {worst.num_labelled} of {worst.num_cases} external cases have a reference standard; if "
             "they were not picked at random, the results need not hold for the others."
         )
-    yield from _size(results, targets)
+    masks = results.segmentation is not None
+    yield from mask_limitations(results, targets, sources) if masks else _size(results, targets)
     if not results.patients_known:
         yield (
             "The table names no patients: each case was taken as a patient of its own. If patients have "
             "several cases, the intervals are too narrow."
         )
-    yield from _frozen(results, sources)
+    if not masks:
+        yield from _frozen(results, sources)
     if results.num_clipped:
         yield (
             f"{results.num_clipped} rows held a probability of 0 or 1, which was clipped; log loss, slope "
@@ -131,7 +138,13 @@ def _frozen(results: Results, sources: list[Block]) -> Iterator[str]:
 
 
 def _training(results: Results) -> Iterator[str]:
-    adapted = [m for m in results.models if m != results.reference_model]
+    bounds = results.context.target_trained
+    if bounds:
+        yield (
+            f"{_names(list(bounds))} was trained with labels of the external site: an upper bound that shows what is "
+            "left to gain, not a candidate. It needs labels that a new site does not have."
+        )
+    adapted = [m for m in results.models if m != results.reference_model and m not in bounds]
     if results.context.target_seen_unlabelled and adapted:
         yield (
             f"{_names(adapted)} saw the scans of the external site (without labels) in training. Results on "

@@ -229,10 +229,10 @@ MEASURES: dict[str, Spec] = {
     ),
     "voxel_ece": Spec(
         "Calibration error of voxels",
-        "percentile",
+        "point",
         "lower",
-        "Mean absolute gap between predicted and observed share in bins of equal width, within the band; every case "
-        "weighs the same.",
+        "Mean absolute gap between predicted and observed share in 10 bins of equal width, within the band; every "
+        "case weighs the same. Biased upwards, therefore without an interval; log loss is the one to compare.",
     ),
 }
 """Every measure by name, in the order of the report."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from medtl.evaluation.figures import draw_all
+from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Results
 from medtl.evaluation.sections import sections
 from medtl.evaluation.summary import summarise
@@ -18,7 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_TITLE = "Evaluation report"
 
 
-def write_report(results: Results, out_dir: Path | str) -> Path:
+def write_report(results: Results, out_dir: Path | str, *, overlays: Sequence[Overlay] = ()) -> Path:
     """Writes `index.html` (self-contained), `report.md`, `results.json` and `figures/*.svg`.
 
     Everything is rendered before the first file is written, and each file is written beside and renamed, the
@@ -27,6 +29,7 @@ def write_report(results: Results, out_dir: Path | str) -> Path:
     Args:
         results: from `evaluate` or `Results.load`.
         out_dir: folder of the report; files of the same names in it are replaced.
+        overlays: pictures of the worst segmentations (see `worst_overlays`), which go into the page alone.
 
     Returns:
         Path of `index.html`.
@@ -38,7 +41,8 @@ def write_report(results: Results, out_dir: Path | str) -> Path:
         "title": results.context.title or DEFAULT_TITLE,
         "version": version("medtl"),
         "summary": summarise(results),
-        "sections": sections(results, figures),
+        "sections": sections(results, figures, overlays),
+        "byline": _byline(results),
     }
     page = _render("report.html.j2", content)
     # The template's loops leave spaces and empty lines behind, which Markdown does not need.
@@ -50,6 +54,13 @@ def write_report(results: Results, out_dir: Path | str) -> Path:
     atomic_write(out / "report.md", card)
     atomic_write(out / "index.html", page)
     return out / "index.html"
+
+
+def _byline(results: Results) -> str:
+    what = (
+        "Segmentation" if results.segmentation is not None else f"{results.task.capitalize()} classification"
+    )
+    return f"{what} of {', '.join(results.classes)}"
 
 
 def _render(name: str, content: dict[str, Any]) -> str:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from medtl.evaluation.appendix import definitions_section, limitations_section, reproducibility_section
 from medtl.evaluation.estimate import Estimate, format_number
 from medtl.evaluation.figures import Drawing, role
 from medtl.evaluation.measures import KINDS, MEASURES
+from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Block, Results
-from medtl.evaluation.summary import TONES
-from medtl.evaluation.view import Cell, Section, Table, TableBuilder, plain
+from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, name_cell, plain
 
 _DASH = "\N{EN DASH}"
 
 
-def sections(results: Results, figures: dict[str, Drawing]) -> list[Section]:
+def sections(
+    results: Results, figures: dict[str, Drawing], overlays: Sequence[Overlay] = ()
+) -> list[Section]:
     """Every section that the results have something to show for."""
+    if results.segmentation is not None:
+        from medtl.evaluation.segsections import segmentation_sections
+
+        return segmentation_sections(results, figures, overlays)
     makers = (_data, _frozen, _discrimination, _decisions, _effect, _calibration, _shares, _sites, _seeds)
     made = [make(results, figures) for make in makers]
     return [s for s in made if s is not None] + [
@@ -30,8 +37,8 @@ def _figures(figures: dict[str, Drawing], name: str) -> tuple[Drawing, ...]:
     return (figures[name],) if name in figures else ()
 
 
-def _name(results: Results, block: Block) -> str:
-    return block.model if block.finding is None else f"{block.model}, {block.finding}"
+def _name(results: Results, block: Block) -> Cell:
+    return name_cell(results, block.model, f", {block.finding}" if block.finding else "")
 
 
 def _main(results: Results, *, labelled: bool = True) -> Iterator[Block]:
@@ -53,7 +60,7 @@ def _estimate(
 def _data(results: Results, figures: dict[str, Drawing]) -> Section:
     tables = []
     if results.context.flow:
-        tables.append(_flow(results))
+        tables.append(flow_table(results))
     table = TableBuilder(
         "Cases in this evaluation",
         ("Cases for", "Site", "Patients", "Cases", "With reference standard", *results.classes),
@@ -95,7 +102,7 @@ def _data(results: Results, figures: dict[str, Drawing]) -> Section:
     return Section("data", "Data and flow", text=text, tables=tuple(tables))
 
 
-def _flow(results: Results) -> Table:
+def flow_table(results: Results) -> Table:
     """Counts from the folders to the cases; whatever the run counted, numbers first, reasons last."""
     flow = {site: dict(counts) for site, counts in results.context.flow.items() if isinstance(counts, dict)}
     keys = list(dict.fromkeys(k for counts in flow.values() for k in counts))
@@ -123,7 +130,7 @@ def _frozen(results: Results, figures: dict[str, Drawing]) -> Section:
     table = TableBuilder("Settings fitted at the source", tuple(columns), compact=True)
     words = {"no_validation": "no labelled tuning cases", "one_class": "tuning cases of one class only"}
     for s in results.settings:
-        name = s.model if s.finding is None else f"{s.model}, {s.finding}"
+        name = name_cell(results, s.model, f", {s.finding}" if s.finding else "")
         cases = f"{s.temperature_cases} cases"
         if s.temperature_status != "fitted":
             cases = words.get(s.temperature_status, "at its bound")
@@ -215,7 +222,7 @@ def _decisions(results: Results, figures: dict[str, Drawing]) -> Section | None:
 def _confusion(results: Results, block: Block) -> Table:
     averaged = len(block.seeds) > 1
     table = TableBuilder(
-        f"{_name(results, block)}, {role(block).lower()}: cases by reference standard (rows) and call "
+        f"{_name(results, block).text}, {role(block).lower()}: cases by reference standard (rows) and call "
         "(columns)" + (", mean over training seeds" if averaged else ""),
         ("", *results.classes),
         compact=True,
@@ -245,7 +252,7 @@ def _effect(results: Results, figures: dict[str, Drawing]) -> Section | None:
     )
     for d in rows:
         title = MEASURES[d.name].title + (f", {d.stage} recalibration" if d.stage else "")
-        model = d.model if d.finding is None else f"{d.model}, {d.finding}"
+        model = name_cell(results, d.model, f", {d.finding}" if d.finding else "")
         place = next(
             role(b)
             for b in results.blocks
@@ -319,7 +326,8 @@ def _shares(results: Results, figures: dict[str, Drawing]) -> Section:
             cells = [table.number(_estimate(block, "observed_share", cls=c)) for c in results.classes]
             table.row(role(block) + about, "by the reference standard", *cells)
         cells = [table.number(_estimate(block, "predicted_share", cls=c)) for c in results.classes]
-        table.row(role(block) + about, f"called by {block.model}", *cells)
+        called = name_cell(results, block.model)
+        table.row(role(block) + about, replace(called, text=f"called by {called.text}"), *cells)
     return Section(
         "shares",
         "Predicted and observed shares of the classes",

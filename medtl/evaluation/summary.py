@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medtl.evaluation import segsummary
 from medtl.evaluation.estimate import format_estimate, format_number
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.results import Block, Difference, Results
-from medtl.evaluation.view import Cell, Table, TableBuilder, join, plain
+from medtl.evaluation.view import TONES, Cell, Table, TableBuilder, join, name_cell, plain
 
 HEADLINES = ("balanced_accuracy", "auroc")
-TONES = {"gain": "gain", "harm": "harm", "no clear difference": "even", "not estimable": "muted"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Summary:
         warning: where the rule and external testing disagree, or "".
         table: models side by side.
         facts: numbers of patients and cases, the positive class, the reference.
+        boxes: segmentation: each model's gain and harm, structure by structure.
     """
 
     verdict: str
@@ -34,6 +35,7 @@ class Summary:
     warning: str
     table: Table
     facts: tuple[str, ...]
+    boxes: tuple[segsummary.Box, ...] = ()
 
 
 def summarise(results: Results) -> Summary:
@@ -42,14 +44,16 @@ def summarise(results: Results) -> Summary:
     kept = str(keep.get("model", ""))
     measured = any(b.domain == "target" and b.num_labelled for b in results.blocks)
     domain = "target" if measured else "source"
+    masks = results.segmentation is not None
     return Summary(
         verdict=kept,
         reason=str(keep.get("reason", "")),
         evidence=_evidence(results, keep),
         finding=tuple(_findings(results)),
-        warning=_warning(results, kept),
-        table=_side_by_side(results, kept, domain),
-        facts=tuple(_facts(results)),
+        warning=segsummary.conflict(results, kept) if masks else _warning(results, kept),
+        table=(segsummary.side_by_side if masks else _side_by_side)(results, kept, domain),
+        facts=(*_facts(results), *segsummary.facts(results)),
+        boxes=segsummary.boxes(results) if masks else (),
     )
 
 
@@ -67,17 +71,18 @@ def _evidence(results: Results, keep: dict[str, object]) -> Table | None:
     evidence = keep.get("evidence")
     if not isinstance(evidence, (list, tuple)) or not evidence:
         return None
-    table = TableBuilder("", ("Evidence, without external labels", *results.models, "Speaks for"))
+    models = [m for m in results.models if m not in results.context.target_trained]
+    table = TableBuilder("", ("Evidence, without external labels", *models, "Speaks for"))
     for entry in evidence:
         values = entry.get("values") or {}
-        cells = [plain(None if values.get(m) is None else float(values[m])) for m in results.models]
+        cells = [plain(None if values.get(m) is None else float(values[m])) for m in models]
         table.row(str(entry.get("name", "")), *cells, str(entry.get("verdict", "")))
     return table.build()
 
 
 def _findings(results: Results) -> list[Cell]:
     out = []
-    for name in HEADLINES:
+    for name in HEADLINES if results.segmentation is None else ():
         for d in headline_differences(results, name):
             e = d.estimate
             about = f" for {d.finding}" if d.finding else ""
@@ -91,7 +96,10 @@ def _findings(results: Results) -> list[Cell]:
                 "not estimable": f"{what}: the difference between {d.model} and {d.reference} cannot be "
                 "estimated.",
             }
-            out.append(Cell(sentences[d.verdict], e.value, e.lo, e.hi, tone=TONES[d.verdict]))
+            sentence, tone = sentences[d.verdict], TONES[d.verdict]
+            if d.model in results.context.target_trained:
+                sentence, tone = f"Upper bound (uses target labels, not a candidate). {sentence}", "muted"
+            out.append(Cell(sentence, e.value, e.lo, e.hi, tone=tone))
     if not out:
         targets = [b for b in results.blocks if b.domain == "target"]
         if targets and not any(b.num_labelled for b in targets):
@@ -116,6 +124,8 @@ def _warning(results: Results, kept: str) -> str:
                 f"The rule would keep {kept}, but external testing shows that it is worse than {d.reference} "
                 "there. The rule was wrong here."
             )
+        if d.model in results.context.target_trained:
+            continue
         if d.reference == kept and d.verdict == "gain":
             return (
                 f"The rule would keep {kept}, but external testing shows that {d.model} is better there. The "
@@ -145,7 +155,8 @@ def _side_by_side(results: Results, kept: str, domain: str) -> Table:
                 for word, true in (("kept", model == kept), ("reference", model == results.reference_model))
                 if true
             ]
-            cells = [Cell(label + (f" ({', '.join(marks)})" if marks else ""))]
+            rest = label.removeprefix(model) + (f" ({', '.join(marks)})" if marks else "")
+            cells = [name_cell(results, model, rest)]
             for name in names:
                 measure = block.get(name, stage=stage.get(name)) or block.get(name)
                 cells.append(table.number(measure.estimate if measure else None))
@@ -187,7 +198,9 @@ def _counts(results: Results, block: Block, domain: str) -> str:
     )
     shown = join(sites) if len(sites) <= 4 else f"{len(sites)} sites"
     text = f"{block.num_patients} patients, {block.num_cases} cases, {shown}"
-    if results.task != "multilabel" and block.num_labelled:
+    if results.segmentation is not None:
+        text += f"; {block.num_labelled} with a reference standard"
+    elif results.task != "multilabel" and block.num_labelled:
         text += f"; {', '.join(f'{c} {k}' for c, k in block.class_cases.items())}"
     tuning = (
         ""

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 INK, MUTED, RULE, PAPER = "#1c2430", "#5d6875", "#c9d0d8", "#ffffff"
 REFERENCE_COLOUR, BEFORE_COLOUR = "#6b747f", "#c08a2e"
+BOUND_COLOUR = "#1c2430"
 COLOURS = ("#0b6e8f", "#b4531a", "#5b4b9a", "#3d7a3a", "#a3346d", "#8a6d00")
-"""Colours of the models; the reference model is grey; ochre is before recalibration."""
+"""Colours of the models; the reference model is grey, an upper bound black; ochre is before recalibration."""
 LONGEST = 28
 """Characters of a name that fit beside a figure."""
 

@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 
 from medtl.evaluation.estimate import STATUSES, Estimate, decimals, format_estimate, format_number
 from medtl.evaluation.figures import Drawing
+from medtl.evaluation.overlays import Overlay
+from medtl.evaluation.results import Results
 
-_QUIET = ("ok", "point_only", "fixed")
+_QUIET = ("ok", "point_only", "fixed", "description")
+TONES = {"gain": "gain", "harm": "harm", "no clear difference": "even", "not estimable": "muted"}
+"""The tone of each verdict."""
+BOUND = "upper bound"
+BOUND_NOTE = "Upper bound: uses target labels; not a candidate."
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Cell:
         mark: letter of a note below the table.
         tone: `gain`, `harm`, `even`, `muted` or "".
         heat: 0 to 1, the shade of a confusion table's cell; None elsewhere.
+        tag: a word that belongs to the text and is set apart from it.
     """
 
     text: str
@@ -30,6 +37,7 @@ class Cell:
     mark: str = ""
     tone: str = ""
     heat: float | None = None
+    tag: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Section:
     items: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: tuple[Drawing, ...] = ()
+    overlays: tuple[Overlay, ...] = ()
 
 
 @dataclass
@@ -72,7 +81,9 @@ class TableBuilder:
     _marks: dict[str, str] = field(default_factory=dict)
 
     def row(self, *cells: Cell | str | int) -> None:
-        """Adds a row; text and counts become plain cells."""
+        """Adds a row; text and counts become plain cells. What an upper bound is stands below the table."""
+        if BOUND_NOTE not in self.notes and any(isinstance(c, Cell) and c.tag == BOUND for c in cells):
+            self.notes.append(BOUND_NOTE)
         self.rows.append(tuple(c if isinstance(c, Cell) else Cell(str(c)) for c in cells))
 
     def number(self, estimate: Estimate | None, *, signed: bool = False, tone: str = "") -> Cell:
@@ -89,6 +100,11 @@ class TableBuilder:
         """The finished table."""
         marked = [f"{mark}: {STATUSES.get(status, status)}." for status, mark in self._marks.items()]
         return Table(self.caption, self.columns, tuple(self.rows), (*self.notes, *marked), self.compact)
+
+
+def name_cell(results: Results, model: str, rest: str = "") -> Cell:
+    """The name of a model, and that it is an upper bound where it has seen target labels."""
+    return Cell(model + rest, tag=BOUND if model in results.context.target_trained else "")
 
 
 def plain(value: float | None) -> Cell:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from medtl.evaluation.voxels import CENTRES
+from medtl.evaluation.voxeltable import VoxelTable
 
 Maker = Callable[..., pd.DataFrame]
 
@@ -185,7 +187,7 @@ def make_segmented(
     return pd.DataFrame(rows)
 
 
-def make_voxels(frame: pd.DataFrame) -> pd.DataFrame:
+def make_voxels(frame: pd.DataFrame) -> VoxelTable:
     """Histograms of voxel probabilities that are too extreme: the temperature that mends them is 2 at home."""
     rng = np.random.default_rng(6)
     bins = np.arange(8, len(CENTRES), 16)
@@ -200,7 +202,10 @@ def make_voxels(frame: pd.DataFrame) -> pd.DataFrame:
         k = rng.binomial(n, 1 / (1 + np.exp(-score / divisor)))
         for b in np.flatnonzero(n):
             rows.append((case, model, seed, structure, int(bins[b]), int(n[b]), int(k[b])))
-    return pd.DataFrame(rows, columns=["case", "model", "seed", "structure", "bin", "n", "k"])
+    table = pd.DataFrame(rows, columns=["case", "model", "seed", "structure", "bin", "n", "k"])
+    return VoxelTable.from_frame(
+        table, SimpleNamespace(case=frame.case, model=frame.model, seed=frame.seed, labels=None)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -210,6 +215,6 @@ def segmented() -> Maker:
 
 
 @pytest.fixture(scope="session")
-def voxels() -> Maker:
+def voxels() -> Callable[[pd.DataFrame], VoxelTable]:
     """Maker of histograms of voxel probabilities."""
     return make_voxels
