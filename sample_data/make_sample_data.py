@@ -355,6 +355,7 @@ def main() -> None:
         people = cohort(site)
         for person, label in people:
             write_patient(site, person, label, out)
+        (out / site.name / "labels.json").write_text('{"background": 0, "lesion": 1}\n', encoding="utf-8")
         with (out / site.name / "labels.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["case", "patient", "label", "group_sex", "group_age"])
