@@ -111,9 +111,10 @@ class MeanTeacher(Adapter):
         best, label = torch.softmax(logits.float(), dim=1).max(dim=1)
         sure = best >= self.threshold * self.confidence[label]
         if self.training:
-            counts = torch.bincount(label.flatten(), minlength=len(self.confidence))
-            sums = torch.zeros_like(self.confidence).index_add_(0, label.flatten(), best.flatten())
-            mean = torch.where(counts > 0, sums / counts.clamp(min=1), self.confidence)
+            chosen = [best[label == k] for k in range(len(self.confidence))]
+            mean = torch.stack(
+                [p.mean() if len(p) else c for p, c in zip(chosen, self.confidence, strict=True)]
+            )
             self.confidence.lerp_(mean, 0.1)
         return label, sure
 
