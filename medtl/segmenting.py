@@ -30,7 +30,9 @@ _WINDOW_VOXELS = 1 << 20
 """Voxels of the windows that go through the network at once."""
 _MOST_WINDOWS = 32
 _ADAPT_WINDOWS = 16
-"""Patches of one case that a test-time method adapts on, spread over the scan."""
+"""Patches of one case that a test-time method adapts on at most, spread over the scan."""
+_ADAPT_GROUP = 256
+"""Patches of one group of cases, so that a large site takes no longer than this; each case gives one at least."""
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -109,8 +111,9 @@ def adapt_cases(
 ) -> Iterator[Segmentation]:
     """As `segment_cases` with the adapter's model; a test-time method first adapts to each patient or site.
 
-    For each group the adapter is reset, sees patches that are spread over the group's cases, and then segments these
-    cases. What was learnt from one group never reaches another, and the adapter is reset at the end.
+    For each group the adapter is reset, sees patches that are spread over the group's cases (at most 16 a case and
+    about 256 in all, the same each time), and then segments these cases. What was learnt from one group never reaches
+    another, and the adapter is reset at the end.
 
     Args:
         adapter: of any kind.
@@ -304,22 +307,24 @@ def _adapt(
 
 
 def _batches(window: _Window, cases: Sequence[Case]) -> Iterator[Tensor]:
-    """(n, C, *patch) float32: patches that cover each case evenly, in batches of about one size."""
-    found = [(image, start) for case in cases for image, start in _places(window, case)]
+    """(n, C, *patch) float32: patches that cover each case evenly, in batches of about one size, each a mix of all."""
+    most = max(1, min(_ADAPT_WINDOWS, _ADAPT_GROUP // len(cases)))
+    found = [(image, start) for case in cases for image, start in _places(window, case, most)]
     size = max(2, window.batch // 2)  # gradients need memory too
-    for numbers in np.array_split(np.arange(len(found)), math.ceil(len(found) / size)):
-        views = (_view(found[n][0], found[n][1], window.patch) for n in numbers)
+    number = math.ceil(len(found) / size)
+    for first in range(number):
+        views = (_view(image, start, window.patch) for image, start in found[first::number])
         yield torch.stack([_padded(view, window.patch) for view in views])
 
 
-def _places(window: _Window, case: Case) -> list[tuple[NDArray[np.float16], tuple[int, ...]]]:
-    """First voxels of at most `_ADAPT_WINDOWS` patches; those without any contrast, such as air, are left out."""
+def _places(window: _Window, case: Case, most: int) -> list[tuple[NDArray[np.float16], tuple[int, ...]]]:
+    """First voxels of at most so many patches; those without any contrast, such as air, are left out."""
     image, grid = window.read(case)
     starts = [_starts(n, min(p, n), 0.0, even=True) for n, p in zip(grid.shape, window.patch, strict=True)]
     found = list(itertools.product(*starts))
     told = [start for start in found if np.ptp(_view(image, start, window.patch)) > 0] or found
-    if len(told) > _ADAPT_WINDOWS:
-        told = [told[n] for n in np.linspace(0, len(told) - 1, _ADAPT_WINDOWS).round().astype(int)]
+    if len(told) > most:
+        told = [told[int((n + 0.5) * len(told) / most)] for n in range(most)]
     return [(image, start) for start in told]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data.utils import compute_importance_map
 from monai.inferers.utils import sliding_window_inference
@@ -18,11 +19,15 @@ from medtl.data.cache import VolumeCache
 from medtl.data.catalog import scan_folder
 from medtl.data.dataset import CaseDataset
 from medtl.data.preprocess import Preprocess
+from medtl.data.seg import read_seg, write_seg
 from medtl.data.table import Case
+from medtl.data.volume import read_volume
+from medtl.data.write import write_mask
 from medtl.errors import CheckpointError, ConfigError
+from medtl.labelmap import LabelMap
 from medtl.models.output import Output
 from medtl.segmenting import adapt_cases, segment_cases
-from tests.data.make_scans import write_image, write_nifti
+from tests.data.make_scans import write_image, write_nifti, write_series
 
 
 class Pointwise(nn.Module):
@@ -322,6 +327,14 @@ def test_patches_to_adapt_on_cover_the_scan_and_leave_air_out(tmp_path):
     assert {s[1:] for s in shapes} == {(1, 8, 8, 8)}
 
 
+def test_a_large_site_gives_few_patches_a_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenting, "_ADAPT_GROUP", 8)
+    data = dataset(tmp_path, [(8, 24, 24)] * 4, VOLUMES)
+    adapter = TestTime("site")
+    list(adapt_cases(adapter, data, patch=(8, 8, 8)))
+    assert sum(x[0] for x in adapter.log if x != "reset") == 8
+
+
 def test_other_adapters_predict_with_their_model(tmp_path):
     data = dataset(tmp_path, [(16, 16)], IMAGES)
     adapter = nn.Module()
@@ -331,6 +344,46 @@ def test_other_adapters_predict_with_their_model(tmp_path):
         for f in (adapt_cases(adapter, data, patch=(8, 8)), segment_cases(adapter.model, data, patch=(8, 8)))
     )
     np.testing.assert_array_equal(one.mask, other.mask)
+
+
+def test_from_an_oblique_series_to_a_mask_that_overlays_it(tmp_path):
+    """Resampled for the network and brought back: NIfTI and SEG show the structure where the series has it."""
+    turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
+    turn *= np.sign(np.linalg.det(turn))
+    shape, spacing, step = (12, 30, 24), (0.8, 1.3), 3.0
+    z, y, x = (np.arange(n) for n in shape)
+    radius = np.sqrt(
+        ((z[:, None, None] - 4) * step) ** 2 + ((y[:, None] - 17) * 0.8) ** 2 + ((x - 9) * 1.3) ** 2
+    )
+    volume = np.where(radius < 8, 900, 100).astype(np.uint16)
+    write_series(
+        tmp_path / "scan",
+        volume,
+        orientation=(*turn[:, 0], *turn[:, 1]),
+        first=(20, -70, 33),
+        step=-step * turn[:, 2],
+        spacing=spacing,
+        FrameOfReferenceUID="1.2.3.9",
+    )
+    (item,) = scan_folder(tmp_path / "scan").items
+    spec = Preprocess(16, 8, intensity="window:0,1000", spacing=(2.0, 1.0, 1.0))
+    case = Case("c", "p", "a", "target", item.path, item=item)
+    data = CaseDataset([case], VolumeCache(tmp_path / "cache", spec), classes=("a",), with_labels=False)
+    (found,) = segment_cases(Pointwise(2), data, patch=(8, 16, 16))
+    truth = (read_volume(item).array > 500).astype(np.uint8)
+    assert truth.sum() == (volume > 500).sum()
+    assert 2 * (found.mask & truth).sum() / (found.mask.sum() + truth.sum()) > 0.93
+
+    labels = LabelMap({"ball": (5,)})
+    seg = write_seg(tmp_path / "a.dcm", found.mask, item, labels)
+    np.testing.assert_array_equal(read_seg(seg, item.shape, item.affine)[0], found.mask)
+    nifti = sitk.ReadImage(str(write_mask(tmp_path / "a", found.mask, item, labels)))
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(item.root / f) for f in item.files])
+    source = reader.Execute()
+    moved = sitk.GetArrayFromImage(sitk.Resample(nifti, source, sitk.Transform(), sitk.sitkNearestNeighbor))
+    bright = sitk.GetArrayFromImage(source) > 500
+    assert 2 * ((moved == 5) & bright).sum() / ((moved == 5).sum() + bright.sum()) > 0.93
 
 
 MEASURE = """

@@ -99,8 +99,8 @@ def read_seg(
             a position.
 
     Returns:
-        (k, j, i) segment numbers, 0 where there is none, and in how many voxels segments overlap: there the segment
-        of the higher number stands.
+        (k, j, i) segment numbers, 0 where there is none, and in how many voxels segments overlap (a voxel of three
+        counts twice): there the segment of the higher number stands.
 
     Raises:
         DataError: what `read_seg_header` raises; pixels that cannot be decoded; frames that do not lie on the
