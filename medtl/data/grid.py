@@ -31,6 +31,9 @@ _LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 _SLAB = 1 << 26
 """Bytes of float32 that one slab may hold; what a call needs beside its input and result is a few of these."""
 
+_TIE = 1e-4
+"""Differences of shares that are rounding."""
+
 Shape3 = tuple[int, int, int]
 Slab = Callable[[int, int], Tensor]
 """Slices [start, stop) along the first turned axis, as (C, stop - start, rows, columns) float32."""
@@ -160,8 +163,10 @@ class Grid:
     def mask_to_network(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Brings class indices of the scan's grid to the network's.
 
-        Each class is resampled as a share of the voxel and the largest share wins: when voxels grow, a
-        structure keeps its volume better than with nearest neighbours, which keep or drop it by chance.
+        Each class is resampled as its share of the voxel and the largest share wins: when voxels grow, a
+        structure keeps its volume better than with nearest neighbours, which keep or drop it by chance, and its
+        outline better than with the wider low-pass filter of the values. When voxels shrink, shares are
+        interpolated: outlines get no steps.
 
         Args:
             mask: (k, j, i) class indices, 255 for void.
@@ -184,11 +189,18 @@ class Grid:
             return (part[None] == lookup).to(torch.float32)
 
         inside = (slice(top, top + self.size[1]), slice(left, left + self.size[2]))
-        for start, stop, shares in self._slabs_to_network(slab, len(found)):
+        centres = [
+            np.floor((np.arange(m) + 0.5) * n / m).astype(int)
+            for m, n in zip(self.size, self.turned, strict=True)
+        ]
+        for start, stop, shares in self._slabs_to_network(slab, len(found), share=True):
             shares = shares[(slice(None), slice(None), *inside)]
-            if found[-1] == VOID:  # half of a voxel, or the largest of what is known
-                best = _argmax(shares[:-1] if len(found) > 1 else shares)
-                best[shares[-1] > 0.5] = len(found) - 1
+            # Two halves are common: with the voxel in the middle deciding, no class gains by its number.
+            middle = np.ascontiguousarray(view[centres[0][start:stop]][:, centres[1]][:, :, centres[2]])
+            shares += _TIE * (torch.from_numpy(middle)[None] == lookup)
+            if found[-1] == VOID and len(found) > 1:
+                best = _argmax(shares[:-1])
+                best[shares[-1] > 0.5 + 2 * _TIE] = len(found) - 1
             else:
                 best = _argmax(shares)
             result[(slice(start, stop), *inside)] = found[best.numpy()]
@@ -224,8 +236,10 @@ class Grid:
             view[start:stop] = _argmax(part).numpy()
         return result
 
-    def _slabs_to_network(self, slab: Slab, channels: int) -> Iterator[tuple[int, int, Tensor]]:
-        """(start, stop, (C, stop - start, H, W) float32) over the network's slices."""
+    def _slabs_to_network(
+        self, slab: Slab, channels: int, share: bool = False
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """(start, stop, (C, stop - start, H, W) float32) over the network's slices; `share` as in `_weights`."""
         rows, columns = self.shape[-2:]
         largest = max(self.turned[1] * self.turned[2], rows * columns) * max(
             1.0, self.turned[0] / self.size[0]
@@ -233,8 +247,12 @@ class Grid:
         (top, left), (_, h, w) = self.offset, self.size
         around = (left, columns - left - w, top, rows - top - h)
         for start, stop in _ranges(self.size[0], channels * largest):
-            first, last, weights = _support(self.turned[0], self.size[0], start, stop)
-            values = _resize_planes(slab(first, last), (h, w))
+            first, last, weights = _support(self.turned[0], self.size[0], start, stop, share)
+            values = slab(first, last)
+            if share and (h, w) != self.turned[1:]:
+                values = _weights(self.turned[1], h, share) @ values @ _weights(self.turned[2], w, share).T
+            else:
+                values = _resize_planes(values, (h, w))
             if any(around):
                 values = pad(values, around)
             yield start, stop, _mix(values, weights, stop - start)
@@ -303,16 +321,25 @@ def _ranges(total: int, voxels: float) -> Iterator[tuple[int, int]]:
 
 
 @lru_cache(maxsize=8)
-def _weights(size: int, new_size: int) -> Tensor:
-    """(new_size, size): how much each slice gives to each new one."""
+def _weights(size: int, new_size: int, share: bool = False) -> Tensor:
+    """(new_size, size): how much each slice gives to each new one.
+
+    With `share`, a larger new slice takes what it covers; without it, a low-pass filter of twice that reach.
+    """
+    if share and new_size < size:
+        ends = torch.arange(new_size + 1, dtype=torch.float64)[:, None] * size / new_size
+        covered = (ends - torch.arange(size)).clamp(0, 1)  # of each slice, up to each end
+        return (covered.diff(dim=0) * (new_size / size)).float()
     return _interpolate(torch.eye(size)[None], (new_size, size))[0]
 
 
-def _support(size: int, new_size: int, start: int, stop: int) -> tuple[int, int, Tensor | None]:
+def _support(
+    size: int, new_size: int, start: int, stop: int, share: bool = False
+) -> tuple[int, int, Tensor | None]:
     """Which slices the new slices [start, stop) need, and their weights; None where slices stay."""
     if size == new_size:
         return start, stop, None
-    weights = _weights(size, new_size)[start:stop]
+    weights = _weights(size, new_size, share)[start:stop]
     used = weights.any(0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
     return first, last, weights[:, first:last]
