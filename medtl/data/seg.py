@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 from pydicom.sr.coding import Code
+from pydicom.valuerep import DA, DS, TM
 
 from medtl import __version__
 from medtl.data.headers import MAX_BYTES
@@ -235,8 +236,7 @@ def write_seg(
     ]
     try:
         with quiet_readers():
-            sources = [_source(item.root / file) for file in item.files]
-            measures = _measures(item) if item.affine is not None else None
+            sources = _sources(item)
             segmentation = highdicom.seg.Segmentation(
                 source_images=sources,
                 pixel_array=values,
@@ -253,7 +253,6 @@ def write_seg(
                 content_label="SEGMENTATION",
                 content_description="Automatic segmentation",
                 series_description="Automatic segmentation",
-                pixel_measures=measures,
                 omit_empty_frames=bool(values.any()),
             )
             buffer = io.BytesIO()
@@ -262,40 +261,56 @@ def write_seg(
         raise DataError(
             f"The files of case {item.name!r} cannot be read: {error.strerror or 'read error'}."
         ) from None
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # the text may hold header values
         raise DataError(
             f"No SEG can be written for case {item.name!r}: its series lacks something that a SEG must refer to "
             f"({type(error).__name__}). Write NIfTI instead."
-        ) from error
+        ) from None
     atomic_write(path, buffer.getvalue())
     return path
 
 
-def _source(path: Path) -> Dataset:
-    """Header of one source file; what the standard allows to be empty but de-identification removes is set empty."""
-    dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyID"):
-        if keyword not in dataset:
-            setattr(dataset, keyword, "")
-    for keyword in ("StudyDate", "StudyTime"):
-        if not dataset.get(keyword):
-            setattr(dataset, keyword, None)
-    if dataset.get("PatientSex") not in ("M", "F", "O"):
-        dataset.PatientSex = ""
-    return dataset
+def _sources(item: VolumeItem) -> list[Dataset]:
+    """Headers of the source files, in slice order, mended in memory where a SEG of them would be refused or wrong.
+
+    What the standard allows to be empty but de-identification removes is set empty; times of no valid form too. The
+    distance of slices is that of their positions: vendors mean other things by it, and some leave their thickness out.
+
+    Raises:
+        DataError: a file lacks what a SEG must refer to.
+    """
+    headers: list[Dataset] = [
+        pydicom.dcmread(item.root / file, stop_before_pixels=True, force=True) for file in item.files
+    ]
+    step = None if item.affine is None else _slice_step(item.affine)
+    for header in headers:
+        for keyword in ("FrameOfReferenceUID", "PixelSpacing") if step is not None else ():
+            if not header.get(keyword):
+                raise DataError(
+                    f"No SEG can be written for case {item.name!r}: its series has no {keyword}, to which a SEG must "
+                    "refer. Write NIfTI instead."
+                )
+        for keyword in ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyID"):
+            if keyword not in header:
+                setattr(header, keyword, "")
+        for keyword, kind in (("StudyDate", DA), ("StudyTime", TM)):
+            try:
+                setattr(header, keyword, kind(header.get(keyword) or None))
+            except ValueError:
+                setattr(header, keyword, None)
+        if header.get("PatientSex") not in ("M", "F", "O"):
+            header.PatientSex = ""
+        if step is not None:
+            header.SliceThickness = header.get("SliceThickness") or DS(step, auto_format=True)
+            header.SpacingBetweenSlices = DS(step, auto_format=True)
+    return headers
 
 
-def _measures(item: VolumeItem) -> highdicom.PixelMeasuresSequence:
-    """Spacing as the series has it; slices by their distance along the normal, not by their thickness."""
-    matrix = np.array(item.affine)[:3, :3]
+def _slice_step(affine: Affine) -> float:
+    """Distance of slices in mm, along their normal."""
+    matrix = np.array(affine)[:3, :3]
     across = np.cross(matrix[:, 0], matrix[:, 1])
-    step = abs(float(matrix[:, 2] @ across)) / float(np.linalg.norm(across))
-    column, row = np.linalg.norm(matrix[:, 0]), np.linalg.norm(matrix[:, 1])
-    return highdicom.PixelMeasuresSequence(
-        pixel_spacing=(float(row), float(column)),
-        slice_thickness=step,
-        spacing_between_slices=step if item.shape[0] > 1 else None,
-    )
+    return abs(float(matrix[:, 2] @ across)) / float(np.linalg.norm(across))
 
 
 def _kind(dataset: Dataset) -> str:

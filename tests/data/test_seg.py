@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import highdicom
 import numpy as np
 import pydicom
@@ -8,6 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 from make_scans import write_dicom, write_series
 
 from medtl.data.catalog import scan_folder
+from medtl.data.quiet import quiet_readers
 from medtl.data.seg import read_seg, read_seg_header, write_seg
 from medtl.errors import DataError
 from medtl.labelmap import VOID, LabelMap
@@ -189,6 +193,30 @@ def test_one_slice_of_several_and_a_single_image(tmp_path):
     np.testing.assert_array_equal(read_seg(path)[0], mask)
 
 
+def test_what_exports_get_wrong_does_not_reach_the_object(tmp_path):
+    """A time of the old form, no thickness, and a distance of slices that is not that of their positions."""
+    wrong = {"StudyTime": "11:20:00", "StudyDate": "2020.01.02", "PatientSex": "U", "thickness": None}
+    with pytest.warns(UserWarning, match="Invalid value"):
+        item = make_series(tmp_path / "scan", SpacingBetweenSlices=99, **wrong)
+    mask = make_mask(item.shape)
+    path = write_seg(tmp_path / "mask.dcm", mask, item, LABELS)
+    measures = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(3.5, abs=1e-4)
+    assert float(measures.SliceThickness) == pytest.approx(3.5, abs=1e-4)
+    assert highdicom.seg.segread(path).get_volume(combine_segments=True).spacing[0] == pytest.approx(
+        3.5, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("keyword", ["FrameOfReferenceUID", "PixelSpacing"])
+def test_a_series_to_which_no_object_can_refer(tmp_path, keyword):
+    item = make_series(tmp_path / "scan")
+    for file in item.files:
+        altered(item.root / file, lambda dataset: delattr(dataset, keyword))
+    with pytest.raises(DataError, match=f"its series has no {keyword}"):
+        write_seg(tmp_path / "mask.dcm", make_mask(item.shape), item, LABELS)
+
+
 def test_an_empty_mask_is_an_object_that_readers_accept(tmp_path, caplog):
     item = make_series(tmp_path / "scan")
     path = write_seg(tmp_path / "mask.dcm", np.zeros(item.shape, np.uint8), item, LABELS)
@@ -331,3 +359,20 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         write_seg(tmp_path / "m.dcm", make_mask(item.shape), item, LABELS)
     assert not (tmp_path / "m.dcm").exists()
+
+
+@pytest.mark.realdata
+def test_slices_of_two_vendors(realdata):
+    """Published CT slices: the object is read back by highdicom and by medtl, voxel for voxel."""
+    for vendor in ("ge", "siemens"):
+        for number, item in enumerate(scan_folder(realdata / "ct_contrast" / vendor).items):
+            mask = np.random.default_rng(number).integers(0, 3, item.shape).astype(np.uint8)
+            with tempfile.TemporaryDirectory() as folder:
+                path = write_seg(Path(folder) / "a.dcm", mask, item, LABELS)
+                np.testing.assert_array_equal(read_seg(path, item.shape, item.affine)[0], mask)
+                with quiet_readers():
+                    uids = [str(pydicom.dcmread(item.root / f).SOPInstanceUID) for f in item.files]
+                    found = highdicom.seg.segread(path).get_pixels_by_source_instance(
+                        uids, combine_segments=True
+                    )
+                np.testing.assert_array_equal(found, mask)
