@@ -214,11 +214,11 @@ def _predict(words: list[str]) -> None:
 
 
 def _report(words: list[str]) -> None:
-    """Makes an evaluation report of any tool's predictions: medtl report PREDICTIONS --out DIR [--json]."""
+    """Makes an evaluation report of any tool's predictions or masks: medtl report TABLE --out DIR [--json]."""
     from medtl.commands import Report, report
 
     options = _parse(Report, words, "report")
-    results, page = report(options)
+    results, page = report(options, progress=progress("Measuring masks"))
     if options.json:
         say(results.to_json().rstrip())
     else:

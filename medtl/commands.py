@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import platform
@@ -17,6 +18,7 @@ from medtl.files import fresh_folder
 from medtl.runs import environment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
 
     from medtl.evaluation import Results
 
@@ -83,7 +85,8 @@ class Report:
     """Options of `medtl report`."""
 
     predictions: Annotated[Path, tyro.conf.Positional]
-    """CSV with the columns case, patient, split, domain, model, label and logit_CLASS or prob_CLASS."""
+    """CSV with the columns case, patient, split, domain, site, model, label and logit_CLASS or prob_CLASS; for
+    segmentations mask and reference (paths of label maps) instead of label and scores."""
 
     out: Path
     """Folder for index.html, report.md, results.json and figures/; never overwritten."""
@@ -96,6 +99,16 @@ class Report:
 
     prevalence: float | None = None
     """Prevalence at which PPV and NPV are stated."""
+
+    tolerance: float | None = None
+    """Segmentations: tolerance of the surface Dice, in mm (pixels for images without a pixel size); by default 2."""
+
+    overlays: int = 0
+    """Segmentations: this many of the worst cases are drawn on their scans, named in the column image; the page then
+    shows patients' scans."""
+
+    jobs: int = 1
+    """Segmentations: cases measured at the same time; -1 for all cores."""
 
     replicates: int = 2000
     """Resamples of patients."""
@@ -185,21 +198,52 @@ def inspect_folders(options: Inspect) -> dict[str, Any]:
     return {"folders": folders}
 
 
-def report(options: Report) -> tuple[Results, str]:
-    """Evaluates a predictions table and writes the report."""
-    from medtl.evaluation import PredictionTable, evaluate, write_report
+def report(options: Report, *, progress: Callable[[int, int], None] | None = None) -> tuple[Results, str]:
+    """Evaluates a table of predictions or of segmentations and writes the report."""
+    from medtl.evaluation import (
+        PredictionTable,
+        SegmentationTable,
+        evaluate,
+        images_of,
+        worst_overlays,
+        write_report,
+    )
 
-    predictions = PredictionTable.from_csv(options.predictions)
+    masks = _holds_masks(options.predictions)
+    if options.overlays and not masks:
+        raise ConfigError(
+            "--overlays is for segmentations; this table has no columns mask and reference. Leave it out."
+        )
+    kind = SegmentationTable if masks else PredictionTable
+    predictions = kind.from_csv(options.predictions)
+    images = images_of(options.predictions) if options.overlays else {}
     results = evaluate(
         predictions,
         positive=options.positive,
         rule=options.rule,
         prevalence=options.prevalence,
+        tolerance=options.tolerance,
         replicates=options.replicates,
         seed=options.seed,
+        jobs=options.jobs,
+        progress=progress,
+    )
+    overlays = (
+        worst_overlays(results, predictions, images, options.overlays)
+        if isinstance(predictions, SegmentationTable)
+        else ()
     )
     fresh_folder(options.out)
-    return results, str(write_report(results, options.out))
+    return results, str(write_report(results, options.out, overlays=overlays))
+
+
+def _holds_masks(path: Path) -> bool:
+    """Whether a table is one of segmentations, by its header; what cannot be read is for the table to say."""
+    if path.suffix == ".parquet" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = {name.strip() for name in next(csv.reader([file.readline()]), [])}
+    return {"mask", "reference"} <= header
 
 
 def list_methods(name: str | None) -> list[dict[str, Any]]:

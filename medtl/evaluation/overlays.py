@@ -52,6 +52,25 @@ class Overlay:
         return "data:image/png;base64," + b64encode(self.png).decode()
 
 
+def images_of(path: Path | str) -> dict[str, Path]:
+    """The scan of each case, from the column `image` of a table of segmentations; paths are relative to the table.
+
+    Raises:
+        ConfigError: there is no such column.
+    """
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if "image" not in frame:
+        raise ConfigError(
+            "Overlays need the scans: give the table a column image with the path of each case's scan (NIfTI or PNG), "
+            "relative to the table."
+        )
+    folder = Path(path).resolve().parent
+    named = zip(frame["case"].str.strip(), frame["image"].str.strip(), strict=True)
+    return {case: folder / image for case, image in named if image}
+
+
 def worst_overlays(
     results: Results, table: SegmentationTable, images: Mapping[str, Path], count: int
 ) -> tuple[Overlay, ...]:
@@ -72,8 +91,7 @@ def worst_overlays(
     wanted = sorted((w for w in results.worst if w.case in images), key=lambda w: w.dice or 0.0)
     if results.worst and not wanted:
         raise ConfigError(
-            "Overlays need the scans: give the table a column image with the path of each case's scan (NIfTI or PNG), "
-            "relative to the table; none of the worst cases has one."
+            "Overlays need the scans, and none of the worst cases has one: name them in the column image of the table."
         )
     labels = table.labels
     if labels is None:
