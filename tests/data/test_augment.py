@@ -84,3 +84,100 @@ def test_faults():
         augmentation("stron", 2, 3)
     with pytest.raises(ConfigError, match="2 or 3 dimensions"):
         augmentation("standard", 4, 1)
+
+
+def smooth_case(dims, size=48, seed=0):
+    """A smooth image and the label that is a function of it: darker than .45, brighter than .55, or between."""
+    from scipy.ndimage import gaussian_filter
+
+    field = gaussian_filter(np.random.default_rng(seed).normal(size=(size, size + 8)), 5)
+    field = (field - field.min()) / np.ptp(field)
+    image = np.broadcast_to(field, (1, *([3] if dims == 3 else []), *field.shape)).astype(np.float32)
+    return image, torch.from_numpy(classes_of(image[0]))
+
+
+def classes_of(values):
+    return np.digitize(np.asarray(values), (0.45, 0.55)).astype(np.int64)
+
+
+@pytest.mark.parametrize("name", ["standard", "strong"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_label_and_image_move_together(name, dims):
+    image, label = smooth_case(dims)
+    change = augmentation(name, dims, 1)
+    change.values = []
+    moved = 0
+    for seed in range(30):
+        plain = change(image, seed)
+        found, found_label = change(image, seed, label)
+        assert torch.equal(plain, found)
+        assert found_label.dtype == torch.int64
+        assert found_label.shape == label.shape
+        known = found_label >= 0
+        # Nearest label against interpolated image: they differ only where the image is within a step of a limit.
+        assert (classes_of(found[0])[known] == found_label[known].numpy()).mean() > 0.94
+        assert known.float().mean() > 0.6
+        moved += not torch.equal(found_label, label)
+    assert moved > 15
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_labels_come_from_the_nearest_pixel(axis):
+    label = torch.from_numpy(np.indices((40, 48))[axis])
+    change = augmentation("strong", 2, 1)
+    for seed in range(30):
+        image, found = change.move((label[None] / 64).numpy().astype(np.float32), seed, label, (40, 48))
+        inside = found >= 0
+        assert float((64 * image[0] - found)[inside].abs().max()) <= 0.5 + 1e-3
+
+
+def test_beyond_the_border_there_is_no_label():
+    change = augmentation("strong", 2, 1)
+    image, label = np.ones((1, 32, 32), np.float32), torch.ones(32, 32, dtype=torch.int64)
+    outside = 0
+    for seed in range(40):
+        _, found = change.move(image, seed, label, (32, 32))
+        assert set(found.unique().tolist()) <= {-1, 1}
+        outside += int((found == -1).any())
+    assert outside > 10
+    # With the margin that `reach` asks for, nothing from beyond comes into the patch.
+    margin = int(np.ceil(change.reach * 32))
+    size = 32 + 2 * margin
+    for seed in range(60):
+        moved, found = change.move(
+            np.ones((1, size, size), np.float32), seed, torch.ones(size, size, dtype=torch.int64), (32, 32)
+        )
+        assert moved.shape == (1, 32, 32)
+        assert (found == 1).all()
+
+
+def test_a_margin_changes_nothing_but_the_border():
+    field, _ = smooth_case(2, 64)
+    for name in ("none", "standard"):
+        change = augmentation(name, 2, 1)
+        for seed in range(20):
+            small, _ = change.move(field[:, 12:-12, 12:-12], seed, None, (40, 48))
+            large, _ = change.move(field, seed, None, (40, 48))
+            assert small.shape == large.shape
+            torch.testing.assert_close(small[:, 12:-12, 12:-12], large[:, 12:-12, 12:-12], atol=1e-4, rtol=0)
+
+
+def test_grey_values_leave_their_argument_alone():
+    image = torch.from_numpy(np.array(IMAGES[3, 1], np.float32))
+    before = image.clone()
+    change = augmentation("strong", 3, 1)
+    results = {change.recolour(image, seed).numpy().tobytes() for seed in range(10)}
+    assert torch.equal(image, before)
+    assert len(results) == 10
+
+
+def test_sides_are_not_swapped_where_they_have_names():
+    image = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (1, 32, 1))
+
+    def swaps(flip):
+        change = augmentation("standard", 2, 1, flip)
+        moved = [change.move(image, seed, None, (32, 40))[0] for seed in range(20)]
+        return sum(float(m[0, :, :20].mean()) > float(m[0, :, 20:].mean()) for m in moved)
+
+    assert swaps(True) > 3
+    assert swaps(False) == 0

@@ -92,7 +92,7 @@ def test_voxels_are_turned_towards_the_planes_directions(scan, plane):
 @given(scans(smallest=4), st.tuples(*[st.floats(0.5, 4)] * 3), st.floats(-3, 3))
 def test_a_linear_ramp_keeps_its_place_in_the_patient(scan, spacing, slope):
     """Away from the border, linear functions of place pass unchanged through any resampling, both ways."""
-    shape, affine = scan
+    shape = scan[0]
     grid = Grid.of(scan, Preprocess(16, 8, spacing=spacing))
     k, j, i = np.indices(shape)
     ramp = torch.from_numpy((i + slope * j - 0.5 * k).astype(np.float32))[None]

@@ -222,3 +222,42 @@ def test_settings_are_checked_and_have_a_key():
     with pytest.raises(ConfigError, match="image_size"):
         Preprocess.from_dict({"size": 4})
     assert all(low < high for low, high in CT_WINDOWS.values())
+
+
+def spaced(name, shape, spacing):
+    """An axial scan with spacing (k, j, i)."""
+    affine = np.diag([-spacing[2], -spacing[1], spacing[0], 1.0])
+    return item(name, shape, kind="nifti", bits="16", affine=tuple(map(tuple, affine)))
+
+
+def test_segmentation_keeps_the_median_spacing():
+    scans = [spaced("a", (9, 60, 50), (5, 0.8, 0.8)), spaced("b", (12, 60, 50), (3, 1.0, 1.0))]
+    scans.append(spaced("c", (20, 60, 50), (2, 0.7, 0.9)))
+    found = suggest_preprocess(scans, keep_spacing=True)
+    assert (found.num_slices, found.plane, found.spacing) == (12, "axial", (3.0, 0.8, 0.8))
+    # Of two values that are equally common, one of them and not one between.
+    assert suggest_preprocess(scans[:2], keep_spacing=True).spacing == (3.0, 0.8, 0.8)
+    assert suggest_preprocess([item("a"), item("b")], 96, keep_spacing=True) == Preprocess(96, intensity="unit")
+
+
+def test_a_spacing_gives_each_volume_its_own_size():
+    spec = Preprocess(16, 8, intensity="percentile", spacing=(2.0, 3.0, 3.0))
+    array, matrix = stored_otherwise(anatomy(), AFFINE, (1, 2, 0), (0, 1, 1))
+    found = preprocess(Volume(array, tuple(map(tuple, matrix)), None, MR), spec)
+    assert found.shape == (1, 24, 10, 14)
+    wanted = preprocess(Volume(anatomy(), tuple(map(tuple, AFFINE)), None, MR), spec)
+    np.testing.assert_allclose(found.astype(float), wanted.astype(float), atol=2e-3)
+
+
+def test_a_spacing_is_part_of_the_key_only_where_it_is_set():
+    spec = Preprocess(64, 8, 1, "lung")
+    assert spec.key() == "4dbc68a283a47ac1"
+    spaced = Preprocess(64, 8, 1, "lung", spacing=[3, 1, 1])
+    assert spaced.key() != spec.key()
+    assert Preprocess.from_dict(spaced.to_dict()) == spaced
+    assert hash(Preprocess.from_dict(spaced.to_dict())) == hash(spaced)
+    for wrong in ({"spacing": (1, 1)}, {"spacing": (1, 1, 0)}, {"spacing": (1, 1, float("nan"))}):
+        with pytest.raises(ConfigError, match="three positive numbers"):
+            Preprocess(64, 8, **wrong)
+    with pytest.raises(ConfigError, match="for volumes"):
+        Preprocess(64, spacing=(1, 1, 1))
