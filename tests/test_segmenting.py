@@ -15,6 +15,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from medtl import segmenting
+from medtl.adapters import build_adapter
 from medtl.data.cache import VolumeCache
 from medtl.data.catalog import scan_folder
 from medtl.data.dataset import CaseDataset
@@ -25,6 +26,7 @@ from medtl.data.volume import read_volume
 from medtl.data.write import write_mask
 from medtl.errors import CheckpointError, ConfigError
 from medtl.labelmap import LabelMap
+from medtl.models import with_features
 from medtl.models.output import Output
 from medtl.segmenting import adapt_cases, segment_cases
 from tests.data.make_scans import write_image, write_nifti, write_series
@@ -96,8 +98,8 @@ def test_a_pointwise_network_gives_the_scan_back_whatever_the_windows(tmp_path):
     shapes = [(9, 20, 13), (3, 6, 5), (17, 8, 30)]
     data = dataset(tmp_path, shapes, VOLUMES)
     model = Pointwise()
-    for overlap in (0.0, 0.25, 0.5, 0.8):
-        for patch in ((8, 8, 8), (4, 12, 16), (1, 7, 7), (32, 32, 32)):
+    for overlap in (0.0, 0.5, 0.8):
+        for patch in ((8, 8, 8), (4, 12, 16), (1, 9, 9), (32, 32, 32)):
             for found, shape in zip(
                 segment_cases(model, data, patch=patch, overlap=overlap), shapes, strict=True
             ):
@@ -314,6 +316,23 @@ def test_test_time_methods_adapt_to_each_group_by_itself(tmp_path, per, groups):
     np.testing.assert_array_equal(found[-1].probabilities, again.probabilities)
 
 
+@pytest.mark.parametrize("method", ["tent", "consistency"])
+def test_the_methods_of_medtl_adapt_and_come_back(tmp_path, method):
+    data = dataset(tmp_path, [(8, 16, 16)] * 2, VOLUMES)
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.BatchNorm3d(6), nn.ReLU())
+    model = with_features(nn.Sequential(body, nn.Conv3d(6, 3, 1)))
+    adapter = build_adapter(method, model, lr=0.05)
+    start = copy.deepcopy(model.state_dict())
+    plain = list(segment_cases(model, data, patch=(8, 8, 8)))
+    first, second = (list(adapt_cases(adapter, data, patch=(8, 8, 8))) for _ in range(2))
+    for before, one, other in zip(plain, first, second, strict=True):
+        assert np.abs(one.probabilities - before.probabilities).max() > 0.01
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, start[key]), key
+
+
 def test_patches_to_adapt_on_cover_the_scan_and_leave_air_out(tmp_path):
     data = dataset(tmp_path, [(8, 24, 24)], VOLUMES)
     item = data.cases[0].item
@@ -399,6 +418,7 @@ from medtl.data.preprocess import suggest_preprocess
 from medtl.data.table import Case
 from medtl.data.write import write_mask
 from medtl.labelmap import LabelMap
+from medtl.models import with_features
 from medtl.models.output import Output
 from medtl.segmenting import segment_cases
 
