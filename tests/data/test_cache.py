@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from make_scans import random_image, write_image, write_series
+from make_scans import random_image, write_image, write_nifti, write_series
 
 from medtl.data import cache as cache_module
 from medtl.data.cache import VolumeCache
 from medtl.data.catalog import scan_folder
+from medtl.data.masks import scan_masks
 from medtl.data.preprocess import Preprocess, preprocess
+from medtl.data.table import Case
 from medtl.data.volume import read_volume
 from medtl.errors import DataError
+from medtl.labelmap import VOID, LabelMap
 
 SPEC = Preprocess(16, channels=3, intensity="unit")
 
@@ -126,3 +130,113 @@ def test_a_file_that_has_gone_is_a_data_error(tmp_path, items):
     (items[0].root / "c0.png").unlink()
     with pytest.raises(DataError, match="'c0' cannot be read: No such file"):
         VolumeCache(tmp_path / "cache", SPEC).get(items[0])
+
+
+LABELS = LabelMap({"large": (5,), "small": (7, 8)}, void=(9,))
+
+
+def masked_cases(folder, masks=None, shape=(6, 20, 24)):
+    """NIfTI scans c0, c1, ... and their masks, as used source cases."""
+    rng = np.random.default_rng(0)
+    if masks is None:
+        masks = [np.zeros(shape, np.uint8) for _ in range(2)]
+        for mask in masks:
+            mask[:, 4:16, 5:20], mask[2, 6, 7:9], mask[3, 3, 3], mask[4:, :2] = 5, 7, 8, 9
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    for number, mask in enumerate(masks):
+        volume = rng.integers(0, 100, shape).astype(np.int16)
+        write_nifti(folder / "scans" / f"c{number}.nii", volume, affine)
+        write_nifti(folder / "masks" / f"c{number}.nii", mask, affine)
+    found, _ = scan_masks(folder / "masks")
+    by_name = {mask.name: mask for mask in found}
+    return [
+        Case(i.name, i.name, "scans", "source", i.path, split="train", item=i, mask_item=by_name[i.name])
+        for i in scan_folder(folder / "scans").items
+    ]
+
+
+VOLUMES = Preprocess(16, 8, intensity="percentile", spacing=(2.0, 1.0, 1.0))
+
+
+def test_masks_are_kept_in_the_networks_grid(tmp_path, monkeypatch):
+    cases = masked_cases(tmp_path)
+    cache = VolumeCache(tmp_path / "cache", VOLUMES, LABELS)
+    mask = cache.load_mask(cases[0])
+    assert mask.shape == cache.get(cases[0].item).shape[1:] == (6, 20, 24)
+    assert mask.dtype == np.uint8
+    assert isinstance(mask, np.memmap)
+    assert {int(v): int(n) for v, n in zip(*np.unique(mask, return_counts=True), strict=True)} == {
+        0: 2880 - 6 * 180 - 1 - 2 * 48, 1: 6 * 180 - 2, 2: 3, VOID: 2 * 48,
+    }  # fmt: skip
+    points = cache.foreground(cases[0])
+    assert sorted(points) == [1, 2]
+    assert sorted(map(tuple, points[2].tolist())) == sorted(map(tuple, np.argwhere(mask == 2).tolist()))
+    assert (mask[tuple(points[1].T)] == 1).all()
+    assert len(points[1]) == 1078
+    assert cache.counts(cases[0]).voxels == (1703, 1078, 3)
+    assert cache.counts(cases[0]).void == 96
+
+    def fail(*_, **__):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(cache_module, "read_mask", fail)
+    again = VolumeCache(tmp_path / "cache", VOLUMES, LABELS)
+    np.testing.assert_array_equal(again.load_mask(cases[0]), mask)
+
+
+def test_points_are_some_voxels_of_large_structures(tmp_path, monkeypatch):
+    (case, _) = masked_cases(tmp_path)
+    monkeypatch.setattr(cache_module, "MAX_POINTS", 50)
+    first = VolumeCache(tmp_path / "one", VOLUMES, LABELS)
+    second = VolumeCache(tmp_path / "two", VOLUMES, LABELS)
+    points = first.foreground(case)
+    assert len(points[1]) == len({tuple(p) for p in points[1].tolist()}) == 50
+    assert len(points[2]) == 3
+    np.testing.assert_array_equal(points[1], second.foreground(case)[1])
+    assert np.ptp(points[1], axis=0).min() >= 4  # from all over the structure
+
+
+def test_a_changed_mask_label_map_or_grid_is_another_entry(tmp_path):
+    (case, other) = masked_cases(tmp_path)
+    cache = VolumeCache(tmp_path / "cache", VOLUMES, LABELS)
+    keys = {cache.mask_key(case), cache.mask_key(other), cache.key(case.item)}
+    for labels in (LABELS.select(["small", "large"]), LABELS.select(["large"])):
+        keys.add(VolumeCache(tmp_path / "cache", VOLUMES, labels).mask_key(case))
+    coarse = Preprocess(16, 8, intensity="percentile", spacing=(2.0, 2.0, 2.0))
+    keys.add(VolumeCache(tmp_path / "cache", coarse, LABELS).mask_key(case))
+    keys.add(cache.mask_key(replace(case, domain="target")))
+    os.utime(case.mask_item.root / case.mask_item.files[0], ns=(5, 5))
+    keys.add(cache.mask_key(case))
+    assert len(keys) == 8
+
+
+@pytest.mark.parametrize("suffix", ["", ".points"])
+def test_a_damaged_mask_is_computed_again(tmp_path, suffix, caplog):
+    (case, _) = masked_cases(tmp_path)
+    cache = VolumeCache(tmp_path / "cache", VOLUMES, LABELS)
+    expected = np.array(cache.load_mask(case))
+    path = tmp_path / "cache" / f"{cache.mask_key(case)}{suffix}.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    np.testing.assert_array_equal(VolumeCache(tmp_path / "cache", VOLUMES, LABELS).load_mask(case), expected)
+    assert "damaged" in caplog.text
+
+
+def test_masks_that_cannot_be_used_are_returned(tmp_path):
+    shape = (6, 20, 24)
+    masks = [np.zeros(shape, np.uint8), np.full(shape, 77, np.uint8), np.zeros(shape, np.uint8)]
+    cases = masked_cases(tmp_path, masks, shape)
+    (cases[2].mask_item.root / cases[2].mask_item.files[0]).unlink()
+    cache = VolumeCache(tmp_path / "cache", VOLUMES, LABELS)
+    steps = []
+    found = cache.prepare_masks(cases, progress=lambda done, total: steps.append((done, total)))
+    assert {r.item: r.code for r in found} == {
+        cases[1].item: "unknown_label",
+        cases[2].item: "mask_unreadable",
+    }
+    assert str(tmp_path) not in repr(found)
+    assert steps[-1] == (3, 3)
+    assert cache.counts(cases[0]).voxels == (2880, 0, 0)
+    assert cache.foreground(cases[0]) == {}
+    with pytest.raises(DataError, match="has no mask"):
+        cache.load_mask(replace(cases[0], mask_item=None))

@@ -237,7 +237,9 @@ def test_segmentation_keeps_the_median_spacing():
     assert (found.num_slices, found.plane, found.spacing) == (12, "axial", (3.0, 0.8, 0.8))
     # Of two values that are equally common, one of them and not one between.
     assert suggest_preprocess(scans[:2], keep_spacing=True).spacing == (3.0, 0.8, 0.8)
-    assert suggest_preprocess([item("a"), item("b")], 96, keep_spacing=True) == Preprocess(96, intensity="unit")
+    assert suggest_preprocess([item("a"), item("b")], 96, keep_spacing=True) == Preprocess(
+        96, intensity="unit"
+    )
 
 
 def test_a_spacing_gives_each_volume_its_own_size():
