@@ -21,7 +21,7 @@ from medtl.evaluation._shared import (
     now,
     verdict_of,
 )
-from medtl.evaluation.estimate import Estimate
+from medtl.evaluation.estimate import FEW_EVENTS, Estimate
 from medtl.evaluation.limitations import limitations
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.resample import Support, estimate
@@ -132,9 +132,12 @@ def evaluate_cases(
     blocks: list[Block] = []
     differences: list[Difference] = []
     for group in groups(frame):
-        sums = {} if voxels is None else sums_on(voxels, group, temperatures)
-        drawn = {m: draw_model(group, m, structures, sums, replicates, seed) for m in models}
+        drawn: dict[str, Drawn] = {}
         for m in models:
+            # Histograms are large: those of one model at a time.
+            own = {run: t for run, t in temperatures.items() if run[0] == m}
+            sums = {} if voxels is None else sums_on(voxels, group, own)
+            drawn[m] = draw_model(group, m, structures, sums, replicates, seed)
             blocks.append(_block(group, m, drawn[m], structures, sums, level, replicates, seed))
             if reference is not None and m != reference:
                 differences += _differences(group, m, reference, drawn, level)
@@ -260,7 +263,8 @@ def _estimate(value: float, replicates: Floats, name: str, support: Support, lev
         return found
     if support.num_patients < 2:
         return replace(found, lo=None, hi=None, method="none", status="one_patient")
-    return replace(found, status="few_patients") if found.status == "few_events" else found
+    few = support.num_patients < FEW_EVENTS and found.status in ("ok", "few_events", "fixed")
+    return replace(found, status="few_patients") if few else found
 
 
 def _mean_over_seeds(group: SegGroup, model: str, structure: str, column: str) -> Floats:

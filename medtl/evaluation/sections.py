@@ -11,7 +11,7 @@ from medtl.evaluation.figures import Drawing, role
 from medtl.evaluation.measures import KINDS, MEASURES
 from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Block, Results
-from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, name_cell, plain
+from medtl.evaluation.view import BOUND_NOTE, TONES, Cell, Section, Table, TableBuilder, name_cell, plain
 
 _DASH = "\N{EN DASH}"
 
@@ -220,10 +220,11 @@ def _decisions(results: Results, figures: dict[str, Drawing]) -> Section | None:
 
 
 def _confusion(results: Results, block: Block) -> Table:
-    averaged = len(block.seeds) > 1
+    averaged, model = len(block.seeds) > 1, _name(results, block)
+    tag = f" ({model.tag})" if model.tag else ""
     table = TableBuilder(
-        f"{_name(results, block).text}, {role(block).lower()}: cases by reference standard (rows) and call "
-        "(columns)" + (", mean over training seeds" if averaged else ""),
+        f"{model.text}{tag}, {role(block).lower()}: cases by reference standard (rows) and call (columns)"
+        + (", mean over training seeds" if averaged else ""),
         ("", *results.classes),
         compact=True,
     )
@@ -231,6 +232,8 @@ def _confusion(results: Results, block: Block) -> Table:
         total = sum(row) or 1.0
         whole = all(float(v).is_integer() for v in row)
         table.row(name, *(Cell(format_number(v, 0 if whole else 1), v, heat=v / total) for v in row))
+    if model.tag:
+        table.notes.append(BOUND_NOTE)
     return table.build()
 
 

@@ -213,6 +213,19 @@ def test_harm_is_as_plain_as_gain(binary: Maker, tmp_path: Path) -> None:
     assert "external testing shows that it is worse than source_only there. The rule was wrong" in text
 
 
+def test_upper_bounds_are_stamped(binary: Maker, tmp_path: Path) -> None:
+    frame = binary(seeds=("0",), models=("source_only", "dann", "target_trained"))
+    context = RunContext(keep=KEEP, target_trained=("target_trained",))
+    results = evaluate(PredictionTable.from_frame(frame), context=context, replicates=100)
+    html = write_report(results, tmp_path / "r").read_text()
+    for table in re.findall(r"<table>.*?</div>", html, flags=re.DOTALL):
+        if "target_trained" in table and "Item" not in table:
+            assert "Upper bound: uses target labels; not a candidate." in table
+    for figure in re.findall(r"<figcaption>.*?</figcaption>", html, flags=re.DOTALL):
+        assert "uses target labels" in figure
+    assert "Upper bound (uses target labels, not a candidate). Gain: target_trained is better" in html
+
+
 HOSTILE = '<script>alert(1)</script>"\' onload=x & $x_1$ | `a` ${{7*7}} {{ 7 * 7 }} url(#x) id="y"'
 
 

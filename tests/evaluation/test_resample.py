@@ -7,7 +7,7 @@ import pytest
 
 from medtl.evaluation import auroc
 from medtl.evaluation.discrimination import RankedScores, delong_ci, delong_variance
-from medtl.evaluation.resample import Support, estimate, patient_counts, patient_strata, wilson
+from medtl.evaluation.resample import Support, estimate, expanded_tail, patient_counts, patient_strata, wilson
 
 
 def draw(strata: np.ndarray, replicates: int, seed: int, columns: int | None = None) -> np.ndarray:
@@ -138,3 +138,13 @@ def test_coverage_is_nominal_by_patients_and_not_by_images() -> None:
 def test_coverage_near_one() -> None:
     # A true AUROC of .99 with 15 positive patients, where a symmetric interval covers about .90.
     assert coverage(1, 3.29, 45, 250, by_patient=True) >= 0.93
+
+
+def test_intervals_of_means_are_expanded_for_few_patients() -> None:
+    # Hesterberg 2015: at n = 5 and 95 %, Phi(-sqrt(5/4) * t(.975; 4)) = Phi(-3.1042) = 0.00095.
+    assert expanded_tail(5, 0.95) == pytest.approx(0.000954, abs=5e-6)
+    assert expanded_tail(100_000, 0.95) == pytest.approx(0.025, abs=1e-5)
+    replicates = np.random.default_rng(0).normal(size=2000)
+    few = estimate(0.0, replicates, kind="mean", level=0.95, support=Support(8, 8, None, 8, 8.0))
+    many = estimate(0.0, replicates, kind="mean", level=0.95, support=Support(800, 800, None, 800, 800.0))
+    assert few.lo < many.lo < many.hi < few.hi
