@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtl.errors import CheckpointError, ConfigError, near_matches
+from medtl.errors import CheckpointError, ConfigError, DataError, near_matches
 from medtl.files import atomic_write, fresh_folder
 from medtl.runs import shareable_path
 
@@ -204,12 +204,10 @@ def _segment(
         mask = apply_rules(grid.argmax_native(mean), rules, len(labels.classes))
         write_mask(out / "masks" / case.case, mask, case.item, labels)
         if seg and case.item.kind == "dicom":
-            if mask.any():
+            try:
                 write_seg(out / "seg" / f"{case.case}.dcm", mask, case.item, labels)
-            else:
-                warnings.append(
-                    f"{case.case}: nothing was found, and a DICOM SEG cannot be empty: none written."
-                )
+            except DataError as error:  # a series of an old scanner may lack what a SEG has to refer to
+                warnings.append(str(error))
         for number, name in enumerate(labels.structures if maps else (), start=1):
             values = _calibrated(grid.to_native(mean[number : number + 1])[0].numpy(), finished.frozen, name)
             write_map(out / "maps" / f"{case.case}_{name}", values, case.item)

@@ -1,0 +1,289 @@
+"""Segmentation as a user types it: runs, their figures against other libraries, prediction, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from medtl.cli import main
+from tests.masks import write_masked_site
+from tests.test_cli import error_of
+
+TINY = [
+    "--encoder", "test_resnet", "--weights", "random", "--image-size", "32", "--epochs", "1", "--batch-size", "8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def two_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_masked_site(tmp_path / "a")
+    write_masked_site(tmp_path / "b", 6, offset=100, shade=60)
+    return tmp_path
+
+
+def adapt(*more: str, out: str = "run") -> list[str]:
+    flags = ["--source", "a", "--masks", "a/masks", "--target", "b", "--target-masks", "b/masks"]
+    return ["run", "adapt_segmentation", *flags, *TINY, "--out", out, *more]
+
+
+@pytest.fixture
+def finished(two_sites: Path) -> Path:
+    assert main(adapt("--seeds", "2", "--target-trained")) == 0
+    return two_sites / "run"
+
+
+class TestRun:
+    def test_folder_is_whole(self, finished: Path) -> None:
+        found = {p.name for p in finished.iterdir()}
+        assert {
+            "predictions.csv",
+            "predictions",
+            "references",
+            "voxels.csv",
+            "labels.json",
+            "cases.csv",
+        } <= found
+        assert {"DONE", "calibration.json", "decision.json", "metrics.csv", "report"} <= found
+        table = pd.read_csv(finished / "predictions.csv")
+        assert set(table.model) == {"source_only", "adabn", "target_trained"}
+        assert all((finished / path).is_file() for column in ("mask", "reference") for path in table[column])
+        assert set(table[table.model == "target_trained"].domain) == {"target"}
+
+    def test_masks_hold_the_users_values_in_the_users_grid(self, finished: Path) -> None:
+        table = pd.read_csv(finished / "predictions.csv")
+        for row in table.itertuples():
+            site = "a" if row.domain == "source" else "b"
+            mask = np.asarray(Image.open(finished / row.mask))
+            original = np.asarray(Image.open(finished.parent / site / "masks" / f"{row.case}.png"))
+            assert mask.shape == original.shape
+            assert set(np.unique(mask)) <= {0, 128, 255}
+            assert np.array_equal(np.asarray(Image.open(finished / row.reference)), original)
+
+    def test_the_bound_never_saw_what_it_is_judged_on(self, finished: Path) -> None:
+        log = (finished / "log.txt").read_text()
+        assert (
+            "target_trained"
+            not in json.loads((finished / "decision.json").read_text())["evidence"][0]["values"]
+        )
+        assert len(list((finished / "checkpoints").glob("target_trained_*"))) == 4
+        assert log
+
+    def test_masks_of_the_target_change_no_weight_and_no_choice(self, two_sites: Path) -> None:
+        assert main(adapt(out="with")) == 0
+        for path in (two_sites / "b" / "masks").glob("*.png"):
+            Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+        assert main(adapt(out="without")) == 0
+        for name in ("decision.json", "metrics.csv"):
+            assert (two_sites / "with" / name).read_bytes() == (two_sites / "without" / name).read_bytes()
+        one, two = (
+            (two_sites / out / "checkpoints" / "adabn-seed0" / "model.safetensors").read_bytes()
+            for out in ("with", "without")
+        )
+        assert one == two
+
+    def test_report_of_the_runs_own_table_gives_its_figures(self, finished: Path) -> None:
+        assert (
+            main(["report", str(finished / "predictions.csv"), "--out", "again", "--replicates", "2000"]) == 0
+        )
+        old, new = (
+            json.loads((p / "results.json").read_text()) for p in (finished / "report", Path("again"))
+        )
+        assert [b["measures"] for b in old["blocks"]] == [b["measures"] for b in new["blocks"]]
+
+    def test_no_full_path_anywhere(self, finished: Path) -> None:
+        for path in finished.rglob("*"):
+            if path.suffix in (".csv", ".json", ".txt", ".yaml", ".html", ".md"):
+                assert str(finished.parent) not in path.read_text(encoding="utf-8"), path.name
+
+    def test_every_case_in_the_report_equals_monai(self, finished: Path) -> None:
+        """Mean Dice, HD95 and NSD of a structure, from the files, by another library."""
+        import torch
+        from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+
+        results = json.loads((finished / "report" / "results.json").read_text())
+        table = pd.read_csv(finished / "predictions.csv", dtype=str)
+        rows = table[(table.model == "source_only") & (table.domain == "target")]
+        own: dict[str, list[float]] = {"dice": [], "hd95": [], "nsd": []}
+        for row in rows.itertuples():
+            called, truth = (
+                torch.from_numpy(np.asarray(Image.open(finished / p)) == 255)[None, None].float()
+                for p in (row.mask, row.reference)
+            )
+            assert truth.any()
+            own["dice"].append(float(compute_dice(called, truth)))
+            if called.any():
+                own["hd95"].append(
+                    float(compute_hausdorff_distance(called, truth, include_background=True, percentile=95))
+                )
+                own["nsd"].append(float(compute_surface_dice(called, truth, [2.0], include_background=True)))
+            else:
+                own["hd95"].append(float(np.hypot(*truth.shape[2:])))
+                own["nsd"].append(0.0)
+        block = next(
+            b for b in results["blocks"]
+            if b["model"] == "source_only" and b["domain"] == "target" and b["site"] is None
+        )  # fmt: skip
+        for name, values in own.items():
+            found = next(m for m in block["measures"] if m["name"] == name and m["cls"] == "core")
+            by_seed = pd.Series(values, index=rows.seed).groupby(level=0).mean()
+            assert found["estimate"]["value"] == pytest.approx(by_seed.mean(), abs=1e-5), name
+
+
+class TestPredict:
+    def test_images(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["predict", "run", "b/scans", "--out", "new", "--maps", "--rules", "largest", "fill_holes"]
+        assert main([*words, "--json"]) == 0
+        done = json.loads(capsys.readouterr().out)
+        assert done["cases"] == 6
+        assert done["seeds averaged"] == 2
+        assert len(list(Path("new/masks").glob("*.png"))) == 6
+        assert len(list(Path("new/maps").iterdir())) == 12
+        assert len(pd.read_csv("new/volumes.csv")) == 12
+
+    def test_one_seed_gives_the_masks_of_the_run(self, two_sites: Path) -> None:
+        assert main(adapt("--method", "dann")) == 0
+        assert main(["predict", "run", "b/scans", "--out", "new", "--model", "dann"]) == 0
+        for path in Path("new/masks").glob("*.png"):
+            same = Path("run/predictions/dann-seed0") / path.name
+            assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(same)))
+
+    def test_a_test_time_method_adapts_again(self, two_sites: Path) -> None:
+        assert main(adapt("--method", "tent", "--hparams", "lr=0.01")) == 0
+        assert main(["predict", "run", "b/scans", "--out", "new", "--model", "tent"]) == 0
+        pairs = [
+            (np.asarray(Image.open(p)), np.asarray(Image.open(Path("run/predictions/tent-seed0") / p.name)))
+            for p in Path("new/masks").glob("*.png")
+        ]
+        assert all(np.array_equal(a, b) for a, b in pairs)
+
+    def test_options_for_masks_with_a_classifier(
+        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from tests.scans import write_site
+
+        write_site(two_sites / "c")
+        words = [
+            "run",
+            "finetune_classification",
+            "--source",
+            "c",
+            "--labels",
+            "c/labels.csv",
+            *TINY,
+            "--out",
+            "k",
+        ]
+        assert main(words) == 0
+        text = error_of(["predict", "k", "c", "--out", "new", "--maps"], capsys, 2)
+        assert "classifier" in text
+        assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    "method", ["advent", "fda", "histogram", "dann", "mean_teacher", "shot", "tent", "consistency"]
+)
+def test_every_method_runs(two_sites: Path, method: str) -> None:
+    assert main(adapt("--method", method)) == 0
+    assert set(pd.read_csv("run/predictions.csv").model) == {"source_only", method}
+    steps = pd.read_csv("run/metrics.csv")
+    assert np.isfinite(steps.value).all()
+
+
+class TestVolumes:
+    def write(self, folder: Path, num: int, shade: float, shape: tuple[int, int, int] = (20, 24, 9)) -> None:
+        """NIfTI volumes of a bright ball, every third of another depth, and their masks."""
+        (folder / "masks").mkdir(parents=True)
+        rng = np.random.default_rng(num)
+        for number in range(num):
+            size = (*shape[:2], shape[2] + 2 * (number % 3))
+            grid = np.indices(size)
+            centre = np.array(size) * rng.uniform(0.4, 0.6, 3)
+            ball = sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, (5, 5, 3), strict=True)) < 1
+            image = rng.normal(100 + shade, 10, size) + 80 * ball
+            affine = np.array([[0, -1.1, 0, 30], [1.1, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1.0]])
+            name = f"{folder.name}{number:02d}.nii.gz"
+            nib.save(nib.Nifti1Image(image.astype(np.int16), affine), folder / name)
+            nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), folder / "masks" / name)
+
+    @pytest.mark.parametrize("network", ["unet_2.5d", "unet_3d", "unet"])
+    def test_volumes_smaller_than_the_patch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        self.write(tmp_path / "a", 6, 0)
+        self.write(tmp_path / "b", 4, 60)
+        words = [*adapt("--structures", "ball=1", "--network", network), "--image-size", "48"]
+        assert main(words) == 0
+        for row in pd.read_csv("run/predictions.csv").itertuples():
+            scan = nib.load(Path("a" if row.domain == "source" else "b") / f"{row.case}.nii.gz")
+            mask = nib.load(Path("run") / row.mask)
+            assert mask.shape == scan.shape
+            assert np.array_equal(mask.affine, scan.affine)
+            assert mask.get_data_dtype().kind in "ui"
+
+
+class TestBadInput:
+    def test_masks_of_another_geometry_are_listed_and_left_out(
+        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("c000", "c001"):
+            Image.fromarray(np.zeros((16, 16), np.uint8)).save(two_sites / "a" / "masks" / f"{name}.png")
+        assert main(adapt()) == 0
+        text = capsys.readouterr().out
+        assert "2 mask_geometry" in text
+        cases = pd.read_csv("run/cases.csv")
+        assert set(cases[cases.reason == "mask_geometry"].case) == {"c000", "c001"}
+
+    def test_a_mask_of_zeros_is_a_case_without_structures(
+        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(two_sites / "a" / "masks" / "c000.png")
+        assert main(adapt()) == 0
+        assert "1 of the 10 masks" in capsys.readouterr().out
+
+    def test_a_structure_that_no_mask_has(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        text = error_of(adapt("--structures", "rim=128", "core=255", "vessel=7"), capsys, 1)
+        assert "vessel" in text
+
+    def test_a_structure_missing_from_the_target(
+        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for path in (two_sites / "b" / "masks").glob("*.png"):
+            array = np.asarray(Image.open(path))
+            Image.fromarray(np.where(array == 255, 128, array).astype(np.uint8)).save(path)
+        assert main(adapt()) == 0
+        results = json.loads(Path("run/report/results.json").read_text())
+        assert results["task"] == "segmentation"
+
+    def test_no_masks(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (two_sites / "empty").mkdir()
+        words = ["run", "adapt_segmentation", "--source", "a", "--masks", "empty", "--target", "b", *TINY]
+        assert "mask" in error_of(words, capsys, 1)
+
+    def test_unknown_names(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "unet_3d" in error_of(adapt("--network", "unet3d"), capsys, 2)
+        assert "--network unet" in error_of(adapt("--network", "unet_2.5d"), capsys, 2)
+        assert "dice_ce" in error_of(adapt("--loss", "dice-ce"), capsys, 2)
+
+    def test_a_structure_that_labels_json_does_not_name(
+        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert "core" in error_of(adapt("--structures", "cores"), capsys, 1)
+
+    def test_images_of_unequal_size(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        write_masked_site(tmp_path / "a", sizes=(32, 40, 27))
+        write_masked_site(tmp_path / "b", 6, offset=100, sizes=(64, 50))
+        assert main(adapt()) == 0
+
+    def test_colour_at_the_target_alone(self, two_sites: Path) -> None:
+        for path in (two_sites / "b" / "scans").glob("*.png"):
+            Image.open(path).convert("RGB").save(path)
+        assert main(adapt()) == 0
