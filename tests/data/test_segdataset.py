@@ -264,8 +264,10 @@ def test_images_of_unequal_size(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("left_kidney", True), ("Kidney R", True), ("hippocampus-l", True), ("lung.RT", True)]
-    + [("liver", False), ("bright", False), ("leftover", False), ("label_1", False)],
+    [
+        *((name, True) for name in ("left_kidney", "Kidney R", "hippocampus-l", "lung.RT")),
+        *((name, False) for name in ("liver", "bright", "leftover", "label_1")),
+    ],
 )
 def test_names_of_sides(name, found):
     assert sided(("background", name)) is found
