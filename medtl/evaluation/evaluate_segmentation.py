@@ -133,14 +133,15 @@ def evaluate_cases(
     differences: list[Difference] = []
     for group in groups(frame):
         drawn: dict[str, Drawn] = {}
-        for m in models:
+        # A model that was trained at a site may have been tried at no other: it has no part in this group.
+        for m in (m for m in models if group.seeds(m)):
             # Histograms are large: those of one model at a time.
             own = {run: t for run, t in temperatures.items() if run[0] == m}
             sums = {} if voxels is None else sums_on(voxels, group, own)
             drawn[m] = draw_model(group, m, structures, sums, replicates, seed)
             blocks.append(_block(group, m, drawn[m], structures, sums, level, replicates, seed))
-            if reference is not None and m != reference:
-                differences += _differences(group, m, reference, drawn, level)
+            if reference in drawn and m != reference:
+                differences += _differences(group, m, str(reference), drawn, level)
     results = Results(
         task="segmentation",
         classes=structures,

@@ -87,7 +87,8 @@ def _probabilities(results: Results) -> Iterator[str]:
             "temperature is fitted."
         )
         return
-    lacking = sorted({s.model for s in results.settings if s.temperature is None})
+    bounds = results.context.target_trained
+    lacking = sorted({s.model for s in results.settings if s.temperature is None and s.model not in bounds})
     if lacking:
         yield f"No temperature could be fitted for every structure of {', '.join(lacking)}: tuning cases are lacking."
     if any(s.temperature_status == "at_bound" for s in results.settings):

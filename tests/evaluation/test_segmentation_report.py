@@ -230,6 +230,26 @@ def write_masks(folder: Path, *, image: bool = True, volumes: bool = True) -> Pa
     return folder / "masks.csv"
 
 
+def test_an_upper_bound_that_was_tried_at_the_target_alone(
+    segmented: Maker, voxels: Callable[[pd.DataFrame], VoxelTable], tmp_path: Path
+) -> None:
+    frame = segmented(
+        models=("target_trained", "source_only", "dann"), validation=6, cases=9, seeds=("0", "1")
+    )
+    frame = frame[(frame.model != "target_trained") | (frame.domain == "target")]
+    context = RunContext(target_trained=("target_trained",))
+    results = evaluate_cases(frame, rules=RULES, voxels=voxels(frame), context=context, replicates=100)
+    assert results.models == ("source_only", "dann", "target_trained")
+    assert not [b for b in results.blocks if (b.model, b.domain) == ("target_trained", "source")]
+    assert results.main_blocks("target_trained", "target")[0].num_labelled == 9
+    found = [d for d in results.differences if d.model == "target_trained" and d.name == "dice"]
+    assert {d.domain for d in found} == {"target"}
+    entry = results.calibration()["models"]["target_trained"]["0"]["nucleus"]
+    assert (entry["temperature"], entry["temperature_status"]) == (None, "no_validation")
+    html = write_report(results, tmp_path / "r").read_text()
+    assert "None" not in re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL)
+
+
 @pytest.mark.parametrize("volumes", [True, False])
 def test_overlays_on_request(tmp_path: Path, volumes: bool) -> None:
     import io
