@@ -201,9 +201,9 @@ class TestEveryMethod:
         assert losses["loss"].dtype == torch.float32
 
 
-# Least Dice that each must reach on the other scanner, where the source-only model is at about .25.
-REACHES = {"consistency": 0.55, "mean_teacher": 0.6, "shot": 0.55}
-LOSES_AT_MOST = 0.03
+# Least Dice that each must reach on the other scanner, where the source-only model is at .25.
+REACHES = {"dann": 0.8, "mean_teacher": 0.7, "shot": 0.6}
+LOSES_AT_MOST = 0.05
 
 
 @pytest.mark.parametrize("name", WITH_TARGET)
@@ -235,32 +235,28 @@ class TestEveryMethodWithTarget:
 
     @pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
     def test_wins_back_dice(self, name: str, dims: int) -> None:
-        def score(model: nn.Module) -> float:
-            _, target, truth = masks(64, 999, dims)
-            with torch.no_grad():
-                return dice(model(target.image).logits, truth)
-
-        plain, adapted = score(source_only("segmentation", dims)), score(adapt(name, "segmentation", dims))
-        assert plain < 0.5
-        assert adapted > plain + 0.1
-        assert dims == 3 or adapted >= REACHES.get(name, 0.7)
+        size = 16 if dims == 2 else 12
+        plain = self.dice(source_only("segmentation", dims, size=size), size)
+        adapted = self.dice(adapt(name, "segmentation", dims, size=size), size)
+        assert plain < 0.3
+        assert adapted >= (REACHES.get(name, 0.9) if dims == 2 else plain + 0.2)
 
     def test_does_not_lose_without_batchnorm(self, name: str) -> None:
         if name in HARD:
             pytest.skip(f"{name} refuses GroupNorm")
-
-        def score(model: nn.Module) -> float:
-            _, target, truth = masks(64, 999)
-            with torch.no_grad():
-                return dice(model(target.image).logits, truth)
-
-        plain, adapted = (
-            score(m)
-            for m in (source_only("segmentation", norm="group"), adapt(name, "segmentation", norm="group"))
-        )
+        plain = self.dice(source_only("segmentation", norm="group", size=16), 16)
+        adapted = self.dice(adapt(name, "segmentation", norm="group", size=16), 16)
         assert adapted > plain - LOSES_AT_MOST
         if name in ("advent", "dann", "fda", "histogram"):
-            assert adapted > plain + 0.1
+            assert adapted > plain + 0.3
+
+    @staticmethod
+    def dice(model: nn.Module, size: int) -> float:
+        """On the other scanner."""
+        dims = 3 if size == 12 else 2
+        _, target, truth = masks(64, 999, dims, size=size)
+        with torch.no_grad():
+            return dice(model(target.image).logits, truth)
 
 
 class TestConstantDiscriminator:

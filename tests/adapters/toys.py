@@ -125,14 +125,14 @@ def blobs(num: int, seed: int, dims: int = 2, size: int = 16) -> tuple[Tensor, T
 
 
 def masks(num: int, seed: int, dims: int = 2, start: int = 0, size: int = 16) -> tuple[Batch, Batch, Tensor]:
-    """As `domains`, for segmentation: the source's masks have a void border of one voxel at one side."""
+    """As `domains`, for segmentation: a tenth of the voxels of the source's masks is void."""
     image, mask = blobs(num, 2 * seed, dims, size)
-    mask[:, 0] = -1
+    mask[torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)) < 0.1] = -1
     other, truth = blobs(num, 2 * seed + 1, dims, size)
     return Batch(image=image, label=mask), views(shift(other), seed, start), truth
 
 
 def dice(logits: Tensor, mask: Tensor) -> float:
-    """Dice of class 1, of all voxels together."""
-    found = logits.argmax(dim=1) == 1
+    """Dice of class 1, of all voxels together that are not void."""
+    found = (logits.argmax(dim=1) == 1) & (mask >= 0)
     return float(2 * (found & (mask == 1)).sum() / (found.sum() + (mask == 1).sum()).clamp(min=1))
