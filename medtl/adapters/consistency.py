@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medtl.adapters.norm import Statistics
 from medtl.adapters.parts import encoder_of, norm_parameters
 from medtl.adapters.test_time import Reset, TestTimeAdapter
 from medtl.errors import ConfigError
@@ -60,6 +61,8 @@ class Consistency(TestTimeAdapter):
         lr: of AdamW.
         steps: updates a batch.
         reset: what a group is: the model goes back to its start for each `patient`, or for each `site`.
+        statistics: BatchNorm's: those of the source (`running`), or of the group (`target`), which then must have many
+            images; see `medtl.adapters.test_time`.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation"})
@@ -75,6 +78,7 @@ class Consistency(TestTimeAdapter):
         lr: float = 1e-5,
         steps: int = 4,
         reset: Reset = "patient",
+        statistics: Statistics = "running",
     ) -> None:
         if params not in get_args(Params):
             raise ConfigError(f"Consistency: params is {params!r}; expected all, norms or encoder.")
@@ -83,7 +87,9 @@ class Consistency(TestTimeAdapter):
                 f"Consistency: strength is {strength} and intensity {intensity}; expected at most 0.2, at least 0, and "
                 "not both 0: two equal views agree already."
             )
-        super().__init__(model, _chosen(model, params), lr=lr, steps=steps, reset=reset)
+        super().__init__(
+            model, _chosen(model, params), lr=lr, steps=steps, reset=reset, statistics=statistics
+        )
         self.params, self.strength, self.intensity = params, strength, intensity
 
     def losses(self, image: Tensor) -> dict[str, Tensor]:

@@ -108,6 +108,14 @@ def pseudo_labels(features: Tensor, probabilities: Tensor, threshold: int = 0) -
 
 
 @contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the whole model is in eval mode; all modes are restored."""
+    with modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
 def normalised_by_batch(model: nn.Module, momentum: float = 0.0) -> Iterator[None]:
     """Within it BatchNorm uses the statistics of the batch, and everything else (dropout) is in eval mode.
 

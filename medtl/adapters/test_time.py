@@ -8,9 +8,10 @@
 
 Such a method is not trained by `medtl.fit`. It starts from a model that was trained on the source.
 
-How BatchNorm behaves: while adapting, each batch is normalised by itself; the running statistics that `model`
-predicts with afterwards are the average over the group's batches. Published methods predict each batch by its own
-statistics, so that the answer for a case depends on its neighbours in the batch; here it does not.
+How BatchNorm behaves with `statistics=target`: while adapting, each batch is normalised by itself; the running
+statistics that `model` predicts with afterwards are the average over the group's batches. Published methods predict
+each batch by its own statistics, so that the answer for a case depends on its neighbours in the batch; here it does
+not. A group must have many images for that. With `statistics=running` the source's statistics stay.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from medtl.adapters.base import Adapter
-from medtl.adapters.norm import batch_norms
-from medtl.adapters.parts import normalised_by_batch
+from medtl.adapters.norm import Statistics, batch_norms
+from medtl.adapters.parts import in_eval_mode, normalised_by_batch
 from medtl.data.batch import Batch
 from medtl.errors import ConfigError, DataError
 from medtl.models.output import Output
@@ -43,6 +44,7 @@ class TestTimeAdapter(Adapter):
         lr: learning rate of the method's own optimiser.
         steps: updates a batch.
         reset: what a group is: the model goes back to its start for each patient, or for each site.
+        statistics: BatchNorm's, see above.
 
     Attributes:
         reset_per: the argument `reset`.
@@ -57,7 +59,14 @@ class TestTimeAdapter(Adapter):
     seen: Tensor
 
     def __init__(
-        self, model: nn.Module, adapted: Sequence[nn.Parameter], *, lr: float, steps: int, reset: Reset
+        self,
+        model: nn.Module,
+        adapted: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        steps: int,
+        reset: Reset,
+        statistics: Statistics = "target",
     ) -> None:
         super().__init__(model)
         name = type(self).__name__
@@ -68,6 +77,9 @@ class TestTimeAdapter(Adapter):
         if reset not in get_args(Reset):
             raise ConfigError(f"{name}: reset is {reset!r}; expected patient or site.")
         self.lr, self.steps, self.reset_per = lr, steps, reset
+        if statistics not in get_args(Statistics):
+            raise ConfigError(f"{name}: statistics is {statistics!r}; expected running or target.")
+        self.by_batch = statistics == "target"
         self._adapted = list(adapted)
         self.register_buffer("step", torch.tensor(0))
         self.register_buffer("seen", torch.tensor(0))
@@ -148,11 +160,11 @@ class TestTimeAdapter(Adapter):
         return losses
 
     def _mode(self, momentum: float = 0.0) -> AbstractContextManager[None]:
-        return normalised_by_batch(self.model, momentum)
+        return normalised_by_batch(self.model, momentum) if self.by_batch else in_eval_mode(self.model)
 
     def _check_batch(self, image: Tensor) -> None:
         segments = getattr(self.model, "task", None) == "segmentation" or self.tasks == {"segmentation"}
-        if len(image) == 1 and image.ndim == 4 and not segments and batch_norms(self.model):
+        if len(image) == 1 and image.ndim == 4 and self.by_batch and not segments and batch_norms(self.model):
             raise DataError(
                 f"{type(self).__name__} got one image, and the model has BatchNorm: the statistics of a single image "
                 "erase what tells its class. Give it more images at once (reset=site, a larger batch)."

@@ -16,7 +16,7 @@ from medtl.adapters.tent import Tent
 from medtl.errors import ConfigError, DataError
 from medtl.models import with_features
 from tests.adapters.toys import domains, masks, network, segmenter
-from tests.adapters.training import source_only
+from tests.adapters.training import build, source_only
 
 METHODS = [("tent", "segmentation"), ("tent", "classification"), ("consistency", "segmentation")]
 
@@ -78,7 +78,7 @@ class TestEveryTestTimeMethod:
             assert not torch.allclose(adapter.model.eval()(image).logits, before, atol=1e-3)
 
     def test_statistics_are_the_average_over_the_groups_batches(self, name: str, task: str) -> None:
-        adapter = build_adapter(name, source_only(task), lr=1e-12)
+        adapter = build(name, source_only(task), lr=1e-12)
         images = [scans(task, 0, 8), scans(task, 1, 4)]
         adapter.reset()
         for image in images:
@@ -161,6 +161,15 @@ class TestTent:
 
 
 class TestConsistency:
+    def test_by_default_the_sources_statistics_stay(self) -> None:
+        """The scans of one patient are too few for statistics."""
+        adapter = Consistency(source_only("segmentation"))
+        before = {k: v.clone() for k, v in adapter.model.named_buffers()}
+        image = scans("segmentation", num=1)
+        expected = adapter.model.eval()(image).logits.detach()
+        torch.testing.assert_close(adapter.adapt_batch(image).logits, expected)
+        assert all(torch.equal(v, before[k]) for k, v in adapter.model.named_buffers())
+
     def test_values_of_soft_dice(self) -> None:
         mask = torch.ones(1, 1, 2, 2)
         p = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).view(1, 1, 2, 2)

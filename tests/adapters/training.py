@@ -13,8 +13,9 @@ from medtl.adapters import Adapter, Batch, adapter_class, build_adapter
 from tests.adapters.toys import domains, masks, network, segmenter
 
 EPOCH = 3
-SMALL = {"advent": {"width": 8}, "fda": {"beta": 0.1}}
-"""Hyper-parameters for toys: a small discriminator; a block of frequencies that is more than the mean of 16 pixels."""
+SMALL = {"advent": {"width": 8}, "fda": {"beta": 0.1}, "consistency": {"statistics": "target"}}
+"""Hyper-parameters for toys: a small discriminator; a block of frequencies that is more than the mean of 16 pixels;
+statistics of a group of many images."""
 
 TASKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., tuple[Batch, Batch, Tensor]]]] = {
     "classification": (network, domains),
