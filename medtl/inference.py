@@ -116,7 +116,7 @@ def model_header(
         patch: size of the windows, for segmentation.
         hparams: of a method that adapts at test time: prediction adapts again.
     """
-    method, model = type(adapter).__name__.lower(), adapter.model
+    method, model = type(adapter).__module__.rpartition(".")[2].removeprefix("medtl_method_"), adapter.model
     header: dict[str, Any] = {
         "kind": "segmenter" if isinstance(model, Segmenter) else "classifier",
         "version": __version__,

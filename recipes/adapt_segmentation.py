@@ -27,7 +27,7 @@ class Config(SegmentationConfig):
     method: str = "adabn"
     """Adaptation method; `medtl list methods` shows them. Or a file of your own, my_method.py."""
 
-    epochs: int = 30
+    epochs: int = 20
     """Passes over the longer of source and target."""
 
     target_trained: bool = False
