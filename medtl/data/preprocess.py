@@ -243,7 +243,8 @@ def suggest_preprocess(
         num_slices: Slices of volumes; None to choose.
         intensity: As for `Preprocess`.
         keep_spacing: For segmentation: volumes are brought to their median spacing, with square pixels in the
-            plane, and keep their size. Images are resized in any case.
+            plane, and keep their size; where the median slice is smaller than `image_size`, pixels are made
+            finer, at most twice. Images are resized in any case.
 
     Raises:
         DataError: No items, or single slices and volumes mixed.
@@ -275,12 +276,19 @@ def suggest_preprocess(
     return replace(spec, spacing=_median_spacing(items, spec)) if keep_spacing else spec
 
 
+MOST_ENLARGED = 2.0
+"""How much finer than the scans' own pixels the network's may be."""
+
+
 def _median_spacing(items: Sequence[VolumeItem], spec: Preprocess) -> tuple[float, float, float]:
     """Spacing in mm along (slices, rows, columns) of the plane, the last two equal."""
     own = np.array([Grid.of(item, spec).native_spacing for item in items])
     columns = np.stack([own[:, 0], np.sqrt(own[:, 1] * own[:, 2])], axis=1)
     # The lower of two in the middle: a value between two sites' would resample every scan of both.
     thickness, pixel = np.quantile(columns, 0.5, axis=0, method="lower")
+    # Encoders learnt structures of tens of pixels: at stride 4 and more, little is left of one of five.
+    sides = np.array([Grid.of(item, spec).turned[1:] for item in items]) * own[:, 1:] / pixel
+    pixel /= np.clip(spec.image_size / np.median(sides.max(axis=1)), 1, MOST_ENLARGED)
     # Four digits: header noise must not become resampling in one scan and a new cache in the next run.
     return float(f"{thickness:.4g}"), float(f"{pixel:.4g}"), float(f"{pixel:.4g}")
 

@@ -28,9 +28,12 @@ def test_images_are_taken_whole():
 
 def test_patches_of_volumes():
     small = [scan((n, 50, 35)) for n in (30, 36, 47)]
-    # Isotropic and small: the median scan, each side up to a multiple of 8 (nnU-Net has 40 x 56 x 40 here).
-    assert suggested(small, 64, depth="cube") == (40, 56, 40)
-    assert suggested(small, 64) == (8, 56, 40)
+    # Isotropic and small: the median scan, each side up to a multiple of 8.
+    assert suggested(small, 48, depth="cube") == (40, 48, 40)
+    assert suggested(small, 48) == (8, 48, 40)
+    # Pixels made finer by 96 / 50: the slices fill the image size.
+    assert suggested(small, 96, depth="cube") == (40, 96, 72)
+    assert suggested(small, 96) == (8, 96, 72)
     ct = [scan((120, 512, 512), (3.0, 0.75, 0.75))]
     assert suggested(ct, 128) == (8, 128, 128)
     assert suggested(ct, 128, depth="cube") == (32, 128, 128)  # 96 mm thick and wide

@@ -233,13 +233,20 @@ def spaced(name, shape, spacing):
 def test_segmentation_keeps_the_median_spacing():
     scans = [spaced("a", (9, 60, 50), (5, 0.8, 0.8)), spaced("b", (12, 60, 50), (3, 1.0, 1.0))]
     scans.append(spaced("c", (20, 60, 50), (2, 0.7, 0.9)))
-    found = suggest_preprocess(scans, keep_spacing=True)
+    found = suggest_preprocess(scans, 48, keep_spacing=True)
     assert (found.num_slices, found.plane, found.spacing) == (12, "axial", (3.0, 0.8, 0.8))
     # Of two values that are equally common, one of them and not one between.
-    assert suggest_preprocess(scans[:2], keep_spacing=True).spacing == (3.0, 0.8, 0.8)
+    assert suggest_preprocess(scans[:2], 48, keep_spacing=True).spacing == (3.0, 0.8, 0.8)
     assert suggest_preprocess([item("a"), item("b")], 96, keep_spacing=True) == Preprocess(
         96, intensity="unit"
     )
+
+
+def test_small_slices_are_enlarged_to_the_image_size_but_at_most_twice():
+    scans = [spaced("a", (30, 60, 50), (1, 1.0, 1.0)), spaced("b", (30, 60, 40), (1, 1.0, 1.0))]
+    assert suggest_preprocess(scans, 60, keep_spacing=True).spacing == (1.0, 1.0, 1.0)
+    assert suggest_preprocess(scans, 96, keep_spacing=True).spacing == (1.0, 0.625, 0.625)
+    assert suggest_preprocess(scans, 512, keep_spacing=True).spacing == (1.0, 0.5, 0.5)
 
 
 def test_a_spacing_gives_each_volume_its_own_size():
