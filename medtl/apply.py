@@ -231,14 +231,13 @@ def _segmentations(trained: Trained, cohort: Cohort, flips: bool) -> Iterator[An
     from medtl.adapters import build_adapter
     from medtl.segmenting import adapt_cases
 
-    patch = tuple(trained.header["patch"])
-    data = cohort.dataset("target", "test", patch=patch)
+    data = cohort.dataset("target", "test")
     if data is None:
         raise CheckpointError("No scan of the folder could be read.")
     options = trained.header.get("test_time")
     method = "finetune" if options is None else trained.header["method"]
     adapter = build_adapter(method, trained.model, **(options or {}))
-    yield from adapt_cases(adapter, data, patch=patch, flips=flips)
+    yield from adapt_cases(adapter, data, patch=trained.header["patch"], flips=flips)
 
 
 def _calibrated(

@@ -151,7 +151,10 @@ class Trained:
     @property
     def labels(self) -> LabelMap | None:
         """What the values of masks mean; None for a classifier."""
-        return LabelMap.from_dict(self.header["labels"]) if "labels" in self.header else None
+        if "labels" not in self.header:
+            return None
+        # The order of classes is the network's; that of a JSON object is nobody's promise.
+        return LabelMap.from_dict(self.header["labels"]).select(self.classes[1:])
 
 
 def load_trained(path: Path) -> Trained:
