@@ -186,8 +186,9 @@ def write_seg(
     """Writes a mask as a DICOM SEG (BINARY) that refers to the series it was made from.
 
     Every frame takes its position from the slice that it was made from, so that oblique, tilted and reversed series
-    need no convention. Empty frames are left out; a mask that is empty throughout is written with all its frames,
-    since an object without frames is not valid. Void is written as background: a SEG has no value for it. Each
+    need no convention. Frames run without a gap from the first slice with a structure to the last: some readers take
+    frames for a regular stack, whatever their positions say. An empty mask is written with all its frames, since an
+    object without is not valid. Void is written as background: a SEG has no value for it. Each
     segment is coded as tissue (SCT 85756007) and labelled with the structure's name: what a structure is in
     anatomy's terms cannot be told from its name.
 
@@ -236,10 +237,11 @@ def write_seg(
     ]
     try:
         with quiet_readers():
-            sources = _sources(item)
+            part = _extent(values, len(labels.structures))
+            sources = _sources(item)[part]
             segmentation = highdicom.seg.Segmentation(
                 source_images=sources,
-                pixel_array=values,
+                pixel_array=values[part],
                 segmentation_type="BINARY",
                 segment_descriptions=descriptions,
                 series_instance_uid=highdicom.UID(),
@@ -253,7 +255,7 @@ def write_seg(
                 content_label="SEGMENTATION",
                 content_description="Automatic segmentation",
                 series_description="Automatic segmentation",
-                omit_empty_frames=bool(values.any()),
+                omit_empty_frames=False,
             )
             buffer = io.BytesIO()
             segmentation.save_as(buffer, enforce_file_format=True)
@@ -268,6 +270,22 @@ def write_seg(
         ) from None
     atomic_write(path, buffer.getvalue())
     return path
+
+
+def _extent(values: NDArray[np.uint8], num_segments: int) -> slice:
+    """The slices to write: those from the first to the last that is not empty, and a few more to fill the last byte.
+
+    One bit a voxel: SimpleITK 2.5 misreads the end of pixels that stop within a byte.
+    """
+    held = np.flatnonzero(values.any(axis=(1, 2)))
+    first, stop = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, len(values))
+    bits = num_segments * values.shape[1] * values.shape[2]
+    whole = 8 // math.gcd(8, bits)
+    length = whole * math.ceil((stop - first) / whole)
+    if length <= len(values):
+        stop = min(first + length, len(values))
+        first = stop - length
+    return slice(first, stop)
 
 
 def _sources(item: VolumeItem) -> list[Dataset]:
