@@ -98,7 +98,7 @@ def test_mask_of_an_oblique_anisotropic_reversed_series_overlays_in_simpleitk_an
 
 def test_resampled_onto_the_series_by_simpleitk_nothing_moves(tmp_path):
     # It stacks what frames it finds, so none may be left out in between; and 63 bits a frame fill no byte.
-    item = make_series(tmp_path / "scan", (12, 9, 7), seed=4)
+    item = make_series(tmp_path / "scan", (16, 9, 7), seed=4)
     mask = make_mask(item.shape, 4, classes=2)
     mask[4:7] = mask[11] = 0
     mask[7, 8, 6] = 1
