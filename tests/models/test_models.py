@@ -251,13 +251,12 @@ def monai_network(name: str) -> nn.Module:
         return UNet(3, 1, 3, (8, 16, 32), (2, 2))
     if name == "DynUNet":
         return DynUNet(3, 1, 3, [3, 3, 3], [1, 2, 2], [2, 2], filters=(8, 16, 32))
-    pytest.importorskip("einops", reason="an optional requirement of MONAI")
     return SwinUNETR(1, 3, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), feature_size=12)
 
 
 class TestWithFeaturesOfMaps:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-    @pytest.mark.parametrize(("name", "side"), [("UNet", 16), ("DynUNet", 16), ("SwinUNETR", 32)])
+    @pytest.mark.parametrize(("name", "side"), [("UNet", 16), ("DynUNet", 16), ("SwinUNETR", 64)])
     def test_networks_of_monai(self, name: str, side: int) -> None:
         network = monai_network(name)
         model = with_features(network)
