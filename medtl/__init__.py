@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from medtl.evaluation.evaluate import evaluate
-    from medtl.inference import load_trained, model_header, predict_cases, prediction_rows
+    from medtl.inference import load_trained, model_header, predict_adapted, predict_cases, prediction_rows
     from medtl.labelmap import LabelMap
     from medtl.models import (
         Classifier,
@@ -93,6 +93,7 @@ _HOME = {
     "load_trained": "inference",
     "model_header": "inference",
     "parse_hparams": "adapters",
+    "predict_adapted": "inference",
     "predict_cases": "inference",
     "prediction_rows": "inference",
     "read_volume": "data.volume",
@@ -151,6 +152,7 @@ __all__ = [
     "load_trained",
     "model_header",
     "parse_hparams",
+    "predict_adapted",
     "predict_cases",
     "prediction_rows",
     "read_volume",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from medtl.adapters import Adapter
     from medtl.data.cohort import Cohort
     from medtl.inference import Trained
 
@@ -50,6 +51,8 @@ def find_model(run: Path, name: str | None) -> Finished:
         )
     decision = run / "decision.json"
     paths = sorted(run.glob("checkpoints/*-seed*/model.safetensors"))
+    # Halves of a bound that learnt from the target's own masks are not for use.
+    paths = [p for p in paths if not p.parent.name.startswith("target_trained_")]
     names = sorted({p.parent.name.rpartition("-seed")[0] for p in paths})
     if not names:
         raise CheckpointError(f"{shareable_path(run)} holds no weights.")
@@ -131,7 +134,7 @@ def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, o
     import numpy as np
     from scipy.special import softmax
 
-    from medtl.inference import predict_cases, prediction_rows
+    from medtl.inference import predict_adapted, prediction_rows
 
     data = cohort.dataset("target", "test")
     if data is None:
@@ -139,7 +142,7 @@ def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, o
     probabilities, calls, classes = [], [], tuple[str, ...]()
     for seed, one in trained.items():
         classes = one.classes
-        logits = predict_cases(one.model, data)
+        logits = predict_adapted(_adapter(one), data)
         settings = finished.frozen[seed]
         probabilities.append(softmax(logits / (settings["temperature"] or 1.0), axis=1))
         calls.append(_calls(softmax(logits, axis=1), settings["operating_point"], classes))
@@ -153,6 +156,15 @@ def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, o
         "predicted": ", ".join(f"{c} {int((rows.predicted == c).sum())}" for c in classes),
         "table": f"{shareable_path(out)}/predictions.csv",
     }
+
+
+def _adapter(trained: Trained) -> Adapter:
+    """What predicts: the network as it is, or a method that adapts it to the new scans again."""
+    from medtl.adapters import build_adapter
+
+    options = trained.header.get("test_time")
+    method = "finetune" if options is None else trained.header["method"]
+    return build_adapter(method, trained.model, **(options or {}))
 
 
 def _calls(
@@ -194,13 +206,13 @@ def _segment(
         raise CheckpointError("The weights do not say what the values of masks mean.")
     rows, warnings = [], []
     runs = [_segmentations(one, cohort, flips) for one in trained.values()]
-    for found in zip(*runs, strict=True):
-        case, grid = found[0].case, found[0].grid
+    for first in runs[0]:
+        case, grid = first.case, first.grid
         if case.item is None:
             continue
-        mean = np.asarray(
-            np.mean([f.probabilities for f in found], axis=0, dtype=np.float32), dtype=np.float16
-        )
+        mean = first.probabilities
+        for done, run in enumerate(runs[1:], start=1):  # one seed's volume at a time is in memory
+            mean = mean + (next(run).probabilities - mean) / np.float16(done + 1)
         mask = apply_rules(grid.argmax_native(mean), rules, len(labels.classes))
         write_mask(out / "masks" / case.case, mask, case.item, labels)
         if seg and case.item.kind == "dicom":
@@ -218,9 +230,9 @@ def _segment(
             rows.append({"case": case.case, "structure": name, "voxels": int(sizes[number]), "ml": ml})
     atomic_write(out / "volumes.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     empty = {n: sum(r["voxels"] == 0 for r in rows if r["structure"] == n) for n in labels.structures}
+    missed = ", ".join(f"no {n} in {count} cases" for n, count in empty.items() if count)
     return {
-        "nothing found": ", ".join(f"{n} in {count} cases" for n, count in empty.items() if count)
-        or "in no case",
+        "found": missed or "every structure in every case",
         **({"remarks": " ".join(warnings)} if warnings else {}),
         "masks": f"{shareable_path(out)}/masks",
     }
@@ -228,16 +240,12 @@ def _segment(
 
 def _segmentations(trained: Trained, cohort: Cohort, flips: bool) -> Iterator[Any]:
     """Cases of one seed's network, adapted to the new scans again if its method does so."""
-    from medtl.adapters import build_adapter
     from medtl.segmenting import adapt_cases
 
     data = cohort.dataset("target", "test")
     if data is None:
         raise CheckpointError("No scan of the folder could be read.")
-    options = trained.header.get("test_time")
-    method = "finetune" if options is None else trained.header["method"]
-    adapter = build_adapter(method, trained.model, **(options or {}))
-    yield from adapt_cases(adapter, data, patch=trained.header["patch"], flips=flips)
+    yield from adapt_cases(_adapter(trained), data, patch=trained.header["patch"], flips=flips)
 
 
 def _calibrated(

@@ -20,6 +20,7 @@ from medtl.runs import environment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from medtl.adapters import Adapter
     from medtl.evaluation import Results
 
 
@@ -65,7 +66,7 @@ class Predict:
     """Model of the run to use; by default the one that the run decided to keep."""
 
     rules: tuple[str, ...] = ()
-    """What is done to masks, in this order: largest, fill_holes, remove_small."""
+    """What is done to masks, in this order: largest, remove_small, fill_holes, fill_holes_2d."""
 
     maps: bool = False
     """Also write a probability map of each structure, at the temperature of the source."""
@@ -255,7 +256,9 @@ def list_methods(name: str | None) -> list[dict[str, Any]]:
         return [
             {
                 "method": n,
-                "needs": ", ".join(sorted(c.needs)),
+                "classification": "yes" if {"binary", "multiclass"} <= c.tasks else "no",
+                "segmentation": "yes" if "segmentation" in c.tasks else "no",
+                "learns from": _learns_from(c),
                 "what it does": (c.__doc__ or "").partition("\n")[0],
             }
             for n, c in classes.items()
@@ -265,6 +268,14 @@ def list_methods(name: str | None) -> list[dict[str, Any]]:
         {"hyper-parameter": k, "type": _type_name(p.annotation), "default": str(p.default)}
         for k, p in parameters.items()
     ]
+
+
+def _learns_from(method: type[Adapter]) -> str:
+    if method.test_time:
+        return "the target's scans, when it predicts"
+    if "source" not in method.needs:
+        return "a trained model and the target's scans"
+    return "the source" + (" and the target's scans" if "target" in method.needs else "")
 
 
 def list_encoders(pattern: str | None) -> list[dict[str, Any]]:

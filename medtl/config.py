@@ -124,7 +124,7 @@ class SegmentationConfig(TrainingConfig):
     """What every recipe has that trains a network to segment."""
 
     labels: Path | None = None
-    """CSV with the columns case and patient, for the sources; needed only where a patient has several scans."""
+    """CSV with the columns case and patient, of all sites; needed only where a patient has several scans."""
 
     masks: tuple[Path, ...] = ()
     """Folder of the sources' masks, named like the scans; one for all or one for each source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from medtl import __version__
 from medtl.adapters.base import Adapter
 from medtl.adapters.norm import modes_kept
+from medtl.adapters.test_time import TestTimeAdapter
 from medtl.checkpoints import load_weights
-from medtl.data.batch import collate
+from medtl.data.batch import Batch, collate
 from medtl.data.dataset import CaseDataset
 from medtl.data.preprocess import Preprocess
 from medtl.data.table import Case
@@ -34,7 +36,7 @@ def default_device() -> torch.device:
 
 @torch.no_grad()
 def predict_cases(
-    model: nn.Module, data: CaseDataset, *, batch_size: int = 32, device: torch.device | None = None
+    model: nn.Module, data: Dataset[Batch], *, batch_size: int = 32, device: torch.device | None = None
 ) -> NDArray[np.float64]:
     """Logits of every case, in the order of `data`.
 
@@ -54,6 +56,45 @@ def predict_cases(
         for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
             parts.append(model(batch.image.to(device)).logits.double().cpu().numpy())
     return np.concatenate(parts)
+
+
+def predict_adapted(
+    adapter: Adapter, data: CaseDataset, *, batch_size: int = 32, device: torch.device | None = None
+) -> NDArray[np.float64]:
+    """As `predict_cases` with the adapter's model; a test-time method first adapts to each patient or site.
+
+    For each group the adapter is reset, sees the group's cases in batches of even size, and predicts them afterwards.
+
+    Args:
+        adapter: of any kind.
+        data: cases of the target, without augmentation and labels.
+        batch_size: cases at once.
+        device: where to compute; by default a GPU if there is one.
+
+    Returns:
+        (N, K) float64, in the order of `data`.
+
+    Raises:
+        DataError: a group of one case, and a model whose BatchNorm cannot adapt to one.
+    """
+    if not isinstance(adapter, TestTimeAdapter):
+        return predict_cases(adapter.model, data, batch_size=batch_size, device=device)
+    device = device or default_device()
+    adapter.to(device)
+    keys = [case.site if adapter.reset_per == "site" else case.patient for case in data.cases]
+    logits: NDArray[np.float64] | None = None
+    for key in dict.fromkeys(keys):
+        places = np.flatnonzero(np.array(keys) == key)
+        adapter.reset()
+        for part in np.array_split(places, math.ceil(len(places) / batch_size)):
+            adapter.adapt_batch(collate([data[int(i)] for i in part]).image.to(device))
+        found = predict_cases(
+            adapter.model, Subset(data, places.tolist()), batch_size=batch_size, device=device
+        )
+        logits = np.empty((len(keys), found.shape[1])) if logits is None else logits
+        logits[places] = found
+    adapter.reset()
+    return np.empty((0, 0)) if logits is None else logits
 
 
 def prediction_rows(

@@ -1,10 +1,10 @@
 """Which model to keep, decided without a label of the target.
 
 Two things can be known about a target without labels: how a model does on source validation, and what it
-predicts for the target. A model that forgot the source, or that no longer predicts a class which the source has,
-is vetoed. Of those that remain, the one whose target predictions are the most certain and diverse is kept
-(information maximisation: Shi and Sha 2012), for entropy alone rewards models that collapsed onto one class
-(Musgrave et al. 2022).
+predicts for the target. A model that forgot the source, that no longer predicts a class which the source has, or
+that predicts one far too often, is vetoed. Of those that remain, the one whose target predictions are the most
+certain and diverse is kept (information maximisation: Shi and Sha 2012), for entropy alone rewards models that
+collapsed onto one class (Musgrave et al. 2022). Methods that minimise entropy make their own evidence: TENT, SHOT.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ MIN_GAIN = 0.01
 LOST_CLASS = 0.2
 """A class is lost when it is predicted for less than this fraction of its share of the source's labels."""
 
+
+TOO_MUCH = 5.0
+"""A class is over-called when it is predicted for more than so many times its share of the source's labels."""
 
 SOURCE_FIGURE = "Balanced accuracy on source validation (most probable class)"
 TARGET_FIGURE = "Information in the target's predictions (nats)"
@@ -81,6 +84,8 @@ def recommend(
             source_figure=SOURCE_FIGURE,
             target_figure=TARGET_FIGURE,
             measure="balanced accuracy",
+            most="carry the most information",
+            more="carry more information",
             unit=" nats",
             accuracy={
                 m: _mean_over_seeds(source[source.model == m], classes, _balanced_accuracy) for m in models
@@ -116,8 +121,10 @@ def recommend_masks(
     return _decide(
         _Figures(
             source_figure="Dice on source validation (mean over structures and cases)",
-            target_figure="Certainty of the target's predictions (information over entropy of the shares)",
+            target_figure="Certainty of the target's predictions (0 to 1)",
             measure="Dice",
+            most="are the most certain",
+            more="are more certain",
             unit="",
             accuracy={m: float(source[source.model == m].dice.mean()) for m in models},
             information={m: float(target[target.model == m].certainty.mean()) for m in models},
@@ -140,6 +147,8 @@ class _Figures:
     source_figure: str
     target_figure: str
     measure: str
+    most: str
+    more: str
     unit: str
     accuracy: dict[str, float]
     information: dict[str, float]
@@ -172,6 +181,16 @@ def _decide(figures: _Figures, reference: str) -> Decision:
         ]
         if lost:
             vetoes.setdefault(m, f"it hardly predicts {', '.join(lost)} at the target")
+        over = [
+            c
+            for c in classes
+            if expected[c] and shares[m][c] > max(TOO_MUCH * expected[c], shares[reference][c])
+        ]
+        if over:
+            times = max(shares[m][c] / expected[c] for c in over)
+            vetoes.setdefault(
+                m, f"it predicts {', '.join(over)} at the target {times:.0f} times as much as the source has"
+            )
         if information[m] == information[reference] and distance[m] == distance[reference]:
             vetoes.setdefault(m, "it predicts the same as the reference")
     least = {m: information[m] - (0.0 if m == reference else MIN_GAIN) for m in models if m not in vetoes}
@@ -185,7 +204,7 @@ def _decide(figures: _Figures, reference: str) -> Decision:
         Evidence(
             figures.target_figure, information, f"highest: {max(information, key=lambda m: information[m])}"
         ),
-        Evidence(SHARE_FIGURE, distance, _text(vetoes, "hardly predicts", "no class was lost")),
+        Evidence(SHARE_FIGURE, distance, _text(vetoes, "at the target", "no class was lost")),
         *(
             Evidence(
                 f"Predicted share of {c} at the target",
@@ -211,12 +230,12 @@ def _reason(
     if kept == reference:
         why = [f"{m} is not kept: {text}" for m, text in vetoes.items()]
         if len(vetoes) < len(information) - 1:
-            why.append(f"no adapted model's predictions for the target carry more information {figures}")
+            why.append(f"no adapted model's predictions for the target {known.more} {figures}")
         text = "; ".join(why)
         return f"{text.replace('no adapted', 'No adapted') if text.startswith('no') else text}."
     source = unclear.get(kept, "it kept its accuracy on source validation")
     return (
-        f"Its predictions for the target carry the most information {figures}; {source}; it lost no class. "
+        f"Its predictions for the target {known.most} {figures}; {source}; it lost no class. "
         "No label of the target was used, so this is evidence, not proof."
     )
 

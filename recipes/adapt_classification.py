@@ -57,7 +57,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             seed=seed,
         )
 
-    build(config.seed)  # absent weights are an error before anything is written
+    # Absent weights, and a method that cannot do it, are errors before anything is written.
+    medtl.build_adapter(config.method, build(config.seed), **hparams)
     adapted = Path(config.method).stem
     models = {"source_only": ("finetune", {}), adapted: (config.method, hparams)}
 
@@ -71,11 +72,16 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         rows = []
         for seed, (name, (method, options)) in itertools.product(config.training_seeds, models.items()):
             say(f"Training {name}, seed {seed}")
-            adapter = medtl.build_adapter(method, build(seed), seed=seed, **options)
+            model, needs = build(seed), medtl.adapter_class(method).needs
+            if "source" not in needs:  # it begins where source-only ended
+                medtl.restore_weights(model, run.model_folder("source_only", seed))
+            adapter = medtl.build_adapter(method, model, seed=seed, **options)
             medtl.fit(
                 adapter,
                 cohort.dataset("source", "train", with_labels=True, augment=config.augment, seed=seed),
-                cohort.dataset("target", "test", augment=config.augment, seed=seed),
+                cohort.dataset(
+                    "target", "test", augment=config.augment, seed=seed, strong="strong_view" in needs
+                ),
                 folder=run.model_folder(name, seed),
                 config=medtl.FitConfig(
                     epochs=1 if config.smoke else config.epochs,
@@ -88,12 +94,12 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                 ),
                 validation=validation,
                 target_plain=target_plain,
-                header=medtl.model_header(adapter, cases.classes, preprocess),
+                header=medtl.model_header(adapter, cases.classes, preprocess, hparams=options),
                 metrics=run.metrics(name, seed),
             )
             with adapter.on_source():
                 internal = medtl.predict_cases(adapter.model, validation)
-            external = medtl.predict_cases(adapter.model, target_plain)
+            external = medtl.predict_adapted(adapter, target_plain)
             for data, logits in ((validation, internal), (target_plain, external)):
                 rows.append(medtl.prediction_rows(data.cases, logits, cases.classes, name, seed))
         predictions = run.write_table("predictions.csv", rows)

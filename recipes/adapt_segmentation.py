@@ -67,7 +67,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             seed=seed,
         )
 
-    build(config.seed)  # absent weights are an error before anything is written
+    # Absent weights, and a method that cannot do it, are errors before anything is written.
+    medtl.build_adapter(config.method, build(config.seed), **hparams)
     adapted = Path(config.method).stem
     models = {"source_only": ("finetune", {}), adapted: (config.method, hparams)}
 

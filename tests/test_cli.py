@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -141,6 +142,18 @@ class TestOwnMethod:
         )
         assert main(adapt("--method", "./half_dann.py", "--hparams", "weight=0.4")) == 0
         assert set(pd.read_csv(two_sites / "run" / "predictions.csv").model) == {"source_only", "half_dann"}
+
+    @pytest.mark.parametrize("method", ["tent", "shot", "mean_teacher", "histogram", "fda"])
+    def test_methods_of_both_tasks(self, two_sites: Path, method: str) -> None:
+        assert main(adapt("--method", method)) == 0
+        table = pd.read_csv("run/predictions.csv")
+        target = table[table.domain == "target"].set_index(["model", "case"])["logit_class0"].unstack(0)
+        assert not np.allclose(target[method], target["source_only"])
+        assert main(["predict", "run", "b", "--out", "new", "--model", method]) == 0
+
+    def test_a_method_for_masks_alone(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "segmentation" in error_of(adapt("--method", "advent"), capsys, 2)
+        assert not (two_sites / "run").exists()
 
     def test_absent_file(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "no method file 'gone.py'" in error_of(adapt("--method", "gone.py"), capsys, 2)

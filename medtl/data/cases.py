@@ -61,7 +61,8 @@ def collect_cases(
 
     Args:
         source: One folder a site; a site is named like its folder.
-        labels: Labels of the sources; for segmentation patients and groups alone are taken from it.
+        labels: Labels of the sources; for segmentation patients and groups alone are taken from it, for the target
+            too unless cases of both have the same names.
         target: Folder of the target site.
         target_labels: Labels of the target, for evaluation.
         classes: The classes to use, in this order; by default those of the labels, sorted.
@@ -92,7 +93,10 @@ def collect_cases(
         for site, catalog in catalogs.items()
         for item in catalog.items
     ]
-    _attach(drafts, sources, labels, faults, warnings, with_label=not segmentation)
+    named = sources
+    if segmentation and target_labels is None and not (_names(sources) & _names(targets)):
+        named = catalogs  # no label is in it, only who is who
+    _attach(drafts, named, labels, faults, warnings, with_label=not segmentation)
     _attach(drafts, targets, target_labels, faults, warnings, with_label=not segmentation)
     _set_patients(drafts, faults, warnings)
     joined = Joined()
@@ -146,6 +150,10 @@ def _check_arguments(
 
 def _place(entry: tuple[tuple[str, int], Rejection]) -> tuple[str, int]:
     return entry[0]
+
+
+def _names(catalogs: Mapping[str, Catalog]) -> set[str]:
+    return {item.name for catalog in catalogs.values() for item in catalog.items}
 
 
 def _joined(faults: Sequence[str]) -> str:

@@ -106,12 +106,19 @@ class Cohort:
         rows = []
         for site, found in self.table.flow().items():
             left_out = {**found["rejected"], **found["excluded"]}
+            masks = {}
+            if self.table.labels is not None:
+                used = [c.mask_item for c in self.table.select() if c.site == site and c.mask_item]
+                masks = {"masks": len(used)}
+                left_out["mask"] = left_out.get("mask", 0) - sum(len(mask.files) for mask in used)
+                left_out = {code: number for code, number in left_out.items() if number > 0}
             rows.append(
                 {
                     "site": site,
                     "files": found["files"],
                     "cases": found["cases"],
                     "patients": found["patients"],
+                    **masks,
                     "left out": ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "nothing",
                 }
             )

@@ -107,6 +107,17 @@ class SegmentationLoss(nn.Module):
         self.class_weights = None if class_weights is None else tuple(class_weights)
         self.terms = nn.ModuleDict({term: _TERMS[term](weight) for term in LOSSES[name]})
 
+    @classmethod
+    def balanced(cls, name: str, voxel_counts: Sequence[int]) -> SegmentationLoss:
+        """The loss of a name, weighted where structures are rare, if it has a voxelwise term that weights act on.
+
+        Args:
+            name: one of `LOSSES`.
+            voxel_counts: of the training set, as for `class_weights`.
+        """
+        plain = cls(name)
+        return cls(name, class_weights(voxel_counts)) if _VOXELWISE & set(LOSSES[name]) else plain
+
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Computes the loss in float32, under autocast too.
 
