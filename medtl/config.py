@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -47,6 +47,8 @@ class Config:
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Config):
     """What every recipe has that trains a model on scans."""
+
+    _smoke_size: ClassVar[int] = 48
 
     labels: Path | None = None
     """CSV with the columns case and label, for the sources; patient, site and group_* are used where present."""
@@ -94,7 +96,7 @@ class TrainingConfig(Config):
         if not self.smoke:
             return self
         own = self if self.source else dataclasses.replace(self, **self._sample())
-        return dataclasses.replace(own, batch_size=16, image_size=48, weights="random", seeds=1)
+        return dataclasses.replace(own, batch_size=16, image_size=self._smoke_size, weights="random", seeds=1)
 
     def _sample(self) -> dict[str, Any]:
         """The fields that name scans, as `sample_data` has them."""
@@ -122,6 +124,8 @@ class ClassificationConfig(TrainingConfig):
 @dataclass(frozen=True, kw_only=True)
 class SegmentationConfig(TrainingConfig):
     """What every recipe has that trains a network to segment."""
+
+    _smoke_size: ClassVar[int] = 104  # sample_data's slices pass in one window each
 
     labels: Path | None = None
     """CSV with the columns case and patient, of all sites; needed only where a patient has several scans."""
