@@ -87,7 +87,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             model = build(seed)
             if "source" not in medtl.adapter_class(method).needs:  # it begins where source-only ended
                 medtl.restore_weights(model, run.model_folder("source_only", seed))
-            loss = medtl.SegmentationLoss(config.loss, medtl.class_weights(cohort.voxel_counts()))
+            loss = medtl.SegmentationLoss.balanced(config.loss, cohort.voxel_counts())
             adapter = medtl.build_adapter(method, model, seed=seed, criterion=loss, **options)
             medtl.fit(
                 adapter,

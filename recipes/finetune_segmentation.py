@@ -69,7 +69,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         cohort.table.to_csv(run.folder / "cases.csv")
         say(table(cohort.summary()) + "\n" + "\n".join(cohort.table.warnings))
         patch = cohort.patch(config.image_size, cube=network == "unet_3d")
-        loss = medtl.SegmentationLoss(config.loss, medtl.class_weights(cohort.voxel_counts()))
+        loss = medtl.SegmentationLoss.balanced(config.loss, cohort.voxel_counts())
         held_out = [("source", "validation"), ("source", "test"), ("target", "test")]
         tested = [d for domain, split in held_out if (d := cohort.dataset(domain, split, patch=patch))]
         writer = medtl.MaskWriter(run.folder, cases.labels)

@@ -172,3 +172,10 @@ def test_weights_are_for_rare_structures() -> None:
     for bad in ([5], [0, 0], [3, -1]):
         with pytest.raises(DataError, match="at least two classes"):
             class_weights(bad)
+
+
+def test_balanced_weights_what_can_be_weighted() -> None:
+    rare = (1_000_000, 100)
+    assert SegmentationLoss.balanced("dice_ce", rare).class_weights == class_weights(rare)
+    assert SegmentationLoss.balanced("tversky", rare).class_weights is None
+    assert SegmentationLoss.balanced("dice_ce", (100, 100)).class_weights is None
