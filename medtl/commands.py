@@ -203,6 +203,7 @@ def report(options: Report, *, progress: Callable[[int, int], None] | None = Non
     """Evaluates a table of predictions or of segmentations and writes the report."""
     from medtl.evaluation import (
         PredictionTable,
+        RunContext,
         SegmentationTable,
         evaluate,
         images_of,
@@ -218,8 +219,10 @@ def report(options: Report, *, progress: Callable[[int, int], None] | None = Non
     kind = SegmentationTable if masks else PredictionTable
     predictions = kind.from_csv(options.predictions)
     images = images_of(options.predictions) if options.overlays else {}
+    bounds = tuple(m for m in predictions.models if m == "target_trained")  # as the recipes call it
     results = evaluate(
         predictions,
+        context=RunContext(target_trained=bounds),
         positive=options.positive,
         rule=options.rule,
         prevalence=options.prevalence,
