@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from medtl.adapters import Adapter
+    from medtl.data.items import VolumeItem
     from medtl.evaluation import Results
 
 
@@ -105,8 +107,11 @@ class Report:
     """Segmentations: tolerance of the surface Dice, in mm (pixels for images without a pixel size); by default 2."""
 
     overlays: int = 0
-    """Segmentations: this many of the worst cases are drawn on their scans, named in the column image; the page then
-    shows patients' scans."""
+    """Segmentations: this many of the worst cases are drawn on their scans, from --scans or the column image; the page
+    then shows patients' scans."""
+
+    scans: tuple[Path, ...] = ()
+    """Segmentations: folders of the scans, for --overlays; of a run, its --source and --target."""
 
     jobs: int = 1
     """Segmentations: cases measured at the same time; -1 for all cores."""
@@ -218,7 +223,9 @@ def report(options: Report, *, progress: Callable[[int, int], None] | None = Non
         )
     kind = SegmentationTable if masks else PredictionTable
     predictions = kind.from_csv(options.predictions)
-    images = images_of(options.predictions) if options.overlays else {}
+    images: Mapping[str, Any] = {}
+    if options.overlays:
+        images = _Scans(options.scans) if options.scans else images_of(options.predictions)
     bounds = tuple(m for m in predictions.models if m == "target_trained")  # as the recipes call it
     results = evaluate(
         predictions,
@@ -239,6 +246,30 @@ def report(options: Report, *, progress: Callable[[int, int], None] | None = Non
     )
     fresh_folder(options.out)
     return results, str(write_report(results, options.out, overlays=overlays))
+
+
+class _Scans(Mapping[str, Any]):
+    """Scans of folders by the name of their case, read when they are asked for."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        from medtl.data.catalog import scan_folder
+
+        self._items: dict[str, VolumeItem] = {}
+        for folder in folders:
+            for item in scan_folder(folder).items:
+                # Cases of equal names at two sites are called by their site too.
+                self._items[item.name] = self._items[f"{folder.resolve().name}/{item.name}"] = item
+
+    def __getitem__(self, case: str) -> Any:
+        from medtl.data.volume import read_volume
+
+        return read_volume(self._items[case]).array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
 
 
 def _holds_masks(path: Path) -> bool:

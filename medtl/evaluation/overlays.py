@@ -72,14 +72,18 @@ def images_of(path: Path | str) -> dict[str, Path]:
 
 
 def worst_overlays(
-    results: Results, table: SegmentationTable, images: Mapping[str, Path], count: int
+    results: Results,
+    table: SegmentationTable,
+    images: Mapping[str, Path | NDArray[Any]],
+    count: int,
 ) -> tuple[Overlay, ...]:
     """Draws the worst cases that the results list, at the slice where mask and reference differ most.
 
     Args:
         results: from `evaluate` on the same table.
         table: the masks.
-        images: the scan of each case: NIfTI, or PNG, TIFF or JPEG, in the grid of its masks.
+        images: the scan of each case, in the grid of its masks: the path of a NIfTI, PNG, TIFF or JPEG file, or
+            values (k, j, i) or (k, j, i, 3). Asked for the cases that are drawn alone.
         count: pictures, the lowest Dice first.
 
     Raises:
@@ -105,7 +109,13 @@ def worst_overlays(
         loaded = read_label_map(path)
         reference, called = labels.encode(loaded.array), labels.encode(read_label_map(table.mask[row]).array)
         index = labels.classes.index(worst.structure)
-        image = _read_image(images[worst.case], reference.shape)
+        given = images[worst.case]
+        image = _read_image(given, reference.shape) if isinstance(given, Path) else given
+        if image.shape[:3] != reference.shape:
+            raise DataError(
+                f"The scan of case {worst.case!r} has {image.shape[:3]} voxels (k, j, i), its masks have "
+                f"{reference.shape}: overlays need the scan in the grid of the masks."
+            )
         spacing = (1.0, 1.0) if loaded.spacing is None else loaded.spacing[1:]
         drawn.append(
             _draw(worst, image, reference == index, (called == index) & (reference != VOID), spacing)
