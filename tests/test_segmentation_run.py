@@ -112,7 +112,7 @@ class TestRun:
         assert [b["measures"] for b in old["blocks"]] == [b["measures"] for b in new["blocks"]]
 
     def test_worst_cases_are_drawn_on_request_alone(self, finished: Path) -> None:
-        words = ["report", "run/predictions.csv", "--replicates", "50", "--overlays", "3", "--scans", "a", "b"]
+        words = ["report", "run/predictions.csv", "--replicates", "100", "--overlays", "3", "--scans", "a", "b"]
         assert main([*words, "--out", "drawn"]) == 0
         assert Path("drawn/index.html").read_text().count("data:image/png") == 3
         assert "data:image/png" not in (finished / "report" / "index.html").read_text()
