@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from medtl import Adapter, FitResult, fit
 from medtl.cli import main
 from tests.masks import write_masked_site
 from tests.test_cli import error_of
@@ -111,8 +112,44 @@ class TestRun:
         )
         assert [b["measures"] for b in old["blocks"]] == [b["measures"] for b in new["blocks"]]
 
+    @pytest.mark.parametrize("method", ["mean_teacher", "shot"])
+    def test_resume_after_a_stop_gives_the_same_run(
+        self, two_sites: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        flags = ["--method", method, "--epochs", "2"]
+        assert main(adapt(*flags)) == 0
+        calls = []
+
+        def stops(adapter: Adapter, *arguments: object, **options: object) -> FitResult:
+            calls.append(adapter)
+            if len(calls) > 1:  # source-only is trained, the adapted model is not
+                raise KeyboardInterrupt
+            return fit(adapter, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("medtl.training.fit", stops)
+            assert main(adapt(*flags, out="cut")) == 130
+        assert main(["run", "adapt_segmentation", "--resume", "cut"]) == 0
+        for name in ("predictions.csv", "decision.json", "voxels.csv"):
+            assert Path("cut", name).read_bytes() == Path("run", name).read_bytes()
+        one, two = (
+            Path(run, "checkpoints", f"{method}-seed0", "model.safetensors").read_bytes()
+            for run in ("run", "cut")
+        )
+        assert one == two
+
     def test_worst_cases_are_drawn_on_request_alone(self, finished: Path) -> None:
-        words = ["report", "run/predictions.csv", "--replicates", "100", "--overlays", "3", "--scans", "a", "b"]
+        words = [
+            "report",
+            "run/predictions.csv",
+            "--replicates",
+            "100",
+            "--overlays",
+            "3",
+            "--scans",
+            "a",
+            "b",
+        ]
         assert main([*words, "--out", "drawn"]) == 0
         assert Path("drawn/index.html").read_text().count("data:image/png") == 3
         assert "data:image/png" not in (finished / "report" / "index.html").read_text()
