@@ -97,6 +97,7 @@ def apply_run(
     """
     from medtl.data.cases import collect_cases
     from medtl.data.cohort import Cohort
+    from medtl.data.rules import check_rules
     from medtl.inference import load_trained
 
     finished = find_model(run, model)
@@ -107,6 +108,7 @@ def apply_run(
         raise ConfigError(
             "--rules, --maps, --seg and --flips are for masks, and this run is of a classifier."
         )
+    check_rules(rules)
     fresh_folder(out)
     cache = out / ".cache"  # removed at the end: nobody asked for a copy of the scans
     try:
@@ -196,11 +198,10 @@ def _segment(
     import pandas as pd
 
     from medtl.data.geometry import voxel_spacing
-    from medtl.data.rules import apply_rules, check_rules
+    from medtl.data.rules import apply_rules
     from medtl.data.seg import write_seg
     from medtl.data.write import write_map, write_mask
 
-    check_rules(rules)
     labels = next(iter(trained.values())).labels
     if labels is None:
         raise CheckpointError("The weights do not say what the values of masks mean.")

@@ -99,8 +99,8 @@ class TrainingConfig(Config):
         return dataclasses.replace(own, batch_size=16, image_size=self._smoke_size, weights="random", seeds=1)
 
     def _sample(self) -> dict[str, Any]:
-        """The fields that name scans, as `sample_data` has them."""
-        raise NotImplementedError
+        """The fields that name scans, as `sample_data` has them; each task has its own."""
+        raise ConfigError("There is no sample data for this recipe: give --source and what belongs to it.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             seed=seed,
         )
 
-    # Absent weights, and a method that cannot do it, are errors before anything is written.
+    # Absent weights, an unknown loss, and a method that cannot do it are errors before anything is written.
+    medtl.SegmentationLoss(config.loss)
     medtl.build_adapter(config.method, build(config.seed), **hparams)
     adapted = Path(config.method).stem
     models = {"source_only": ("finetune", {}), adapted: (config.method, hparams)}

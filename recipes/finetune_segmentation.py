@@ -61,7 +61,9 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             seed=seed,
         )
 
-    build(config.seed)  # absent weights are an error before anything is written
+    # Absent weights and an unknown loss are errors before anything is written.
+    medtl.SegmentationLoss(config.loss)
+    build(config.seed)
 
     with run.open(command):
         say(f"Run: {run.name}")

@@ -202,6 +202,11 @@ class TestPredict:
         assert len(list(Path("new/maps").iterdir())) == 12
         assert len(pd.read_csv("new/volumes.csv")) == 12
 
+    def test_an_unknown_rule_writes_nothing(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["predict", "run", "b/scans", "--out", "new", "--rules", "biggest"]
+        assert "largest" in error_of(words, capsys, 2)
+        assert not Path("new").exists()
+
     def test_one_seed_gives_the_masks_of_the_run(self, two_sites: Path) -> None:
         assert main(adapt("--method", "dann")) == 0
         assert main(["predict", "run", "b/scans", "--out", "new", "--model", "dann"]) == 0
@@ -326,6 +331,7 @@ class TestBadInput:
         assert "unet_3d" in error_of(adapt("--network", "unet3d"), capsys, 2)
         assert "--network unet" in error_of(adapt("--network", "unet_2.5d"), capsys, 2)
         assert "dice_ce" in error_of(adapt("--loss", "dice-ce"), capsys, 2)
+        assert not (two_sites / "run").exists()
 
     def test_a_structure_that_labels_json_does_not_name(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
