@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medtl import Adapter, FitResult, fit
+from medtl import Adapter, FitResult, fit, segment_cases
 from medtl.cli import main
+from medtl.data.dataset import CaseDataset
 from tests.masks import write_masked_site
 from tests.test_cli import error_of
 
@@ -81,14 +82,35 @@ class TestRun:
             assert set(np.unique(mask)) <= {0, 128, 255}
             assert np.array_equal(np.asarray(Image.open(finished / row.reference)), original)
 
-    def test_the_bound_never_saw_what_it_is_judged_on(self, finished: Path) -> None:
-        log = (finished / "log.txt").read_text()
-        assert (
-            "target_trained"
-            not in json.loads((finished / "decision.json").read_text())["evidence"][0]["values"]
-        )
-        assert len(list((finished / "checkpoints").glob("target_trained_*"))) == 4
-        assert log
+    def test_the_bound_is_no_candidate(self, finished: Path) -> None:
+        evidence = json.loads((finished / "decision.json").read_text())["evidence"]
+        assert all("target_trained" not in e["values"] for e in evidence)
+        assert len(list((finished / "checkpoints").glob("target_trained_*"))) == 4  # two halves, two seeds
+
+    def test_the_bound_never_saw_what_it_is_judged_on(
+        self, two_sites: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        learnt: list[set[str]] = []
+        judged: list[set[str]] = []
+
+        def fits(
+            adapter: Adapter, source: CaseDataset, *more: object, folder: Path, **options: object
+        ) -> object:
+            if folder.name.startswith("target_trained"):
+                learnt.append({case.case for case in source.cases})
+            return fit(adapter, source, *more, folder=folder, **options)
+
+        def segments(model: object, data: CaseDataset, **options: object) -> object:
+            if len(learnt) > len(judged):
+                judged.append({case.case for case in data.cases})
+            return segment_cases(model, data, **options)
+
+        monkeypatch.setattr("medtl.training.fit", fits)
+        monkeypatch.setattr("medtl.segmenting.segment_cases", segments)
+        assert main(adapt("--target-trained")) == 0
+        assert len(learnt) == len(judged) == 2
+        assert all(not a & b for a, b in zip(learnt, judged, strict=True))
+        assert judged[0] | judged[1] == {f"c{n}" for n in range(100, 106)}
 
     def test_masks_of_the_target_change_no_weight_and_no_choice(self, two_sites: Path) -> None:
         assert main(adapt(out="with")) == 0
