@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medtl.errors import ConfigError, DataError
-from medtl.evaluation._arrays import Bools, Floats, Ints, Strings
+from medtl.evaluation._arrays import Floats, Ints, Strings
+from medtl.evaluation._lookup import CaseRows, table_fault
 from medtl.evaluation._rows import (
     check_constant,
     check_fields,
@@ -47,7 +48,7 @@ VOXELS_FILE = "voxels.csv"
 
 
 @dataclass(frozen=True)
-class SegmentationTable:
+class SegmentationTable(CaseRows):
     """A validated table of segmentations; make one with `from_csv` or `from_frame`.
 
     Every file is there, can be opened, and has the shape and the position of its case's reference; the voxels are
@@ -78,9 +79,6 @@ class SegmentationTable:
     labels: LabelMap | None = None
     voxels: Path | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.case)
 
     @classmethod
     def from_csv(cls, path: Path | str, *, labels: LabelMap | None = None) -> SegmentationTable:
@@ -149,7 +147,7 @@ class SegmentationTable:
         if len(frame) == 0 and not faults:
             faults.append("there are no rows below the header")
         if faults:
-            raise _fault(name, faults)
+            raise table_fault(f"table of segmentations {name!r}", faults)
         text = {column: text_of(frame[column]) for column in REQUIRED}
         single = np.full(len(frame), ONLY_SEED, dtype=object)
         text["seed"] = text_of(frame["seed"]) if "seed" in header else single
@@ -172,7 +170,7 @@ class SegmentationTable:
             )
             _check_files(text["case"], masks, references, faults)
         if faults:
-            raise _fault(name, faults)
+            raise table_fault(f"table of segmentations {name!r}", faults)
         return cls(
             case=text["case"],
             patient=text["patient"],
@@ -189,11 +187,6 @@ class SegmentationTable:
             voxels=voxels,
         )
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names of the models in the order of their first row."""
-        return tuple(dict.fromkeys(self.model.tolist()))
-
     @cached_property
     def cases(self) -> dict[str, Ints]:
         """Rows of each case, cases in the order of their first row."""
@@ -201,24 +194,6 @@ class SegmentationTable:
         for row, case in enumerate(self.case.tolist()):
             rows.setdefault(case, []).append(row)
         return {case: np.array(found, dtype=np.int64) for case, found in rows.items()}
-
-    def seeds(self, model: str) -> tuple[str, ...]:
-        """Training seeds of one model; numbers in their own order."""
-        found = set(self.seed[self.model == model].tolist())
-        return tuple(sorted(found, key=lambda seed: (len(seed), seed)))
-
-    def rows(self, **where: str) -> Ints:
-        """Indices of the rows whose columns equal `where`, ordered by case, so that models are aligned."""
-        keep: Bools = np.ones(len(self), dtype=bool)
-        for column, value in where.items():
-            keep &= getattr(self, column) == value
-        found = np.flatnonzero(keep)
-        return found[np.argsort(self.case[found], kind="stable")]
-
-
-def _fault(name: str, faults: list[str]) -> DataError:
-    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-    return DataError(f"The table of segmentations {name!r} has {count}: {'; '.join(faults)}.")
 
 
 def _paths(values: Strings, column: str, folder: Path, faults: list[str]) -> tuple[Path | None, ...]:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medtl.errors import DataError
-from medtl.evaluation._arrays import Bools, Floats, Ints, Strings, log_softmax
+from medtl.evaluation._arrays import Floats, Ints, Strings, log_softmax
+from medtl.evaluation._lookup import CaseRows, table_fault
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ ONLY_SEED = "single"
 
 
 @dataclass(frozen=True)
-class PredictionTable:
+class PredictionTable(CaseRows):
     """A validated table of predictions; make one with `from_csv` or `from_frame`.
 
     Attributes:
@@ -64,9 +65,6 @@ class PredictionTable:
     task: str
     num_clipped: int = 0
     warnings: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.case)
 
     @classmethod
     def from_csv(cls, path: Path | str) -> PredictionTable:
@@ -115,42 +113,19 @@ class PredictionTable:
         faults: list[str] = []
         columns = check_columns(frame, faults)
         if columns is None:
-            raise _fault(name, faults)
+            raise table_fault(f"predictions table {name!r}", faults)
         parsed = parse(frame, columns, faults)
         if not faults:
             check_rows(parsed, faults)
         if faults:
-            raise _fault(name, faults)
+            raise table_fault(f"predictions table {name!r}", faults)
         return parsed
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Names of the models in the order of their first row."""
-        return tuple(dict.fromkeys(self.model.tolist()))
 
     @property
     def findings(self) -> tuple[str, ...]:
         """Names of the findings in the order of their first row; `("",)` for other tasks."""
         return tuple(dict.fromkeys(self.finding.tolist()))
 
-    def seeds(self, model: str) -> tuple[str, ...]:
-        """Training seeds of one model; numbers in their own order."""
-        found = set(self.seed[self.model == model].tolist())
-        return tuple(sorted(found, key=lambda seed: (len(seed), seed)))
-
-    def rows(self, **where: str) -> Ints:
-        """Indices of the rows whose columns equal `where`, ordered by case, so that models are aligned."""
-        keep: Bools = np.ones(len(self), dtype=bool)
-        for column, value in where.items():
-            keep &= getattr(self, column) == value
-        found = np.flatnonzero(keep)
-        return found[np.argsort(self.case[found], kind="stable")]
-
     def probabilities(self) -> Floats:
         """(n, K) softmax of the logits."""
         return np.exp(log_softmax(self.logits))
-
-
-def _fault(name: str, faults: list[str]) -> DataError:
-    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-    return DataError(f"The predictions table {name!r} has {count}: {'; '.join(faults)}.")
