@@ -54,6 +54,7 @@ class FitConfig:
         devices, accelerator, precision: Lightning's.
         num_workers: processes that load data; 0 loads in the training process.
         steps_per_epoch: None derives it from the data.
+        balanced: draw every class of the source equally often.
         progress_bar: a bar on the terminal; without it one log line an epoch.
         tensorboard: also log to TensorBoard, if it is installed.
     """
@@ -69,6 +70,7 @@ class FitConfig:
     precision: Any = "32-true"
     num_workers: int = 0
     steps_per_epoch: int | None = None
+    balanced: bool = False
     progress_bar: bool = False
     tensorboard: bool = True
 
@@ -136,6 +138,8 @@ def fit(
         raise ConfigError(
             f"Method {type(adapter).__name__} needs {' and '.join(missing)} scans, which were not given."
         )
+    if config.balanced and getattr(source, "labels", None) is None:
+        raise ConfigError("Balanced sampling draws classes equally often, and the source has none.")
     if config.patience is not None and validation is None:
         raise ConfigError("patience stops on source validation, and no validation cases were given.")
     if final.exists():
@@ -177,6 +181,9 @@ def fit(
         loader = _plain_loader(validation, config) if validation is not None and len(validation) else None
         if resumed is not None:
             logger.info("Resuming %s from %s", folder.name, resumed.stem)
+        elif type(adapter).on_fit_start is not Adapter.on_fit_start:
+            adapter.to(trainer.strategy.root_device)
+            adapter.on_fit_start({k: _plain_loader(d.plain(), config) for k, d in used.items()})
         if (
             metrics is not None
         ):  # also without a checkpoint: a kill may fall between an epoch's row and its checkpoint
@@ -236,7 +243,10 @@ class _Module(pl.LightningModule):
         loaders = {}
         for role, data in self._data.items():
             length = self.steps_per_epoch * self.config.batch_size
-            sampler = EpochSampler(len(data), seed=self.config.seed, stream=role, length=length)
+            labels = data.labels if self.config.balanced and role == "source" else None
+            sampler = EpochSampler(
+                len(data), seed=self.config.seed, stream=role, length=length, classes=labels
+            )
             sampler.set_epoch(self.current_epoch)
             data.set_epoch(self.current_epoch)
             loaders[role] = _loader(data, self.config, sampler=sampler)
@@ -267,8 +277,9 @@ class _Module(pl.LightningModule):
             self._sums = {}
         torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step))
         optimizer = self.optimizers()
+        progress = self.global_step / self.num_steps
         for group in optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = group["peak_lr"] * _schedule(self.global_step / self.num_steps)
+            group["lr"] = group["peak_lr"] * self.adapter.learning_rate(group, progress)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
         """One call of the adapter."""
@@ -320,13 +331,6 @@ class _Module(pl.LightningModule):
         shown = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
         level = logging.DEBUG if self.config.progress_bar else logging.INFO
         logger.log(level, "epoch %d/%d  %s", self.current_epoch + 1, self.config.epochs, shown)
-
-
-def _schedule(progress: float, warmup: float = 0.1) -> float:
-    """Learning rate as a fraction of its peak: linear warm-up, then a half cosine."""
-    if progress < warmup:
-        return 0.1 + 0.9 * progress / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))
 
 
 def _loader(data: CaseDataset, config: FitConfig, **options: Any) -> DataLoader[Any]:

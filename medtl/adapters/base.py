@@ -11,6 +11,7 @@ and in `medtl.fit`, which calls the optional hooks too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, get_args
@@ -50,8 +51,8 @@ class Adapter(nn.Module):
         test_time: it is not trained: it adapts to each group of cases when they are predicted, see
             `medtl.adapters.test_time`.
         model: what is saved and used to predict.
-        criterion: the source's loss in segmentation, `(logits, label) -> scalar`; None stands for
-            `SegmentationLoss()`, Dice and cross-entropy.
+        criterion: the source's loss, `(logits, label) -> scalar`; None stands for cross-entropy, and in segmentation
+            for `SegmentationLoss()`, Dice and cross-entropy.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
@@ -118,6 +119,19 @@ class Adapter(nn.Module):
         """Parameters and learning rates for an optimiser; by default all trainable ones at `lr`."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
+    def learning_rate(self, group: Mapping[str, Any], progress: float) -> float:
+        """Learning rate of a group of `param_groups` as a fraction of its peak, at `progress` in [0, 1].
+
+        By default a linear warm-up over the first tenth of training, then a half cosine to zero.
+        """
+        return warm_cosine(progress)
+
+    def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+        """Called once before the first step of a training, not when it is resumed.
+
+        `loaders["source"]` gives every labelled training case once, in order, not augmented.
+        """
+
     def on_epoch_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
         """Called before each epoch; `loaders["target"]` gives every case once, unshuffled, not augmented."""
 
@@ -147,8 +161,8 @@ class Adapter(nn.Module):
     def supervised_loss(self, logits: Tensor, label: Tensor | None) -> Tensor:
         """Cross-entropy of logits (B, K) with classes (B,), or of K sigmoids with a float matrix (B, K).
 
-        In segmentation `criterion` of logits (B, K, *S) with masks (B, *S). A negative class, or NaN in the
-        matrix, means not labelled and is left out. Computed in float32.
+        In segmentation `criterion` of logits (B, K, *S) with masks (B, *S); in classification `criterion` too, if it is
+        set. A negative class, or NaN in the matrix, means not labelled and is left out. Computed in float32.
         """
         if label is None:
             raise DataError(f"{type(self).__name__} needs labels in the source batch, and it has none.")
@@ -167,6 +181,9 @@ class Adapter(nn.Module):
         if label.is_floating_point():
             known = ~label.isnan()
             return F.binary_cross_entropy_with_logits(logits[known], label[known])
+        if self.criterion is not None:
+            weighted: Tensor = self.criterion(logits, label)
+            return weighted
         return F.cross_entropy(logits, label, ignore_index=-1, label_smoothing=self.label_smoothing)
 
     def forward_source(self, source: Batch | None) -> Output:
@@ -221,3 +238,10 @@ class Adapter(nn.Module):
                 "Wrap it: with_features(model)."
             )
         return width
+
+
+def warm_cosine(progress: float, warmup: float = 0.1) -> float:
+    """Learning rate as a fraction of its peak: a linear warm-up from a tenth, then a half cosine to zero."""
+    if progress < warmup:
+        return 0.1 + 0.9 * progress / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (progress - warmup) / (1.0 - warmup)))

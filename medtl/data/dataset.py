@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -138,6 +139,15 @@ class CaseDataset(Dataset[Batch]):
         """Class index of each case, or None without labels and for segmentation."""
         return None if self._labels is None else tuple(self._labels)
 
+    def plain(self) -> CaseDataset:
+        """The same cases without augmentation."""
+        if self._name == "none":
+            return self
+        data, spec = copy.copy(self), self.cache.preprocess
+        data._name, data._strong = "none", None
+        data._augment = augmentation("none", spec.spatial_dims, spec.channels, flip=False)
+        return data
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that augmentation depends on; persistent workers would not see it change."""
         self.epoch = epoch
@@ -224,16 +234,30 @@ class EpochSampler(Sampler[int]):
         shuffle: Whether to permute; without it the order is 0, 1, 2, ...
         length: Indices an epoch; by default `num`. More than `num` appends further permutations, so that
             every case is drawn equally often but for the last round.
+        classes: The class of each index. Then every class is drawn equally often (but for the last round), and within
+            a class every case.
 
     Raises:
         ValueError: `num` or `length` is not positive.
     """
 
     def __init__(
-        self, num: int, *, seed: int, stream: str, shuffle: bool = True, length: int | None = None
+        self,
+        num: int,
+        *,
+        seed: int,
+        stream: str,
+        shuffle: bool = True,
+        length: int | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
         if num < 1 or (length is not None and length < 1):
             raise ValueError(f"A sampler needs at least one index, got num={num}, length={length}.")
+        if classes is not None and len(classes) != num:
+            raise ValueError(f"A sampler of {num} indices got the classes of {len(classes)}.")
+        self._members = [
+            [i for i, c in enumerate(classes or ()) if c == k] for k in sorted(set(classes or ()))
+        ]
         self.num, self.seed, self.stream, self.shuffle = num, seed, stream, shuffle
         self.length = num if length is None else length
         self.epoch = 0
@@ -247,9 +271,27 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.stream, self.epoch))
+        if self._members:
+            yield from self._balanced(generator)
+            return
         for start in range(0, self.length, self.num):
             order = (
                 torch.randperm(self.num, generator=generator).tolist() if self.shuffle else range(self.num)
             )
             for index in order[: self.length - start]:
                 yield Draw(index, start // self.num)
+
+    def _balanced(self, generator: torch.Generator) -> Iterator[int]:
+        """Rounds over the classes in random order; each class goes through permutations of its own cases."""
+        order: list[list[int]] = [[] for _ in self._members]
+        repeats = [-1] * len(self._members)
+        for drawn in range(self.length):
+            place = drawn % len(self._members)
+            if place == 0:
+                turn = torch.randperm(len(self._members), generator=generator).tolist()
+            k = turn[place]
+            if not order[k]:
+                members = self._members[k]
+                order[k] = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+                repeats[k] += 1
+            yield Draw(order[k].pop(), repeats[k])

@@ -148,3 +148,17 @@ def test_faults(make, table):
 def test_values_are_those_of_the_cache(make):
     data = make()
     np.testing.assert_array_equal(data[0].image, data.cache.get(data.cases[0].item).astype(np.float32))
+
+
+def test_balanced_order_draws_every_class_and_every_case_of_it_equally_often() -> None:
+    classes = [0] * 12 + [1] * 3 + [2]
+    sampler = EpochSampler(16, seed=1, stream="source", length=36, classes=classes)
+    drawn = list(sampler)
+    counts = np.bincount(drawn, minlength=16)
+    assert counts[:12].sum() == counts[12:15].sum() == counts[15] == 12
+    assert set(counts[:12]) == {1}
+    assert set(counts[12:15]) == {4}
+    assert len({(int(i), i.repeat) for i in drawn}) == 36  # a repeat is augmented differently
+    assert drawn == list(sampler)
+    sampler.set_epoch(1)
+    assert drawn != list(sampler)
