@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,22 @@ from torch import Tensor, nn
 from medtl.errors import CheckpointError
 from medtl.runs import atomic_write
 
+CHECKPOINT_SHARE = 0.02
+"""Share of the training time that checkpoints may take."""
+
 _EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Writes tensors and a JSON header to one safetensors file, beside and renamed."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    # Tensors may share memory (tied weights), which safetensors refuses; contiguous ones are copied when written.
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in state.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if memory in seen else value
+        seen.add(memory)
     atomic_write(path, save(plain, metadata={"medtl": json.dumps(dict(header), sort_keys=True)}))
 
 
@@ -105,9 +116,11 @@ class SafetensorsIO(CheckpointIO):
 
 
 class Keeper(Checkpoint):
-    """Keeps the last epoch's checkpoint and, with patience, the weights of the best epoch.
+    """Keeps a checkpoint of a late epoch and, with patience, the weights of the best epoch.
 
-    A `Checkpoint`, so that Lightning calls it after the module has closed its epoch.
+    An epoch's checkpoint is written where that costs little beside the training since the last one: a run of fast
+    epochs that is stopped repeats a few of them. A `Checkpoint`, so that Lightning calls it after the module has closed
+    its epoch.
     """
 
     def __init__(self, adapter: nn.Module, folder: Path, patience: int | None) -> None:
@@ -118,6 +131,9 @@ class Keeper(Checkpoint):
         self.best = math.inf
         self.best_epoch = -1
         self.losses: dict[str, float] = {}
+        self._best_state: dict[str, Tensor] | None = None  # not yet in its file
+        self._cost = 0.0
+        self._written_at = -math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
@@ -129,24 +145,35 @@ class Keeper(Checkpoint):
         self.losses = state_dict["losses"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes this epoch's files, then removes those of the epoch before."""
-        epoch, before = trainer.current_epoch, last_epoch(self.folder)
+        """Decides whether this epoch is the best, whether to stop, and whether to write a checkpoint."""
+        epoch = trainer.current_epoch
         if self.patience is None:
             self.best_epoch = epoch
         else:
             loss = float(trainer.callback_metrics.get("validation_loss", math.inf))
             if loss < self.best or self.best_epoch < 0:
                 self.best, self.best_epoch = loss, epoch
-                if trainer.is_global_zero:
-                    save_weights(
-                        self.folder / "best.safetensors", self.adapter.state_dict(), {"epoch": epoch}
-                    )
+                self._best_state = {k: v.detach().clone() for k, v in self.adapter.state_dict().items()}
             trainer.should_stop = trainer.should_stop or self._exhausted(epoch)
         self.losses = dict(pl_module.last_losses)  # type: ignore[arg-type]
+        last = trainer.should_stop or epoch + 1 == trainer.max_epochs
+        # Several processes agree by writing every epoch: a checkpoint is the work of all of them.
+        due = time.monotonic() - self._written_at > self._cost / CHECKPOINT_SHARE
+        if last or due or trainer.world_size > 1:
+            self._write(trainer, epoch)
+
+    def _write(self, trainer: pl.Trainer, epoch: int) -> None:
+        """Writes this epoch's files, then removes those of the one before."""
+        start, before = time.monotonic(), last_epoch(self.folder)
+        if self._best_state is not None and trainer.is_global_zero:
+            save_weights(self.folder / "best.safetensors", self._best_state, {"epoch": self.best_epoch})
+        self._best_state = None
         path = self.folder / f"epoch-{epoch:04d}.safetensors"
         trainer.save_checkpoint(str(path))
         if before is not None and before != path and trainer.is_global_zero:
             SafetensorsIO().remove_checkpoint(before)
+        self._written_at = time.monotonic()
+        self._cost = self._written_at - start
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was killed after its last epoch, before its final weights were written, trains no further."""

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from medtl.adapters import Adapter, build_adapter
-from medtl.checkpoints import load_weights, read_header
+from medtl.adapters.base import warm_cosine
+from medtl.checkpoints import SafetensorsIO, load_weights, read_header
 from medtl.errors import CheckpointError, ConfigError, DataError
 from medtl.runs import MetricsLog
-from medtl.training import FitConfig, _schedule, fit
+from medtl.training import FitConfig, fit
 from tests.adapters.toys import network
 from tests.toydata import ToyData
 
@@ -93,6 +94,7 @@ class StopError(Exception):
 
 @pytest.mark.parametrize("method", ["finetune", "adabn", "dann"])
 def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", 1e9)  # after every epoch
     whole, _ = train(tmp_path / "whole" / method, method, epochs=4)
     calls = 0
 
@@ -118,6 +120,19 @@ def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch:
         tmp_path / "whole" / method / "model.safetensors"
     )
     assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_fast_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", 1e-9)
+    written = []
+    save = SafetensorsIO.save_checkpoint
+    monkeypatch.setattr(
+        SafetensorsIO,
+        "save_checkpoint",
+        lambda self, c, p, **o: (written.append(Path(p).stem), save(self, c, p)),
+    )
+    train(tmp_path / "dann", epochs=5)
+    assert written == ["epoch-0000", "epoch-0004"]
 
 
 def test_killed_between_the_first_row_and_the_first_checkpoint(
@@ -149,7 +164,7 @@ def test_survives_sigkill(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT)]
     victim = subprocess.Popen([*command, str(tmp_path / "cut" / "dann"), "slow"], env=environment, cwd=root)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "cut" / "dann" / "epoch-0001.safetensors").exists():
+    while not list((tmp_path / "cut" / "dann").glob("epoch-*.safetensors")):
         assert victim.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -203,10 +218,10 @@ def _rising(original):
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
-    assert _schedule(0.0) == pytest.approx(0.1)
-    assert _schedule(0.1) == pytest.approx(1.0)
-    assert _schedule(0.55) == pytest.approx(0.5)
-    assert _schedule(1.0) == pytest.approx(0.0, abs=1e-12)
+    assert warm_cosine(0.0) == pytest.approx(0.1)
+    assert warm_cosine(0.1) == pytest.approx(1.0)
+    assert warm_cosine(0.55) == pytest.approx(0.5)
+    assert warm_cosine(1.0) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_missing_target_is_named(tmp_path: Path) -> None:
