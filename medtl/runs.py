@@ -158,8 +158,8 @@ class Run:
         return self.folder.parent / ".medtl-cache"
 
     def model_folder(self, model: str, seed: int) -> Path:
-        """Checkpoints of one model and seed."""
-        return self.folder / "checkpoints" / f"{model}-seed{seed}"
+        """Checkpoints of one model and seed; `a/b:c@5` is written `a-b-c-5`."""
+        return self.folder / "checkpoints" / f"{re.sub(r'[/:@]', '-', model)}-seed{seed}"
 
     def metrics(self, model: str, seed: int) -> MetricsLog:
         """The metrics file, for rows of one model and seed."""

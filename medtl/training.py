@@ -74,6 +74,25 @@ class FitConfig:
     progress_bar: bool = False
     tensorboard: bool = True
 
+    @classmethod
+    def of_recipe(cls, config: Any, **own: Any) -> FitConfig:
+        """What a recipe's flags say; with `--smoke` two steps of one epoch.
+
+        Args:
+            config: the recipe's configuration, a `medtl.config.TrainingConfig`.
+            own: fields that the flags do not give as they are, such as `seed`.
+        """
+        flags = {
+            "epochs": 1 if config.smoke else config.epochs,
+            "batch_size": config.batch_size,
+            "lr": config.lr,
+            "devices": config.devices,
+            "patience": getattr(config, "patience", None),
+            "balanced": getattr(config, "imbalance", "") == "balanced_sampling",
+            "steps_per_epoch": 2 if config.smoke else None,
+        }
+        return cls(**{**flags, **own})
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "devices"):
             if getattr(self, name) < 1:

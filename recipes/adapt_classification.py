@@ -17,11 +17,11 @@ from pathlib import Path
 
 import medtl
 from medtl.cli import on_terminal, progress, run_recipe, say, table
-from medtl.config import ClassificationConfig
+from medtl.config import ClassificationConfig, OneEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClassificationConfig):
+class Config(OneEncoder, ClassificationConfig):
     """Flags of this recipe."""
 
     method: str = "dann"
@@ -83,14 +83,11 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                     "target", "test", augment=config.augment, seed=seed, strong="strong_view" in needs
                 ),
                 folder=run.model_folder(name, seed),
-                config=medtl.FitConfig(
-                    epochs=1 if config.smoke else config.epochs,
+                config=medtl.FitConfig.of_recipe(
+                    config,
                     batch_size=cohort.cases_per_batch(config.batch_size),
-                    lr=config.lr,
                     seed=seed,
-                    devices=config.devices,
                     progress_bar=on_terminal(),
-                    steps_per_epoch=2 if config.smoke else None,
                 ),
                 validation=validation,
                 target_plain=target_plain,
@@ -105,24 +102,14 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         predictions = run.write_table("predictions.csv", rows)
         decision = medtl.recommend(predictions, cases.classes)
         run.write_json("decision.json", decision.to_dict())
-        context = medtl.RunContext(
+        results, page = medtl.report_run(
+            run,
+            cohort,
+            medtl.PredictionTable.from_frame(predictions),
             title=f"{adapted}: {' and '.join(cohort.sites('source'))} to {config.target.name}",
-            source_sites=cohort.sites("source"),
-            target_site=config.target.name,
             keep=decision.to_dict(),
-            notes=cohort.table.warnings,
-            flow=cohort.table.flow(),
             target_seen_unlabelled=True,
-            command=run.command,
-            versions=medtl.environment()["versions"],
-            seeds=config.training_seeds,
         )
-        replicates = 200 if config.smoke else 2000
-        results = medtl.evaluate(
-            medtl.PredictionTable.from_frame(predictions), context=context, replicates=replicates
-        )
-        run.write_json("calibration.json", results.calibration())
-        page = medtl.write_report(results, run.folder / "report")
     say("\n" + table(results.summary_table()))
     say(f"\nKeep {decision.model}. {decision.reason}")
     say(f"Report: {page}")

@@ -94,14 +94,11 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                 adapter,
                 **data,
                 folder=run.model_folder(name, seed),
-                config=medtl.FitConfig(
-                    epochs=1 if config.smoke else config.epochs,
+                config=medtl.FitConfig.of_recipe(
+                    config,
                     batch_size=cohort.cases_per_batch(config.batch_size, patch),
-                    lr=config.lr,
                     seed=seed,
-                    devices=config.devices,
                     progress_bar=on_terminal(),
-                    steps_per_epoch=2 if config.smoke else None,
                 ),
                 header=medtl.model_header(
                     adapter, cases.classes, preprocess, labels=cases.labels, patch=patch, hparams=options
@@ -138,22 +135,15 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         predictions = writer.finish()
         decision = medtl.recommend_masks(writer.evidence, tuple(cases.labels.structures))
         run.write_json("decision.json", decision.to_dict())
-        context = medtl.RunContext(
+        results, page = medtl.report_run(
+            run,
+            cohort,
+            predictions,
             title=f"{adapted}: {' and '.join(cohort.sites('source'))} to {config.target.name}",
-            source_sites=cohort.sites("source"),
-            target_site=config.target.name,
             keep=decision.to_dict(),
-            notes=cohort.table.warnings,
-            flow=cohort.table.flow(),
             target_seen_unlabelled=True,
-            command=run.command,
-            versions=medtl.environment()["versions"],
-            seeds=config.training_seeds,
             target_trained=("target_trained",) if config.target_trained else (),
         )
-        results = medtl.evaluate(predictions, context=context, replicates=200 if config.smoke else 2000)
-        run.write_json("calibration.json", results.calibration())
-        page = medtl.write_report(results, run.folder / "report")
     say("\n" + table(results.summary_table()))
     say(f"\nKeep {decision.model}. {decision.reason}")
     say(f"Report: {page}")

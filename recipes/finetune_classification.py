@@ -4,6 +4,8 @@ Stops on source validation and keeps the best epoch. With --target, the same mod
 site (external testing), without adaptation.
 
     medtl run finetune_classification --source sample_data/site_a --labels sample_data/site_a/labels.csv
+    medtl run finetune_classification --source sample_data/site_a --labels sample_data/site_a/labels.csv \
+        --strategy probe --head dense:1024
     medtl run finetune_classification --smoke
 """
 
@@ -15,12 +17,18 @@ from pathlib import Path
 
 import medtl
 from medtl.cli import on_terminal, progress, run_recipe, say, table
-from medtl.config import ClassificationConfig
+from medtl.config import ClassificationConfig, OneEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClassificationConfig):
+class Config(OneEncoder, ClassificationConfig):
     """Flags of this recipe."""
+
+    strategy: str = "full"
+    """What is trained and how; `medtl list strategies` shows them: probe, head, full, last:2, lp_ft, lora, ..."""
+
+    head: str = "linear"
+    """linear, or dense:N for a hidden layer of N units before it."""
 
     epochs: int = 20
     """Passes over the training cases, at most."""
@@ -35,7 +43,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     config = run.config
     if config.labels is None or not config.source:
         raise medtl.ConfigError("Give --source DIR --labels CSV (or try --smoke).")
-    hparams = medtl.parse_hparams("finetune", config.hparams)
+    way = medtl.FineTuning.of_recipe(config)
     cases = medtl.collect_cases(
         source=config.source,
         labels=config.labels,
@@ -47,69 +55,44 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         seed=config.seed,
     )
     preprocess = medtl.suggest_preprocess(cases.items(), config.image_size, config.slices, config.intensity)
-
-    def build(seed: int) -> medtl.Classifier:
-        return medtl.build_classifier(
-            config.encoder,
-            len(cases.classes),
-            weights=config.weights,
-            in_channels=preprocess.channels,
-            seed=seed,
-        )
-
-    build(config.seed)  # absent weights are an error before anything is written
+    # Absent weights and an unknown strategy are errors before anything is written.
+    plan = way.build(len(cases.classes), preprocess, config.seed).plan(config.lr)
 
     with run.open(command):
         say(f"Run: {run.name}")
         cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
         cohort.table.to_csv(run.folder / "cases.csv")
         say(table(cohort.summary()) + "\n" + "\n".join(cohort.table.warnings))
-        held_out = [("source", "validation"), ("source", "test"), ("target", "test")]
-        tested = [d for domain, split in held_out if (d := cohort.dataset(domain, split)) is not None]
-        rows = []
+        say(f"\nStrategy {config.strategy}:\n{table(plan)}\n")
+        tuned = []
         for seed in config.training_seeds:
             say(f"Training, seed {seed}")
-            adapter = medtl.build_adapter("finetune", build(seed), seed=seed, **hparams)
-            done = medtl.fit(
-                adapter,
-                cohort.dataset("source", "train", with_labels=True, augment=config.augment, seed=seed),
-                folder=run.model_folder("finetune", seed),
-                config=medtl.FitConfig(
-                    epochs=1 if config.smoke else config.epochs,
-                    batch_size=cohort.cases_per_batch(config.batch_size),
-                    lr=config.lr,
+            tuned.append(
+                medtl.fine_tune(
+                    way,
+                    run,
+                    cohort,
+                    name="finetune",
                     seed=seed,
-                    patience=config.patience,
-                    devices=config.devices,
-                    progress_bar=on_terminal(),
-                    steps_per_epoch=2 if config.smoke else None,
-                ),
-                validation=cohort.dataset("source", "validation", with_labels=True),
-                header=medtl.model_header(adapter, cases.classes, preprocess),
-                metrics=run.metrics("finetune", seed),
+                    config=medtl.FitConfig.of_recipe(
+                        config,
+                        batch_size=cohort.cases_per_batch(config.batch_size),
+                        seed=seed,
+                        progress_bar=on_terminal(),
+                    ),
+                )
             )
-            say(f"Kept epoch {done.best_epoch + 1} of {done.epochs}")
-            for data in tested:
-                logits = medtl.predict_cases(adapter.model, data)
-                rows.append(medtl.prediction_rows(data.cases, logits, cases.classes, "finetune", seed))
-        predictions = run.write_table("predictions.csv", rows)
-        context = medtl.RunContext(
+            say(f"Kept epoch {tuned[-1].result.best_epoch + 1} of {tuned[-1].result.epochs}")
+        predictions = run.write_table("predictions.csv", [t.rows for t in tuned])
+        results, page = medtl.report_run(
+            run,
+            cohort,
+            medtl.PredictionTable.from_frame(predictions),
             title=f"Fine-tuning on {' and '.join(cohort.sites('source'))}",
-            source_sites=cohort.sites("source"),
-            target_site=config.target.name if config.target else "",
-            notes=cohort.table.warnings,
-            flow=cohort.table.flow(),
             target_seen_unlabelled=False,
-            command=run.command,
-            versions=medtl.environment()["versions"],
-            seeds=config.training_seeds,
+            methods={"finetune": way.note},
+            **medtl.training_record(run, tuned),
         )
-        replicates = 200 if config.smoke else 2000
-        results = medtl.evaluate(
-            medtl.PredictionTable.from_frame(predictions), context=context, replicates=replicates
-        )
-        run.write_json("calibration.json", results.calibration())
-        page = medtl.write_report(results, run.folder / "report")
     say("\n" + table(results.summary_table()))
     say(f"\nReport: {page}")
 

@@ -84,15 +84,11 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                     "source", "train", with_labels=True, augment=config.augment, seed=seed, patch=patch
                 ),
                 folder=run.model_folder("finetune", seed),
-                config=medtl.FitConfig(
-                    epochs=1 if config.smoke else config.epochs,
+                config=medtl.FitConfig.of_recipe(
+                    config,
                     batch_size=cohort.cases_per_batch(config.batch_size, patch),
-                    lr=config.lr,
                     seed=seed,
-                    patience=config.patience,
-                    devices=config.devices,
                     progress_bar=on_terminal(),
-                    steps_per_epoch=2 if config.smoke else None,
                 ),
                 validation=cohort.dataset("source", "validation", with_labels=True, patch=patch),
                 header=medtl.model_header(
@@ -103,20 +99,13 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             say(f"Kept epoch {done.best_epoch + 1} of {done.epochs}")
             for data in tested:
                 writer.add(medtl.segment_cases(adapter.model, data, patch=patch), "finetune", seed)
-        context = medtl.RunContext(
+        results, page = medtl.report_run(
+            run,
+            cohort,
+            writer.finish(),
             title=f"Fine-tuning on {' and '.join(cohort.sites('source'))}",
-            source_sites=cohort.sites("source"),
-            target_site=config.target.name if config.target else "",
-            notes=cohort.table.warnings,
-            flow=cohort.table.flow(),
             target_seen_unlabelled=False,
-            command=run.command,
-            versions=medtl.environment()["versions"],
-            seeds=config.training_seeds,
         )
-        results = medtl.evaluate(writer.finish(), context=context, replicates=200 if config.smoke else 2000)
-        run.write_json("calibration.json", results.calibration())
-        page = medtl.write_report(results, run.folder / "report")
     say("\n" + table(results.summary_table()))
     say(f"\nReport: {page}")
 

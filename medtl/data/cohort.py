@@ -12,6 +12,7 @@ from medtl.data.dataset import CaseDataset, sided
 from medtl.data.patches import suggest_patch
 from medtl.data.preprocess import Preprocess
 from medtl.data.seeds import derive_seed
+from medtl.data.splits import nested_patients
 from medtl.data.structures import mask_warnings
 from medtl.data.table import Case, CaseTable
 from medtl.errors import DataError
@@ -96,6 +97,12 @@ class Cohort:
         half = tuple(c for c in cases if c.patient in first)
         rest = tuple(c for c in cases if c.patient not in first)
         return ((half, rest), (rest, half)) if half else ()
+
+    def subsets(self, sizes: Sequence[int], seed: int = 0) -> dict[int, tuple[Case, ...]]:
+        """Training cases of the source of so many patients, the smaller sets inside the larger; all come last."""
+        cases = self.select("source", "train")
+        chosen = nested_patients([c.patient for c in cases], [c.label or "" for c in cases], sizes, seed=seed)
+        return {n: tuple(c for c in cases if c.patient in patients) for n, patients in chosen.items()}
 
     def sites(self, domain: str) -> tuple[str, ...]:
         """Names of the domain's sites."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medtl.data.seeds import derive_seed
+from medtl.errors import ConfigError
 
 CONFOUNDED = 0.5
 """Cramer's V of label and site from which a warning is given."""
@@ -134,3 +136,38 @@ def confounding(labels: Sequence[str], places: Sequence[str]) -> list[str]:
         f"Label and site are confounded (Cramer's V {strength:.2f}; {rows}): a model can tell the label "
         f"from the scanner."
     ]
+
+
+def nested_patients(
+    patients: Sequence[str], labels: Sequence[str], sizes: Sequence[int], *, seed: int = 0
+) -> dict[int, frozenset[str]]:
+    """Smaller sets of patients inside larger ones, the classes in turn, so that each set is as even as it can be.
+
+    A patient belongs to the rarest class of its cases.
+
+    Args:
+        patients: Patient of each case.
+        labels: Label of each case.
+        sizes: How many patients; what exceeds their number stands for all of them, which are always the last set.
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: A size that holds fewer patients than there are classes.
+    """
+    frequency = Counter(labels)
+    rarest: dict[str, str] = {}
+    for patient, label in zip(patients, labels, strict=True):
+        if patient not in rarest or (frequency[label], label) < (frequency[rarest[patient]], rarest[patient]):
+            rarest[patient] = label
+    if too_small := [n for n in sizes if n < len(frequency)]:
+        raise ConfigError(
+            f"{min(too_small)} training patients cannot show {len(frequency)} classes: ask for at least one of each, "
+            f"{len(frequency)}."
+        )
+    queues = [
+        sorted((p for p, c in rarest.items() if c == label), key=lambda p: derive_seed(seed, "subset", p))
+        for label in sorted(frequency)
+    ]
+    order = [p for turn in itertools.zip_longest(*queues) for p in turn if p is not None]
+    counts = sorted({min(n, len(order)) for n in sizes} | {len(order)})
+    return {n: frozenset(order[:n]) for n in counts}

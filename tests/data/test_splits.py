@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtl.data.splits import split_patients
+from medtl.data.splits import nested_patients, split_patients
+from medtl.errors import ConfigError
 
 
 @settings(max_examples=80, deadline=None)
@@ -52,3 +53,16 @@ def test_shares_and_strata():
         assert counts[split, label, site] == pytest.approx(share * (30 if label == "x" else 10), abs=1)
     other = split_patients(patients, labels, sites, val_fraction=0.2, test_fraction=0.2, seed=2)
     assert other != result
+
+
+def test_smaller_sets_of_patients_are_inside_larger_ones_and_even() -> None:
+    patients = [f"p{i // 2}" for i in range(60)]  # two cases each
+    labels = ["ill" if i < 16 else "well" for i in range(60)]
+    sets = nested_patients(patients, labels, [4, 10, 500], seed=3)
+    assert list(sets) == [4, 10, 30]
+    assert sets[4] < sets[10] < sets[30] == frozenset(patients)
+    ill = {p for p, label in zip(patients, labels, strict=True) if label == "ill"}
+    assert (len(sets[4] & ill), len(sets[10] & ill)) == (2, 5)
+    assert sets != nested_patients(patients, labels, [4, 10, 500], seed=4)
+    with pytest.raises(ConfigError, match="1 training patients cannot show 2 classes"):
+        nested_patients(patients, labels, [1, 10])

@@ -1,0 +1,276 @@
+"""Fine-tuning one classifier on the source: what the recipes that fine-tune have in common.
+
+A `FineTuning` says how (encoder, strategy, head, loss); `fine_tune` trains it once and tests it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from medtl.checkpoints import last_epoch
+from medtl.data.cohort import Cohort
+from medtl.data.dataset import CaseDataset
+from medtl.data.preprocess import Preprocess
+from medtl.data.table import Case
+from medtl.errors import ConfigError, DataError
+from medtl.evaluation.context import Cost
+from medtl.features import FeatureDataset, extract_features
+from medtl.inference import model_header, predict_cases, prediction_rows
+from medtl.models import Classifier, build_classifier
+from medtl.models.class_losses import ClassificationLoss, calibration_note, check_imbalance
+from medtl.runs import Run
+from medtl.strategies import Strategy, build_strategy, parse_strategy_hparams
+from medtl.training import FitConfig, FitResult, fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """One way of fine-tuning a classifier; the fields are called like the recipes' flags.
+
+    Attributes:
+        encoder: timm's name.
+        weights: as in `build_encoder`.
+        strategy: a name that `medtl list strategies` shows, such as `full`, `probe` or `last:2`.
+        hparams: hyper-parameters of the strategy.
+        head: `linear`, or `dense:N` for a hidden layer of N units before it.
+        imbalance: what is done about rare classes, see `medtl.models.class_losses`.
+        augment: of the training images; a strategy on cached features sees it as `views`.
+    """
+
+    encoder: str
+    weights: str = "imagenet"
+    strategy: str = "full"
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    head: str = "linear"
+    imbalance: str = "none"
+    augment: str = "standard"
+
+    @classmethod
+    def of_recipe(cls, config: Any, **own: Any) -> FineTuning:
+        """What a recipe's flags say; `own` are fields that the recipe gives otherwise.
+
+        `--hparams key=value` goes to every strategy, `--hparams STRATEGY.key=value` to that one alone.
+        """
+        fields = ("encoder", "weights", "strategy", "head", "imbalance", "augment")
+        given = {f: getattr(config, f) for f in fields if hasattr(config, f)} | own
+        strategy = given["strategy"]
+        pairs = [pair for pair in config.hparams if "." not in pair.partition("=")[0]]
+        mine = f"{strategy.partition(':')[0]}."
+        pairs += [pair.removeprefix(mine) for pair in config.hparams if pair.startswith(mine)]
+        return cls(**given, hparams=parse_strategy_hparams(strategy, pairs))
+
+    def __post_init__(self) -> None:
+        check_imbalance(self.imbalance)
+        _hidden_units(self.head)
+
+    def build(self, num_classes: int, preprocess: Preprocess, seed: int) -> Strategy:
+        """The untrained model inside its strategy.
+
+        Raises:
+            ConfigError: an unknown name, or a strategy that the encoder cannot do.
+            WeightsError: the weights are absent or of another encoder.
+        """
+        model = build_classifier(
+            self.encoder,
+            num_classes,
+            weights=self.weights,
+            in_channels=preprocess.channels,
+            bottleneck=_hidden_units(self.head),
+            image_size=preprocess.image_size,
+            seed=seed,
+        )
+        return build_strategy(self.strategy, model, seed=seed, **self.hparams)
+
+    @property
+    def note(self) -> str:
+        """What the report says about the way the model was trained."""
+        note = calibration_note(self.imbalance)
+        return f"Strategy {self.strategy} on {self.encoder}." + (f" {note}" if note else "")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A classifier after training.
+
+    Attributes:
+        adapter: holds the model.
+        result: what training did.
+        rows: predictions of the tested cases, as rows of the predictions table.
+        train_accuracy: balanced accuracy on the training cases, not augmented.
+        validation_accuracy: balanced accuracy on source validation; None without such cases.
+        cost: time, memory and size.
+    """
+
+    adapter: Strategy
+    result: FitResult
+    rows: pd.DataFrame
+    train_accuracy: float
+    validation_accuracy: float | None
+    cost: Cost
+
+
+def fine_tune(
+    way: FineTuning,
+    run: Run,
+    cohort: Cohort,
+    *,
+    name: str,
+    seed: int,
+    config: FitConfig,
+    cases: Sequence[Case] | None = None,
+) -> Tuned:
+    """Trains once on the source's training cases and predicts all that is held out: validation, test, target.
+
+    Args:
+        way: how.
+        run: where the model, its metrics and its cost go. What is there already is not trained again.
+        cohort: the cases.
+        name: of the model, in the predictions and in the run folder.
+        seed: of this training.
+        config: how to train; its `balanced` is set by `way`.
+        cases: these training cases instead of all.
+
+    Raises:
+        DataError: there are fewer training cases than classes, or a class without any.
+    """
+    classes = cohort.table.classes
+    train = cohort.dataset("source", "train", with_labels=True, augment=way.augment, seed=seed, cases=cases)
+    held_out = {
+        part: cohort.dataset(*part)
+        for part in (("source", "validation"), ("source", "test"), ("target", "test"))
+    }
+    validation = cohort.dataset("source", "validation", with_labels=True)
+    if train is None:
+        raise DataError("There are no training cases: every case of the source was left out or held out.")
+    counts = np.bincount(train.labels or (), minlength=len(classes))
+    if absent := [c for c, n in zip(classes, counts, strict=True) if not n]:
+        raise DataError(
+            f"Training has no case of {', '.join(absent)} among its {len(train)} cases, expected one of each of the "
+            f"{len(classes)} classes. Add patients, choose --classes, or another --seed for the split."
+        )
+    adapter = way.build(len(classes), cohort.cache.preprocess, seed)
+    adapter.criterion = (
+        ClassificationLoss(way.imbalance, counts.tolist()) if way.imbalance != "none" else None
+    )
+    folder = run.model_folder(name, seed)
+    fresh = last_epoch(folder) is None and not (folder / "model.safetensors").exists()
+    started = time.perf_counter()
+
+    def seen(data: CaseDataset | None, views: int = 1) -> CaseDataset | FeatureDataset | None:
+        """What the model is given: the images, or their features where the encoder does not change."""
+        if data is None or not adapter.on_features:
+            return data
+        encoder = _classifier(adapter).encoder
+        return extract_features(encoder, data, run.cache / "features", views=views)
+
+    with _PeakMemory() as memory:
+        features = seen(train, adapter.views if way.augment != "none" else 1)
+        assert features is not None
+        checked = seen(validation)
+        result = fit(
+            adapter,
+            features,
+            folder=folder,
+            config=config,
+            validation=checked,
+            header=model_header(adapter, classes, cohort.cache.preprocess),
+            metrics=run.metrics(name, seed),
+        )
+    train_seconds = time.perf_counter() - started
+    tested = [(d, seen(d)) for d in held_out.values() if d is not None]
+    started = time.perf_counter()
+    rows = [
+        prediction_rows(plain.cases, predict_cases(adapter.model, data), classes, name, seed)
+        for plain, data in tested
+    ]
+    num_predicted = sum(len(plain) for plain, _ in tested)
+    cost = Cost(
+        model=name,
+        train_seconds=train_seconds,
+        predict_seconds_per_case=(time.perf_counter() - started) / max(num_predicted, 1),
+        peak_memory_mb=memory.megabytes,
+        parameters=sum(p.numel() for p in adapter.model.parameters()),
+        trained_parameters=sum(
+            row["parameters"] for row in adapter.plan(config.lr) if row["trained"] == "yes"
+        ),
+    )
+    return Tuned(
+        adapter,
+        result,
+        _joined(rows),
+        _accuracy(adapter, features.plain()),
+        None if checked is None else _accuracy(adapter, checked),
+        _kept_cost(folder / "cost.json", cost, run, fresh),
+    )
+
+
+def _classifier(adapter: Strategy) -> Classifier:
+    assert isinstance(adapter.model, Classifier)
+    return adapter.model
+
+
+def _hidden_units(head: str) -> int | None:
+    kind, colon, width = head.partition(":")
+    if head == "linear":
+        return None
+    if kind != "dense" or (colon and not (width.isdigit() and int(width) > 0)):
+        raise ConfigError(
+            f"There is no head {head!r}. Expected linear, or dense:N with N hidden units (dense:1024)."
+        )
+    return int(width or 1024)
+
+
+def _accuracy(adapter: Strategy, data: CaseDataset | FeatureDataset) -> float:
+    """Balanced accuracy of the model on labelled cases."""
+    called = predict_cases(adapter.model, data).argmax(1)
+    return float(balanced_accuracy_score(list(data.labels or ()), called))
+
+
+def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _kept_cost(path: Path, cost: Cost, run: Run, fresh: bool) -> Cost:
+    """The cost of the training itself: a resumed run reads what the first one measured."""
+    if path.is_file():
+        return Cost(**json.loads(path.read_text(encoding="utf-8")))
+    kept = cost if fresh else replace(cost, train_seconds=None)  # stopped on the way: the time is not known
+    run.write_json(str(path.relative_to(run.folder)), asdict(kept))
+    return kept
+
+
+class _PeakMemory:
+    """Peak memory while it is open: of the GPU, else of the whole process; None where the system does not tell."""
+
+    megabytes: float | None = None
+
+    def __enter__(self) -> _PeakMemory:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError):  # Linux: the high-water mark begins anew
+                Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if torch.cuda.is_available():
+            self.megabytes = torch.cuda.max_memory_allocated() / 2**20
+            return
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            self.megabytes = int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024
