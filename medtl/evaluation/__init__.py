@@ -10,14 +10,16 @@ Example:
 """
 
 from medtl.evaluation.calibration import fit_temperature
+from medtl.evaluation.context import Cost, LearningCurve, RunContext
 from medtl.evaluation.discrimination import auroc, delong_ci, delong_test
 from medtl.evaluation.empty import EmptyPolicy
 from medtl.evaluation.estimate import Estimate, format_estimate
 from medtl.evaluation.evaluate import evaluate
+from medtl.evaluation.figures import Drawing
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.operating import OperatingPoint, ppv_npv
 from medtl.evaluation.overlays import Overlay, images_of, worst_overlays
-from medtl.evaluation.report import write_report
+from medtl.evaluation.report import write_page, write_report
 from medtl.evaluation.results import (
     SCHEMA,
     Block,
@@ -25,7 +27,6 @@ from medtl.evaluation.results import (
     Difference,
     Measure,
     Results,
-    RunContext,
     SegmentationRules,
     Settings,
     WorstCase,
@@ -33,6 +34,7 @@ from medtl.evaluation.results import (
 from medtl.evaluation.segmentation import measure_cases
 from medtl.evaluation.segtable import SegmentationTable
 from medtl.evaluation.table import PredictionTable
+from medtl.evaluation.view import Cell, Section, Table, TableBuilder, plain
 from medtl.evaluation.voxels import voxel_histogram
 from medtl.evaluation.voxeltable import VoxelTable
 
@@ -41,18 +43,25 @@ __all__ = [
     "SCHEMA",
     "Block",
     "CaseValues",
+    "Cell",
+    "Cost",
     "Difference",
+    "Drawing",
     "EmptyPolicy",
     "Estimate",
+    "LearningCurve",
     "Measure",
     "OperatingPoint",
     "Overlay",
     "PredictionTable",
     "Results",
     "RunContext",
+    "Section",
     "SegmentationRules",
     "SegmentationTable",
     "Settings",
+    "Table",
+    "TableBuilder",
     "VoxelTable",
     "WorstCase",
     "auroc",
@@ -63,8 +72,10 @@ __all__ = [
     "format_estimate",
     "images_of",
     "measure_cases",
+    "plain",
     "ppv_npv",
     "voxel_histogram",
     "worst_overlays",
+    "write_page",
     "write_report",
 ]

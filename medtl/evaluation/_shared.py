@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from medtl.errors import ConfigError, near_matches
+from medtl.evaluation.context import RunContext
 from medtl.evaluation.estimate import Estimate
-from medtl.evaluation.results import RunContext
 
 
 def hide_folders(command: str) -> str:

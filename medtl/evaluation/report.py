@@ -1,19 +1,24 @@
-"""The report: a page, a Markdown card, figures and results.json, all rendered from the results alone."""
+"""The report: a page, a Markdown card, figures and results.json, all rendered from the results alone.
+
+`write_page` gives recipes that predict nothing the same page from sections of their own.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medtl.evaluation.figures import draw_all
+from medtl.evaluation._shared import now
+from medtl.evaluation.figures import Drawing, draw_all
 from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Results
 from medtl.evaluation.sections import sections
 from medtl.evaluation.summary import summarise
 from medtl.evaluation.svg import inline
+from medtl.evaluation.view import Section
 from medtl.runs import atomic_write
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,23 +39,72 @@ def write_report(results: Results, out_dir: Path | str, *, overlays: Sequence[Ov
     Returns:
         Path of `index.html`.
     """
-    out = Path(out_dir)
     figures = draw_all(results)
     content = {
         "results": results,
+        "kicker": "medtl evaluation report",
         "title": results.context.title or DEFAULT_TITLE,
-        "version": version("medtl"),
         "summary": summarise(results),
         "sections": sections(results, figures, overlays),
-        "byline": _byline(results),
+        "byline": (_byline(results), results.created),
     }
-    page = _render("report.html.j2", content)
+    return _write(Path(out_dir), "report", content, figures.values(), before=results.save)
+
+
+def write_page(
+    title: str,
+    sections: Sequence[Section],
+    out_dir: Path | str,
+    *,
+    lead: Sequence[str] = (),
+    kicker: str = "medtl",
+    byline: Sequence[str] = (),
+) -> Path:
+    """Writes a page in the look of a report from sections of text, tables and figures, without any predictions.
+
+    Args:
+        title: headline.
+        sections: `Section(key, title, text=..., tables=..., figures=...)`; every key once.
+        out_dir: folder of `index.html` (self-contained), `report.md` and `figures/*.svg`.
+        lead: sentences on top of the page: what was found.
+        kicker: what kind of page it is, above the headline.
+        byline: short parts of the line below the headline.
+
+    Returns:
+        Path of `index.html`.
+
+    Example:
+        table = TableBuilder("Encoders", ("Encoder", "LogME"))
+        table.row("resnet50", plain(0.41))
+        write_page("Encoders for site A", [Section("rank", "Ranking", tables=(table.build(),))], "report")
+    """
+    content = {
+        "kicker": kicker,
+        "title": title,
+        "lead": lead,
+        "sections": sections,
+        "byline": (*byline, now()),
+    }
+    return _write(Path(out_dir), "page", content, [f for s in sections for f in s.figures])
+
+
+def _write(
+    out: Path,
+    template: str,
+    content: dict[str, Any],
+    figures: Iterable[Drawing],
+    before: Callable[[Path], object] | None = None,
+) -> Path:
+    """Renders everything, then writes the figures, the card and last the page."""
+    content = {"version": version("medtl"), **content}
+    page = _render(f"{template}.html.j2", content)
     # The template's loops leave spaces and empty lines behind, which Markdown does not need.
-    lines = re.sub(r" +\n", "\n", _render("report.md.j2", content)).replace("&#39;", "'")
+    lines = re.sub(r" +\n", "\n", _render(f"{template}.md.j2", content)).replace("&#39;", "'")
     card = re.sub(r"\n{3,}", "\n\n", lines).rstrip() + "\n"
-    for drawing in figures.values():
+    for drawing in figures:
         atomic_write(out / "figures" / f"{drawing.name}.svg", drawing.svg)
-    results.save(out / "results.json")
+    if before is not None:
+        before(out / "results.json")
     atomic_write(out / "report.md", card)
     atomic_write(out / "index.html", page)
     return out / "index.html"

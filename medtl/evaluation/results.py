@@ -13,48 +13,12 @@ from typing import Any
 
 from medtl.errors import DataError
 from medtl.evaluation._tree import build
+from medtl.evaluation.context import RunContext
 from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.operating import OperatingPoint
 from medtl.runs import atomic_write
 
 SCHEMA = "medtl.results/1"
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What the run knows and the table does not; every field may be left out.
-
-    Attributes:
-        title: headline of the report.
-        source_sites: names of the internal sites.
-        target_site: name of the external site.
-        reference_model: the model that others are compared with (default: `source_only` if it is there).
-        keep: what a rule without target labels would keep: `{"model", "reason", "evidence": [{"name",
-            "values": {model: number}, "verdict"}]}`.
-        notes: remarks for the report.
-        flow: counts by site, from the folders to the cases.
-        oracle: whether target labels were read to choose anything.
-        target_trained: models that were trained with labels of the target: upper bounds, never candidates.
-        target_seen_unlabelled: whether the target's scans, without labels, took part in the training; None =
-            unknown.
-        command: the command line of the run.
-        versions: names and versions of the software.
-        seeds: training seeds.
-    """
-
-    title: str = ""
-    source_sites: tuple[str, ...] = ()
-    target_site: str = ""
-    reference_model: str = ""
-    keep: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
-    flow: dict[str, Any] = field(default_factory=dict)
-    oracle: bool = False
-    target_trained: tuple[str, ...] = ()
-    target_seen_unlabelled: bool | None = None
-    command: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
