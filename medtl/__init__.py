@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from medtl.evaluation.evaluate import evaluate
-    from medtl.finetuning import FineTuning, fine_tune
+    from medtl.finetuning import FineTuning, fine_tune, training_record
     from medtl.inference import load_trained, model_header, predict_adapted, predict_cases, prediction_rows
     from medtl.labelmap import LabelMap
     from medtl.models import (
@@ -108,6 +108,7 @@ _HOME = {
     "scan_folder": "data.catalog",
     "segment_cases": "segmenting",
     "suggest_preprocess": "data.preprocess",
+    "training_record": "finetuning",
     "with_features": "models",
     "write_map": "data.write",
     "write_mask": "data.write",
@@ -170,6 +171,7 @@ __all__ = [
     "scan_folder",
     "segment_cases",
     "suggest_preprocess",
+    "training_record",
     "with_features",
     "write_map",
     "write_mask",

@@ -227,8 +227,8 @@ def _report(words: list[str]) -> None:
 
 
 def _list(words: list[str]) -> None:
-    """Lists what there is: medtl list recipes|methods|encoders [NAME]."""
-    from medtl.commands import List, list_encoders, list_methods
+    """Lists what there is: medtl list recipes|methods|strategies|encoders [NAME]."""
+    from medtl.commands import List, list_encoders, list_methods, list_strategies
 
     options = _parse(List, words, "list")
     makers: dict[str, Callable[[str | None], list[dict[str, Any]]]] = {
@@ -236,6 +236,7 @@ def _list(words: list[str]) -> None:
             {"recipe": n, "what it does": _summary(load_recipe(n))} for n in recipe_names()
         ],
         "methods": list_methods,
+        "strategies": list_strategies,
         "encoders": list_encoders,
     }
     rows = makers[options.what](options.name)

@@ -130,11 +130,11 @@ class Report:
 class List:
     """Options of `medtl list`."""
 
-    what: Annotated[Literal["recipes", "methods", "encoders"], tyro.conf.Positional]
+    what: Annotated[Literal["recipes", "methods", "strategies", "encoders"], tyro.conf.Positional]
     """What to list."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """A method, to see its hyper-parameters; a pattern, to search the encoders."""
+    """A method or strategy, to see its hyper-parameters; a pattern, to search the encoders."""
 
     json: bool = False
     """One JSON document on stdout and nothing else."""
@@ -283,7 +283,7 @@ def _holds_masks(path: Path) -> bool:
 
 def list_methods(name: str | None) -> list[dict[str, Any]]:
     """All methods with what they need, or one with its hyper-parameters."""
-    from medtl.adapters import adapter_class, available, hyper_parameters
+    from medtl.adapters import adapter_class, available
 
     if name is None:
         classes = {n: adapter_class(n) for n in available()}
@@ -297,10 +297,27 @@ def list_methods(name: str | None) -> list[dict[str, Any]]:
             }
             for n, c in classes.items()
         ]
-    parameters = hyper_parameters(adapter_class(name))
+    return _parameters(adapter_class(name))
+
+
+def list_strategies(name: str | None) -> list[dict[str, Any]]:
+    """All fine-tuning strategies, or one with its hyper-parameters."""
+    from medtl.strategies import available, strategy_class
+
+    if name is not None:
+        return _parameters(strategy_class(name))
+    return [
+        {"strategy": n, "what it does": (strategy_class(n).__doc__ or "").partition("\n")[0]}
+        for n in available()
+    ]
+
+
+def _parameters(method: type[Adapter]) -> list[dict[str, Any]]:
+    from medtl.adapters import hyper_parameters
+
     return [
         {"hyper-parameter": k, "type": _type_name(p.annotation), "default": str(p.default)}
-        for k, p in parameters.items()
+        for k, p in hyper_parameters(method).items()
     ]
 
 

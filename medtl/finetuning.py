@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from sklearn.metrics import balanced_accuracy_score
 
 from medtl.checkpoints import last_epoch
 from medtl.data.cohort import Cohort
@@ -23,17 +23,15 @@ from medtl.data.dataset import CaseDataset
 from medtl.data.preprocess import Preprocess
 from medtl.data.table import Case
 from medtl.errors import ConfigError, DataError
-from medtl.evaluation.context import Cost
+from medtl.evaluation import Cost
 from medtl.features import FeatureDataset, extract_features
 from medtl.inference import model_header, predict_cases, prediction_rows
+from medtl.learning import Kept, balanced_accuracy, learning_curves
 from medtl.models import Classifier, build_classifier
 from medtl.models.class_losses import ClassificationLoss, calibration_note, check_imbalance
 from medtl.runs import Run
 from medtl.strategies import Strategy, build_strategy, parse_strategy_hparams
 from medtl.training import FitConfig, FitResult, fit
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +107,14 @@ class Tuned:
         adapter: holds the model.
         result: what training did.
         rows: predictions of the tested cases, as rows of the predictions table.
-        train_accuracy: balanced accuracy on the training cases, not augmented.
-        validation_accuracy: balanced accuracy on source validation; None without such cases.
+        kept: balanced accuracy of the kept weights on training and validation cases.
         cost: time, memory and size.
     """
 
     adapter: Strategy
     result: FitResult
     rows: pd.DataFrame
-    train_accuracy: float
-    validation_accuracy: float | None
+    kept: Kept
     cost: Cost
 
 
@@ -207,14 +203,43 @@ def fine_tune(
             row["parameters"] for row in adapter.plan(config.lr) if row["trained"] == "yes"
         ),
     )
+    kept = Kept(
+        model=name,
+        seed=seed,
+        best_epoch=result.best_epoch,
+        train_accuracy=_accuracy(adapter, features.plain()),
+        validation_accuracy=_accuracy(adapter, checked),
+        validation_patients=0 if validation is None else len({case.patient for case in validation.cases}),
+    )
     return Tuned(
         adapter,
         result,
-        _joined(rows),
-        _accuracy(adapter, features.plain()),
-        None if checked is None else _accuracy(adapter, checked),
+        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
+        kept,
         _kept_cost(folder / "cost.json", cost, run, fresh),
     )
+
+
+def training_record(run: Run, tuned: Sequence[Tuned]) -> dict[str, Any]:
+    """How the trainings of a run went and what they cost, as fields of `RunContext`."""
+    by_model: dict[str, list[Cost]] = {}
+    for one in tuned:
+        by_model.setdefault(one.cost.model, []).append(one.cost)
+    return {
+        "learning": learning_curves(run.folder / "metrics.csv", [one.kept for one in tuned]),
+        "costs": tuple(_mean_cost(costs) for costs in by_model.values()),
+    }
+
+
+def _mean_cost(costs: Sequence[Cost]) -> Cost:
+    """Means over the training seeds; sizes are the same for all."""
+
+    def mean(name: str) -> float | None:
+        known = [value for cost in costs if (value := getattr(cost, name)) is not None]
+        return float(np.mean(known)) if known else None
+
+    measured = ("train_seconds", "predict_seconds_per_case", "peak_memory_mb")
+    return replace(costs[0], **{name: mean(name) for name in measured})
 
 
 def _classifier(adapter: Strategy) -> Classifier:
@@ -233,16 +258,11 @@ def _hidden_units(head: str) -> int | None:
     return int(width or 1024)
 
 
-def _accuracy(adapter: Strategy, data: CaseDataset | FeatureDataset) -> float:
+def _accuracy(adapter: Strategy, data: CaseDataset | FeatureDataset | None) -> float | None:
     """Balanced accuracy of the model on labelled cases."""
-    called = predict_cases(adapter.model, data).argmax(1)
-    return float(balanced_accuracy_score(list(data.labels or ()), called))
-
-
-def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if data is None or data.labels is None:
+        return None
+    return balanced_accuracy(data.labels, predict_cases(adapter.model, data))
 
 
 def _kept_cost(path: Path, cost: Cost, run: Run, fresh: bool) -> Cost:

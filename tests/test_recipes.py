@@ -41,6 +41,8 @@ class TestEveryRecipe:
 
     def test_smoke(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert main(["run", name, "--smoke", "--encoder", "test_resnet", "--out", "r"]) == 0
+        fields = {f.name for f in dataclasses.fields(load_recipe(name).Config)}
+        flag = "--encoder" if "encoder" in fields else "--encoders"
+        assert main(["run", name, "--smoke", flag, "test_resnet", "--out", "r"]) == 0
         assert (tmp_path / "r" / "DONE").exists()
         assert (tmp_path / "r" / "report" / "index.html").exists()
