@@ -10,6 +10,7 @@ Example:
 """
 
 from medtl.evaluation.calibration import fit_temperature
+from medtl.evaluation.compare import Compared, Comparison
 from medtl.evaluation.context import Cost, LearningCurve, RunContext
 from medtl.evaluation.discrimination import auroc, delong_ci, delong_test
 from medtl.evaluation.empty import EmptyPolicy
@@ -44,6 +45,8 @@ __all__ = [
     "Block",
     "CaseValues",
     "Cell",
+    "Compared",
+    "Comparison",
     "Cost",
     "Difference",
     "Drawing",

@@ -65,13 +65,15 @@ def groups(table: PredictionTable) -> Iterator[Group]:
 
 
 def gather(plan: Plan, group: Group) -> tuple[Cases, dict[str, dict[str, Ints]]]:
-    """The cases of a group and, for each model and seed, its rows in the same order."""
+    """The cases of a group and, for each model and seed that has any, its rows in the same order."""
     table = plan.table
     where = {"finding": group.finding, "domain": group.domain, "split": group.split}
     if group.site is not None:
         where["site"] = group.site
-    rows = {m: {s: table.rows(model=m, seed=s, **where) for s in table.seeds(m)} for m in table.models}
-    first = next(iter(rows[table.models[0]].values()))
+    every = {m: {s: table.rows(model=m, seed=s, **where) for s in table.seeds(m)} for m in table.models}
+    given = {m: {s: own for s, own in runs.items() if len(own)} for m, runs in every.items()}
+    rows = {m: runs for m, runs in given.items() if runs}
+    first = next(iter(next(iter(rows.values())).values()))
     names, patient = np.unique(table.patient[first].astype(str), return_inverse=True)
     cases = Cases(
         label=table.label[first],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,13 +20,15 @@ from medtl.evaluation._shared import (
     now,
     verdict_of,
 )
+from medtl.evaluation.compare import Comparison, compare
+from medtl.evaluation.context import RunContext
 from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.freeze import choose_positive, freeze
 from medtl.evaluation.limitations import limitations
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.operating import check_rule, ppv_npv
 from medtl.evaluation.resample import estimate, missing
-from medtl.evaluation.results import Block, Difference, Measure, Results, RunContext
+from medtl.evaluation.results import HEADLINES, Block, Difference, Measure, Results
 from medtl.evaluation.sample import Cases, Key
 from medtl.evaluation.segtable import SegmentationTable
 from medtl.evaluation.table import PredictionTable
@@ -116,13 +118,18 @@ def evaluate(
     plan = Plan(table, settings, column, prevalence, replicates, level, seed)
     blocks: list[Block] = []
     differences: list[Difference] = []
+    comparisons: list[Comparison] = []
     for group in groups(table):
         cases, rows = gather(plan, group)
-        runs = {m: run_model(plan, group, cases, rows[m], m) for m in models}
-        for m in models:
+        # A model may have no rows here, as one that was never taken to the external site.
+        runs = {m: run_model(plan, group, cases, rows[m], m) for m in models if m in rows}
+        for m in runs:
             blocks.append(_block(plan, group, cases, rows, m, runs[m]))
-            if reference is not None and m != reference:
+            if reference in runs and m != reference:
                 differences += _differences(plan, group, cases, m, reference, runs)
+        if reference in runs and group.whole:
+            candidates = {m: run for m, run in runs.items() if m not in context.target_trained}
+            comparisons += _comparisons(plan, group, blocks, candidates, reference)
     results = Results(
         task=table.task,
         classes=table.classes,
@@ -144,6 +151,7 @@ def evaluate(
         patients_known=_patients_known(table),
         context=finish_context(context, models, table.warnings),
         created=now(),
+        comparisons=tuple(comparisons),
     )
     return replace(results, limitations=tuple(limitations(results)))
 
@@ -284,3 +292,26 @@ def _differences(
                 )
             )
     return out
+
+
+def _comparisons(
+    plan: Plan, group: Group, blocks: list[Block], runs: dict[str, Replicates], reference: str
+) -> Iterator[Comparison]:
+    """All candidates on the headline measures; their blocks are among the last that were made."""
+    place = (group.domain, group.split, group.site, group.finding or None)
+    own = {b.model: b for b in blocks if (b.domain, b.split, b.site, b.finding) == place}
+    for name in HEADLINES:
+        key = Key(name)
+        have = {m: run for m, run in runs.items() if key in run.replicates}
+        measures = {m: own[m].get(name, cls=None) for m in have}
+        found = compare(
+            {m: measure.estimate for m, measure in measures.items() if measure is not None},
+            {m: run.replicates[key] for m, run in have.items()},
+            reference,
+            level=plan.level,
+            better=MEASURES[name].better,
+            where=place,
+            name=name,
+        )
+        if found is not None:
+            yield found

@@ -21,6 +21,7 @@ from medtl.evaluation._shared import (
     now,
     verdict_of,
 )
+from medtl.evaluation.context import RunContext
 from medtl.evaluation.estimate import FEW_EVENTS, Estimate
 from medtl.evaluation.limitations import limitations
 from medtl.evaluation.measures import MEASURES
@@ -32,7 +33,6 @@ from medtl.evaluation.results import (
     Difference,
     Measure,
     Results,
-    RunContext,
     SegmentationRules,
     Settings,
     WorstCase,

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.measures import KINDS, MEASURES
+from medtl.evaluation.names import colour, in_view, main_domain, many, ranked
 from medtl.evaluation.results import Block, Curve, Results
 from medtl.evaluation.svg import (
     BEFORE_COLOUR,
-    BOUND_COLOUR,
-    COLOURS,
     INK,
     MUTED,
-    REFERENCE_COLOUR,
     RULE,
     drawing,
     shorten,
@@ -44,17 +42,6 @@ class Drawing:
     caption: str
 
 
-def colour(results: Results, model: str) -> str:
-    """The model's colour in every figure."""
-    if model == results.reference_model:
-        return REFERENCE_COLOUR
-    bounds = results.context.target_trained
-    if model in bounds:
-        return BOUND_COLOUR
-    others = [m for m in results.models if m != results.reference_model and m not in bounds]
-    return COLOURS[others.index(model) % len(COLOURS)]
-
-
 def label(results: Results, model: str) -> str:
     """The model's name in every figure; an upper bound says so."""
     return shorten(model) + (" (upper bound)" if model in results.context.target_trained else "")
@@ -80,11 +67,25 @@ def draw_all(results: Results) -> dict[str, Drawing]:
         from medtl.evaluation.segfigures import MAKERS
 
         makers = MAKERS
+    from medtl.evaluation.manyfigures import ranked_figure
+    from medtl.evaluation.trainfigures import MAKERS as TRAINING
+
+    if many(results):
+        makers = tuple(ranked_figure if make is _forest else make for make in makers)
     with drawing():
-        drawn = [make(results) for make in makers]
+        drawn = [make(results) for make in (*makers, *TRAINING)]
     bounds = results.context.target_trained
     said = f" {', '.join(bounds)}: uses target labels, an upper bound and not a candidate." if bounds else ""
     return {d.name: replace(d, caption=d.caption + said) for d in drawn if d is not None}
+
+
+def _some(results: Results) -> str:
+    """Says that a figure shows some of the models."""
+    return (
+        " Of many models some are drawn: the reference and the best of each strategy."
+        if many(results)
+        else ""
+    )
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -106,7 +107,7 @@ def _curves(block: Block, name: str, **where: str | None) -> list[Curve]:
 def _roc(results: Results) -> Drawing | None:
     panels: dict[str, list[tuple[str, Curve]]] = {}
     for domain in ("target", "source"):
-        for model in results.models:
+        for model in in_view(results):
             for block in results.main_blocks(model, domain):
                 for curve in _curves(block, "roc"):
                     title = (
@@ -146,6 +147,7 @@ def _roc(results: Results) -> Drawing | None:
     )
     if results.task == "multiclass":
         caption += " Each panel sets one class against all others."
+    caption += _some(results)
     return Drawing("roc", to_svg(figure, "roc", "ROC curves"), caption)
 
 
@@ -153,7 +155,9 @@ def legend(figure: Figure, ax: Axes) -> None:
     """The legend of one panel above all of them."""
     handles, labels = ax.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), borderpad=0.6)
+        fitting = int(figure.get_figwidth() / (0.6 + 0.068 * max(map(len, labels))))
+        columns = max(1, min(4, len(labels), fitting))
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderpad=0.6)
 
 
 def bar(ax: Axes, y: float, e: Estimate, tint: str, marker: str = "o") -> None:
@@ -208,8 +212,10 @@ def _forest(results: Results) -> Drawing | None:
 
 def _reliability(results: Results) -> Drawing | None:
     columns: list[tuple[str, Block]] = []
-    for model in results.models:
-        for domain in ("target", "source"):
+    for model in in_view(results):
+        for domain in (
+            ("target",) if many(results) and main_domain(results) == "target" else ("target", "source")
+        ):
             for block in results.main_blocks(model, domain):
                 if _curves(block, "reliability"):
                     columns.append((model, block))
@@ -244,6 +250,7 @@ def _reliability(results: Results) -> Drawing | None:
         f"with a {percent(results)} band from resampled patients; the diagonal is ideal. Dashed: before "
         "recalibration; solid: after dividing the logits by the temperature fitted at the source. Bars: "
         "where the predictions lie. With several training seeds their predictions are pooled."
+        + _some(results)
     )
     return Drawing("calibration", to_svg(figure, "calibration", "Calibration before and after"), caption)
 
@@ -266,9 +273,10 @@ def _calibration_panel(results: Results, ax: Axes, bars: Axes, model: str, block
 
 
 def _shares(results: Results) -> Drawing | None:
-    main = [(m, b) for m in results.models for b in results.main_blocks(m, "target")]
+    models = in_view(results)
+    main = [(m, b) for m in models for b in results.main_blocks(m, "target")]
     if not main:
-        main = [(m, b) for m in results.models for b in results.main_blocks(m, "source")]
+        main = [(m, b) for m in models for b in results.main_blocks(m, "source")]
     findings = list(dict.fromkeys(b.finding for _, b in main))
     lines = [
         (f, c)
@@ -278,7 +286,7 @@ def _shares(results: Results) -> Drawing | None:
     ]
     if not lines:
         return None
-    step = 0.3 * len(results.models) + 0.45
+    step = 0.3 * len(models) + 0.45
     figure = new_figure(8.4, 0.75 + 0.55 * step * len(lines))
     ax = figure.subplots()
     for k, (finding, cls) in enumerate(lines):
@@ -290,10 +298,10 @@ def _shares(results: Results) -> Drawing | None:
             truth = block.get("observed_share", cls=cls)
             if j == 0 and truth is not None and truth.estimate.value is not None:
                 x = truth.estimate.value
-                ends = [top + 0.18, top - 0.3 * len(results.models) + 0.12]
+                ends = [top + 0.18, top - 0.3 * len(models) + 0.12]
                 name = "reference standard" if k == 0 else None
                 ax.plot([x, x], ends, color=INK, linewidth=2.2, label=name)
-    for model in results.models:
+    for model in models:
         ax.plot(
             [],
             [],
@@ -303,7 +311,7 @@ def _shares(results: Results) -> Drawing | None:
             markersize=5,
         )
     names = [shorten(cls) + (f", {shorten(f)}" if f else "") for f, cls in lines]
-    middle = 0.15 * (len(results.models) - 1)
+    middle = 0.15 * (len(models) - 1)
     ax.set_yticks([-k * step - middle for k in range(len(lines))], names)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
@@ -312,7 +320,7 @@ def _shares(results: Results) -> Drawing | None:
     caption = (
         f"Share of the cases that each model calls a class ({percent(results)} intervals), and the share by "
         "the reference standard where there is one. Large gaps point to a shift that the model did not "
-        "follow."
+        "follow." + _some(results)
     )
     return Drawing("shares", to_svg(figure, "shares", "Shares of the classes"), caption)
 
@@ -320,15 +328,16 @@ def _shares(results: Results) -> Drawing | None:
 def _sites(results: Results) -> Drawing | None:
     blocks = [b for b in results.blocks if b.site is not None and b.split == "test" and b.num_labelled]
     places = list(dict.fromkeys((b.domain, b.site, b.finding) for b in blocks))
-    if len({(d, s) for d, s, _ in places}) < 2:
+    sites = {(d, s) for d, s, _ in places}
+    if len(sites) < 2 or (many(results) and len(sites) == len({d for d, _ in sites})):
         return None
-    names = ("auroc", "balanced_accuracy")
-    step = 0.3 * len(results.models) + 0.4
+    names, models = ("auroc", "balanced_accuracy"), in_view(results)
+    step = 0.3 * len(models) + 0.4
     figure = new_figure(8.4, 0.8 + 0.52 * step * len(places))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for k, place in enumerate(places):
-            for j, model in enumerate(results.models):
+            for j, model in enumerate(models):
                 block = next(
                     (b for b in blocks if (b.domain, b.site, b.finding) == place and b.model == model), None
                 )
@@ -341,17 +350,18 @@ def _sites(results: Results) -> Drawing | None:
         ax.spines["left"].set_visible(False)
     words = {"target": "external", "source": "internal"}
     labels = [f"{shorten(s or '')} ({words[d]})" + (f", {shorten(f)}" if f else "") for d, s, f in places]
-    middle = 0.15 * (len(results.models) - 1)
+    middle = 0.15 * (len(models) - 1)
     axes[0].set_yticks([-k * step - middle for k in range(len(places))], labels)
-    for model in results.models:
+    for model in models:
         axes[0].plot([], [], "o-", color=colour(results, model), label=label(results, model), markersize=5)
     legend(figure, axes[0])
-    caption = f"Results by site with {percent(results)} intervals; the thin line is chance."
+    caption = f"Results by site with {percent(results)} intervals; the thin line is chance." + _some(results)
     return Drawing("sites", to_svg(figure, "sites", "Results by site"), caption)
 
 
 def _seeds(results: Results) -> Drawing | None:
-    main = [(m, b) for m in results.models for b in results.main_blocks(m, "target") if b.num_labelled]
+    models = ranked(results) if many(results) else results.models
+    main = [(m, b) for m in models for b in results.main_blocks(m, "target") if b.num_labelled]
     main = [(m, b) for m, b in main if len(b.seeds) > 1]
     if not main:
         return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medtl.evaluation.estimate import FEW_EVENTS, format_estimate
+from medtl.evaluation.estimate import FEW_EVENTS, Estimate, format_estimate
+from medtl.evaluation.names import first_model, many
 from medtl.evaluation.results import Block, Results
 from medtl.evaluation.seglimitations import mask_limitations
 
@@ -64,7 +65,7 @@ def limitations(results: Results) -> Iterator[str]:
 
 def _size(results: Results, targets: list[Block]) -> Iterator[str]:
     for block in targets:
-        if block.model != results.models[0] or not block.num_labelled:
+        if block.model != first_model(results, "target") or not block.num_labelled:
             continue
         main = results.block(block.model, block.domain, block.split, finding=block.finding)
         if block is not main:
@@ -81,17 +82,32 @@ def _size(results: Results, targets: list[Block]) -> Iterator[str]:
                 f"External testing{about} holds fewer than the advised {ADVISED_EVENTS} patients of each "
                 f"class: {counts}{hard}."
             )
+    wide: list[tuple[str, Estimate]] = []
+    separated: list[str] = []
     for block in targets:
         measure = block.get("auroc")
-        e = measure.estimate if measure else None
-        if block is results.block(block.model, "target", block.split, finding=block.finding):
-            if e and e.lo is not None and e.hi is not None and e.hi - e.lo > WIDE_AUROC:
-                yield f"The interval of the external AUROC of {block.model} is wide: {format_estimate(e)}."
-            if e and e.status == "separated":
-                yield (
-                    f"{block.model} separates the external cases completely; with so few patients that can "
-                    "be chance, and an exact bound stands for the interval."
-                )
+        if measure and block is results.block(block.model, "target", block.split, finding=block.finding):
+            e = measure.estimate
+            if e.lo is not None and e.hi is not None and e.hi - e.lo > WIDE_AUROC:
+                wide.append((block.model, e))
+            if e.status == "separated":
+                separated.append(block.model)
+    if many(results) and wide:
+        model, e = max(wide, key=lambda pair: (pair[1].hi or 0) - (pair[1].lo or 0))
+        number = len(dict.fromkeys(m for m, _ in wide))
+        wide = []
+        yield (
+            f"The intervals of the external AUROC are wide for {number} of {len(results.models)} models, the widest "
+            f"that of {model}: {format_estimate(e)}."
+        )
+    for model, e in wide:
+        yield f"The interval of the external AUROC of {model} is wide: {format_estimate(e)}."
+    for names in [list(dict.fromkeys(separated))] if many(results) else [[m] for m in separated]:
+        if names:
+            yield (
+                f"{_names(names)} separate{'s' if len(names) == 1 else ''} the external cases completely; with so few "
+                "patients that can be chance, and an exact bound stands for the interval."
+            )
 
 
 def _frozen(results: Results, sources: list[Block]) -> Iterator[str]:

@@ -13,12 +13,15 @@ from typing import Any
 
 from medtl.errors import DataError
 from medtl.evaluation._tree import build
+from medtl.evaluation.compare import Comparison
 from medtl.evaluation.context import RunContext
 from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.operating import OperatingPoint
 from medtl.runs import atomic_write
 
 SCHEMA = "medtl.results/1"
+HEADLINES = ("balanced_accuracy", "auroc")
+"""The measures that a classification is summed up by."""
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,7 @@ class Results:
     created: str
     segmentation: SegmentationRules | None = None
     worst: tuple[WorstCase, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     schema: str = SCHEMA
 
     def block(

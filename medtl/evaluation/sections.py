@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from medtl.evaluation.appendix import definitions_section, limitations_section, reproducibility_section
 from medtl.evaluation.estimate import Estimate, format_number
 from medtl.evaluation.figures import Drawing, role
+from medtl.evaluation.flow import data_section
+from medtl.evaluation.manysections import (
+    auroc_table,
+    calibration_table,
+    comparison_section,
+    seeds_section,
+    settings_section,
+)
 from medtl.evaluation.measures import KINDS, MEASURES
+from medtl.evaluation.names import in_view, main_domain, many, ranked
 from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Block, Results
+from medtl.evaluation.trainsections import costs_section, learning_section, methods_table, sizes_section
 from medtl.evaluation.view import BOUND_NOTE, TONES, Cell, Section, Table, TableBuilder, name_cell, plain
 
 _DASH = "\N{EN DASH}"
@@ -24,9 +34,17 @@ def sections(
         from medtl.evaluation.segsections import segmentation_sections
 
         return segmentation_sections(results, figures, overlays)
-    makers = (_data, _frozen, _discrimination, _decisions, _effect, _calibration, _shares, _sites, _seeds)
+    training = (sizes_section, costs_section, learning_section)
+    effect = (_discrimination, _decisions, _effect, _calibration)
+    makers: tuple[Callable[[Results, dict[str, Drawing]], Section | None], ...]
+    makers = (data_section, _frozen, *effect, *training, _shares, _sites, _seeds)
+    if many(results):
+        quality = (_discrimination, _decisions, _calibration)
+        rest = (settings_section, *quality, _shares, _sites, seeds_section)
+        makers = (data_section, comparison_section, *training, *rest)
     made = [make(results, figures) for make in makers]
-    return [s for s in made if s is not None] + [
+    return [
+        *(s for s in made if s is not None),
         limitations_section(results),
         definitions_section(results),
         reproducibility_section(results),
@@ -44,7 +62,7 @@ def _name(results: Results, block: Block) -> Cell:
 def _main(results: Results, *, labelled: bool = True) -> Iterator[Block]:
     """The blocks that the tables show: for each domain, each model (and finding)."""
     for domain in ("target", "source"):
-        for model in results.models:
+        for model in ranked(results) if many(results) else results.models:
             for block in results.main_blocks(model, domain):
                 if block.num_labelled or not labelled:
                     yield block
@@ -55,71 +73,6 @@ def _estimate(
 ) -> Estimate | None:
     found = block.get(name, cls=cls, stage=stage, kind=kind)
     return None if found is None else found.estimate
-
-
-def _data(results: Results, figures: dict[str, Drawing]) -> Section:
-    tables = []
-    if results.context.flow:
-        tables.append(flow_table(results))
-    table = TableBuilder(
-        "Cases in this evaluation",
-        ("Cases for", "Site", "Patients", "Cases", "With reference standard", *results.classes),
-    )
-    if results.task == "multilabel":
-        table.columns = (*table.columns[:5], "Findings present")
-    for block in results.blocks:
-        if block.model != results.models[0] or (
-            block.finding is not None and block.finding != results.blocks[0].finding
-        ):
-            continue
-        site = block.site if block.site is not None else "all sites"
-        shown: list[str] = []
-        if results.task == "multilabel":
-            shown = [
-                ", ".join(
-                    f"{b.finding} {b.class_cases[results.positive or results.classes[-1]]}"
-                    for b in results.blocks
-                    if (b.model, b.domain, b.split, b.site)
-                    == (block.model, block.domain, block.split, block.site)
-                )
-            ]
-        elif block.num_labelled:
-            shown = [
-                f"{block.class_cases[c]} ({block.class_patients[c]} patients)"
-                if block.class_patients[c] != block.class_cases[c]
-                else str(block.class_cases[c])
-                for c in results.classes
-            ]
-        else:
-            shown = [_DASH] * len(results.classes)
-        table.row(role(block), site, block.num_patients, block.num_cases, block.num_labelled, *shown)
-    tables.append(table.build())
-    text = (
-        "External testing: patients of a site that gave no labels to training. Internal testing: patients of "
-        "the source site(s) who were not trained on. Tuning cases: patients of the source on whom "
-        "temperature and operating point were fitted. A patient belongs to one of these only.",
-    )
-    return Section("data", "Data and flow", text=text, tables=tuple(tables))
-
-
-def flow_table(results: Results) -> Table:
-    """Counts from the folders to the cases; whatever the run counted, numbers first, reasons last."""
-    flow = {site: dict(counts) for site, counts in results.context.flow.items() if isinstance(counts, dict)}
-    keys = list(dict.fromkeys(k for counts in flow.values() for k in counts))
-    table = TableBuilder(
-        "From the folders to the cases", ("Site", *(k.replace("_", " ").capitalize() for k in keys))
-    )
-    for site, counts in flow.items():
-        cells = []
-        for key in keys:
-            value = counts.get(key)
-            if isinstance(value, dict):
-                parts = [f"{reason.replace('_', ' ')} {number}" for reason, number in value.items()]
-                cells.append(Cell("; ".join(parts) or "none"))
-            else:
-                cells.append(Cell(_DASH if value is None else str(value)))
-        table.row(site, *cells)
-    return table.build()
 
 
 def _frozen(results: Results, figures: dict[str, Drawing]) -> Section:
@@ -167,6 +120,9 @@ def _discrimination(results: Results, figures: dict[str, Drawing]) -> Section | 
     if not blocks:
         return None
     multi = results.task == "multiclass"
+    if many(results) and not multi:
+        drawn = _figures(figures, "roc")
+        return Section("discrimination", "Discrimination", tables=(auroc_table(results),), figures=drawn)
     columns = ["Model", "Cases for", "AUROC"] + (
         [f"{c} against the rest" for c in results.classes] if multi else []
     )
@@ -192,12 +148,16 @@ def _decisions(results: Results, figures: dict[str, Drawing]) -> Section | None:
     if results.positive is None:
         columns += [f"Recall, {c}" for c in results.classes]
     title = "Calls at the frozen operating point" if results.positive else "Calls of the most probable class"
-    table = TableBuilder(title, tuple(columns))
+    tables: dict[str, TableBuilder] = {}
     for block in blocks:
+        place = role(block) if many(results) else ""
+        caption = f"{title}, {place.lower()}" if place else title
+        head = [c for c in columns if c != "Cases for"] if place else columns
+        table = tables.setdefault(place, TableBuilder(caption, tuple(head)))
         cells = [table.number(_estimate(block, n)) for n in names]
         if results.positive is None:
             cells += [table.number(_estimate(block, "recall", cls=c)) for c in results.classes]
-        table.row(_name(results, block), role(block), *cells)
+        table.row(_name(results, block), *([] if place else [role(block)]), *cells)
     text: tuple[str, ...] = ()
     if results.prevalence is not None:
         text = (
@@ -209,13 +169,14 @@ def _decisions(results: Results, figures: dict[str, Drawing]) -> Section | None:
             "No prevalence was stated, so no PPV and NPV are given: those of the sample would not be those "
             "of a clinic.",
         )
-    confusion = tuple(_confusion(results, b) for b in blocks if b.domain == "target" and b.confusion)
-    confusion = confusion or tuple(_confusion(results, b) for b in blocks if b.confusion)
+    drawn = [b for b in blocks if b.confusion and b.model in in_view(results)]
+    drawn = [b for b in drawn if b.domain == "target"] or drawn
+    confusion = tuple(_confusion(results, b) for b in drawn)
     return Section(
         "calls",
         "Calls, sensitivity and specificity" if results.positive else "Calls and recalls",
         text=text,
-        tables=(table.build(), *confusion),
+        tables=(*(t.build() for t in tables.values()), *confusion),
     )
 
 
@@ -288,7 +249,7 @@ def _calibration(results: Results, figures: dict[str, Drawing]) -> Section | Non
         columns += ["Slope", "In the large"]
     columns += ["Squared error, debiased", *(f"ECE, {k.replace('_', ' ')}" for k in kinds)]
     table = TableBuilder("Calibration before and after recalibration", tuple(columns))
-    for block in blocks:
+    for block in () if many(results) else blocks:
         for stage in ("before", "after"):
             if block.get("nll", stage=stage) is None:
                 continue
@@ -314,7 +275,7 @@ def _calibration(results: Results, figures: dict[str, Drawing]) -> Section | Non
         "calibration",
         "Calibration",
         text=text,
-        tables=(table.build(),),
+        tables=(calibration_table(results) if many(results) else table.build(), *methods_table(results)),
         figures=_figures(figures, "calibration"),
     )
 
@@ -323,6 +284,8 @@ def _shares(results: Results, figures: dict[str, Drawing]) -> Section:
     table = TableBuilder("Shares of the classes", ("Cases for", "Share", *results.classes))
     seen: set[tuple[str, str | None]] = set()
     for block in _main(results, labelled=False):
+        if many(results) and block.domain != main_domain(results):
+            continue
         about = f", {block.finding}" if block.finding else ""
         if block.num_labelled and (block.domain, block.finding) not in seen:
             seen.add((block.domain, block.finding))
@@ -341,7 +304,12 @@ def _shares(results: Results, figures: dict[str, Drawing]) -> Section:
 
 def _sites(results: Results, figures: dict[str, Drawing]) -> Section | None:
     blocks = [b for b in results.blocks if b.site is not None and b.split == "test" and b.num_labelled]
-    if len({(b.domain, b.site) for b in blocks}) < 2:
+    places = {(b.domain, b.site) for b in blocks}
+    if many(results):
+        # One site a domain: the tables above have it already.
+        blocks = [b for b in blocks if b.model in in_view(results)]
+        places = places if len(places) > len({d for d, _ in places}) else set()
+    if len(places) < 2:
         return None
     names = ["auroc", "balanced_accuracy"] + (["sensitivity", "specificity"] if results.positive else [])
     columns = ("Site", "Model", "Patients", "Cases", *(MEASURES[n].title for n in names))

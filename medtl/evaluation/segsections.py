@@ -98,7 +98,7 @@ def _get(
 
 
 def _data(results: Results, figures: dict[str, Drawing]) -> Section:
-    from medtl.evaluation.sections import flow_table
+    from medtl.evaluation.flow import flow_table
 
     tables: list[Table] = [flow_table(results)] if results.context.flow else []
     held = [f"{c} in the reference" for c in results.classes]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medtl.evaluation import segsummary
 from medtl.evaluation.estimate import format_estimate, format_number
+from medtl.evaluation.manysections import findings_of, ranked_table
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.results import Block, Difference, Results
+from medtl.evaluation.names import first_model, many
+from medtl.evaluation.results import HEADLINES, Block, Difference, Results
 from medtl.evaluation.view import TONES, Cell, Table, TableBuilder, join, name_cell, plain
-
-HEADLINES = ("balanced_accuracy", "auroc")
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,15 @@ def summarise(results: Results) -> Summary:
     measured = any(b.domain == "target" and b.num_labelled for b in results.blocks)
     domain = "target" if measured else "source"
     masks = results.segmentation is not None
+    crowd = many(results) and len({b.finding for b in results.blocks}) == 1
+    side_by_side = segsummary.side_by_side if masks else _side_by_side
     return Summary(
         verdict=kept,
         reason=str(keep.get("reason", "")),
         evidence=_evidence(results, keep),
-        finding=tuple(_findings(results)),
+        finding=tuple((*findings_of(results), *_external(results)) if crowd else _findings(results)),
         warning=segsummary.conflict(results, kept) if masks else _warning(results, kept),
-        table=(segsummary.side_by_side if masks else _side_by_side)(results, kept, domain),
+        table=ranked_table(results, kept) if crowd else side_by_side(results, kept, domain),
         facts=(*_facts(results), *segsummary.facts(results)),
         boxes=segsummary.boxes(results) if masks else (),
     )
@@ -100,18 +103,18 @@ def _findings(results: Results) -> list[Cell]:
             if d.model in results.context.target_trained:
                 sentence, tone = f"Upper bound (uses target labels, not a candidate). {sentence}", "muted"
             out.append(Cell(sentence, e.value, e.lo, e.hi, tone=tone))
-    if not out:
-        targets = [b for b in results.blocks if b.domain == "target"]
-        if targets and not any(b.num_labelled for b in targets):
-            out.append(
-                Cell(
-                    "The external site has no reference standard: gain or harm there is unknown.",
-                    tone="muted",
-                )
-            )
-        elif not targets:
-            out.append(Cell("There was no external testing.", tone="muted"))
-    return out
+    return out or list(_external(results))
+
+
+def _external(results: Results) -> Iterator[Cell]:
+    """Says where external testing has nothing to show."""
+    targets = [b for b in results.blocks if b.domain == "target"]
+    if targets and not any(b.num_labelled for b in targets):
+        yield Cell(
+            "The external site has no reference standard: gain or harm there is unknown.", tone="muted"
+        )
+    elif not targets:
+        yield Cell("There was no external testing.", tone="muted")
 
 
 def _warning(results: Results, kept: str) -> str:
@@ -178,7 +181,7 @@ def _side_by_side(results: Results, kept: str, domain: str) -> Table:
 def _facts(results: Results) -> list[str]:
     facts = []
     for domain, word in (("target", "External testing"), ("source", "Internal testing")):
-        blocks = results.main_blocks(results.models[0], domain)
+        blocks = results.main_blocks(first_model(results, domain) or "", domain)
         if blocks:
             facts.append(f"{word}: {_counts(results, blocks[0], domain)}")
     if results.positive is not None and results.task == "binary":

@@ -1,0 +1,44 @@
+"""The figure that ranks many models."""
+
+from __future__ import annotations
+
+from medtl.evaluation.figures import Drawing, bar, label, new_figure, percent
+from medtl.evaluation.measures import MEASURES
+from medtl.evaluation.names import colour, main_comparison, main_domain
+from medtl.evaluation.results import HEADLINES, Results
+from medtl.evaluation.svg import MUTED, RULE, to_svg
+
+
+def ranked_figure(results: Results) -> Drawing | None:
+    """Differences of all models from the reference, the best first, with limits that hold for all at once."""
+    first = main_comparison(results)
+    if first is None:
+        return None
+    found = [c for name in HEADLINES if (c := main_comparison(results, name)) is not None]
+    models = [row.model for row in first.rows]
+    figure = new_figure(8.6, 0.95 + 0.27 * len(models))
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for ax, comparison in zip(axes, found, strict=True):
+        ax.axvline(0, color=MUTED, linewidth=0.9)
+        ax.grid(axis="x", color=RULE, linewidth=0.5)
+        ax.set_axisbelow(True)
+        for row in comparison.rows:
+            if row.model not in models:
+                continue
+            y, tint = -models.index(row.model), colour(results, row.model)
+            if row.difference is None:
+                ax.plot([0], [y], marker="|", color=tint, markersize=11, linestyle="none", markeredgewidth=2)
+            else:
+                bar(ax, y, row.difference, tint)
+        ax.set(title=MEASURES[comparison.name].title, ylim=(-len(models) + 0.4, 0.6))
+        ax.set_xlabel(f"model minus {label(results, first.reference)}")
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+    axes[0].set_yticks([-k for k in range(len(models))], [label(results, m) for m in models])
+    place = "external" if main_domain(results) == "target" else "internal"
+    caption = (
+        f"Differences from {first.reference} in {place} testing, sorted by {MEASURES[first.name].title.lower()}. The "
+        f"limits hold at {percent(results)} for all models at once; a line that crosses 0 does not tell better from "
+        "worse. One colour a strategy."
+    )
+    return Drawing("ranked", to_svg(figure, "ranked", "All models against the reference"), caption)

@@ -1,0 +1,216 @@
+"""Figures about training: learning curves, cost beside quality, quality by the number of labelled patients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from medtl.evaluation.context import Cost, LearningCurve
+from medtl.evaluation.estimate import Estimate
+from medtl.evaluation.figures import Drawing, legend, new_figure, percent, role
+from medtl.evaluation.measures import MEASURES
+from medtl.evaluation.names import main_block, main_domain, split_name, strategy_colour
+from medtl.evaluation.results import HEADLINES, Measure, Results
+from medtl.evaluation.svg import COLOURS, MUTED, RULE, shorten, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_CURVES = 12
+"""Models whose learning curves are drawn."""
+MARKERS = "osD^vPX*"
+TRAIN_COLOUR, VALIDATION_COLOUR = MUTED, COLOURS[0]
+AXES = {
+    "train_seconds": "Training (s)",
+    "predict_seconds_per_case": "Prediction (s a case)",
+    "trained_parameters": "Trained parameters",
+}
+
+
+def headline(results: Results, model: str, domain: str, finding: str | None = None) -> Measure | None:
+    """The first headline measure of a model; the mean Dice of a segmentation."""
+    block = main_block(results, model, domain, finding)
+    name = HEADLINES[0] if results.segmentation is None else "dice"
+    found = block.get(name, cls=None, kind=None) if block is not None else None
+    return found if found is not None and found.estimate.value is not None else None
+
+
+def headline_title(results: Results) -> str:
+    """What `headline` is."""
+    return "Mean Dice" if results.segmentation is not None else MEASURES[HEADLINES[0]].title
+
+
+def learning_figure(results: Results) -> Drawing | None:
+    """One panel a model: losses on training and validation, one line a seed."""
+    curves: dict[str, list[LearningCurve]] = {}
+    for curve in results.context.learning:
+        if len(curve.epochs) > 1:
+            curves.setdefault(curve.model, []).append(curve)
+    shown = list(curves)[:MOST_CURVES]
+    if not shown:
+        return None
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    width = {1: 4.6, 2: 3.7, 3: 2.8, 4: 2.15}[columns]
+    figure = new_figure(width * columns, (1.75 if columns > 2 else 2.3) * rows + 0.45)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for ax in grid.flat[len(shown) :]:
+        ax.set_axis_off()
+    for ax, model in zip(grid.flat, shown, strict=False):
+        for number, curve in enumerate(curves[model]):
+            _losses(ax, curve, first=number == 0)
+        ax.set_title(shorten(model), fontsize=8.5)
+        ax.grid(axis="y", color=RULE, linewidth=0.5)
+        ax.set_axisbelow(True)
+        ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    for ax in grid[-1]:
+        ax.set_xlabel("Epoch")
+    for ax in grid[:, 0]:
+        ax.set_ylabel("Loss")
+    legend(figure, grid.flat[0])
+    more = len(curves) - len(shown)
+    caption = (
+        "Learning curves, one line a training seed. The loss on training cases is the mean over an epoch, with "
+        "augmentation and while the weights moved, so that it may lie above or below that on validation without any "
+        "overfitting; the table below compares the two on equal terms."
+        + (f" {more} more models are in results.json." if more else "")
+    )
+    return Drawing("learning", to_svg(figure, "learning", "Learning curves"), caption)
+
+
+def _losses(ax: Axes, curve: LearningCurve, *, first: bool) -> None:
+    for values, tint, style, name in (
+        (curve.train_loss, TRAIN_COLOUR, (0, (3.5, 1.6)), "training"),
+        (curve.validation_loss, VALIDATION_COLOUR, "solid", "validation"),
+    ):
+        points = [(e, v) for e, v in zip(curve.epochs, values, strict=False) if v is not None]
+        if not points:
+            continue
+        epochs, losses = zip(*points, strict=True)
+        ax.plot(
+            epochs,
+            losses,
+            color=tint,
+            linestyle=style,
+            linewidth=1.3,
+            label=name if first else None,
+            alpha=0.85,
+        )
+        epoch = curve.kept_epoch or 0
+        if name == "validation" and epoch in epochs:
+            kept = "kept epoch" if first else None
+            ax.plot(epoch, dict(points)[epoch], "o", color=tint, markersize=4.5, label=kept, linestyle="none")
+
+
+def costs_figure(results: Results) -> Drawing | None:
+    """Quality against what training and prediction cost."""
+    domain = main_domain(results)
+    points = [
+        (cost, found.estimate)
+        for cost in results.context.costs
+        if (found := headline(results, cost.model, domain)) is not None
+    ]
+    kinds = [kind for kind in AXES if len({getattr(cost, kind) for cost, _ in points} - {None}) > 1]
+    kinds = [k for k in kinds if k != "trained_parameters" or len(kinds) < 3]
+    if len(points) < 2 or not kinds:
+        return None
+    encoders = list(dict.fromkeys(split_name(c.model).encoder for c, _ in points))
+    figure = new_figure(4.15 * len(kinds) + 0.2, 3.5 + 0.12 * min(len(points), 8))
+    axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for ax, kind in zip(axes, kinds, strict=True):
+        for cost, e in points:
+            _point(ax, results, cost, e, kind, MARKERS[encoders.index(split_name(cost.model).encoder) % 8])
+        ax.set_xscale("log")
+        ax.set_xlabel(f"{AXES[kind]}, log scale")
+        ax.grid(color=RULE, linewidth=0.5)
+        ax.set_axisbelow(True)
+    axes[0].set_ylabel(headline_title(results))
+    _keys(axes[0], results, [c.model for c, _ in points], encoders)
+    legend(figure, axes[0])
+    place = "external" if domain == "target" else "internal"
+    caption = (
+        f"Quality in {place} testing ({percent(results)} intervals over patients) beside cost; better is up and to "
+        "the left. Seconds hold for the machine of this run."
+    )
+    return Drawing("costs", to_svg(figure, "costs", "Cost beside quality"), caption)
+
+
+def _point(ax: Axes, results: Results, cost: Cost, e: Estimate, kind: str, marker: str) -> None:
+    x = getattr(cost, kind)
+    if x is None or x <= 0 or e.value is None:
+        return
+    tint = strategy_colour(results, split_name(cost.model).strategy)
+    if e.lo is not None and e.hi is not None:
+        ax.plot([x, x], [e.lo, e.hi], color=tint, linewidth=1.0, alpha=0.35, solid_capstyle="butt")
+    ax.plot(
+        [x], [e.value], marker=marker, color=tint, markersize=6.5, linestyle="none", markeredgecolor="white"
+    )
+
+
+def _keys(ax: Axes, results: Results, models: list[str], encoders: list[str]) -> None:
+    """Colours for strategies, and markers for encoders where there are several."""
+    for strategy in dict.fromkeys(split_name(m).strategy for m in models):
+        ax.plot(
+            [], [], "s", color=strategy_colour(results, strategy), label=shorten(strategy), markersize=5.5
+        )
+    if len(encoders) > 1:
+        for k, encoder in enumerate(encoders):
+            name = shorten(encoder or "no encoder named")
+            ax.plot([], [], MARKERS[k % 8], color=MUTED, label=name, markersize=5.5, linestyle="none")
+
+
+def sizes(results: Results) -> dict[str, dict[int, str]]:
+    """By group of models, such as `probe` or `resnet50/probe`: the model of each number of labelled patients."""
+    found: dict[str, dict[int, str]] = {}
+    for model in results.models:
+        number = results.context.sizes.get(model, split_name(model).size)
+        if number is not None:
+            found.setdefault(split_name(model).group, {})[number] = model
+    several = {group: dict(sorted(by.items())) for group, by in found.items()}
+    return several if any(len(by) > 1 for by in several.values()) else {}
+
+
+def sizes_figure(results: Results) -> Drawing | None:
+    """Quality over the number of labelled patients, one line a group, with its band."""
+    groups = sizes(results)
+    domains = [d for d in ("target", "source") if any(headline(results, m, d) for m in results.models)]
+    if not groups or not domains:
+        return None
+    figure = new_figure(4.15 * len(domains) + 0.2, 3.5)
+    axes = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
+    tints = {g: COLOURS[k % len(COLOURS)] for k, g in enumerate(groups)}
+    ticks = sorted({n for by in groups.values() for n in by})
+    # Seeds of neighbouring groups would hide each other: each is moved a little to its side.
+    aside = {g: 1.0 + 0.03 * (k - (len(groups) - 1) / 2) for k, g in enumerate(groups)}
+    for ax, domain in zip(axes, domains, strict=True):
+        for group, by in groups.items():
+            found = {n: m for n, model in by.items() if (m := headline(results, model, domain))}
+            tint, numbers = tints[group], list(found)
+            estimates = [m.estimate for m in found.values()]
+            lo = [e.value if e.lo is None else e.lo for e in estimates]
+            hi = [e.value if e.hi is None else e.hi for e in estimates]
+            ax.fill_between(numbers, lo, hi, color=tint, alpha=0.13, linewidth=0)
+            ax.plot(
+                numbers, [e.value for e in estimates], "-", color=tint, label=shorten(group), linewidth=1.8
+            )
+            for n, m in found.items():
+                dots = [v for v in m.per_seed.values() if v is not None]
+                ax.plot([n * aside[group]] * len(dots), dots, "o", color=tint, markersize=3.6, alpha=0.75)
+        block = next(b for m in results.models for b in results.main_blocks(m, domain))
+        ax.set_title(role(block))
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel("Labelled training patients, log scale")
+        ax.grid(axis="y", color=RULE, linewidth=0.5)
+        ax.set_axisbelow(True)
+    axes[0].set_ylabel(headline_title(results))
+    legend(figure, axes[0])
+    caption = (
+        f"{headline_title(results)} over the number of labelled training patients. Line: mean over training seeds; "
+        f"band: {percent(results)} interval over the tested patients; dots: single training seeds, which also differ "
+        "in the patients drawn for training. Neither alone is the whole uncertainty."
+    )
+    return Drawing("sizes", to_svg(figure, "sizes", "Quality by number of labelled patients"), caption)
+
+
+MAKERS = (learning_figure, sizes_figure, costs_figure)
