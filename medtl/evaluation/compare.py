@@ -12,8 +12,6 @@ from medtl.evaluation._arrays import Floats
 from medtl.evaluation._shared import verdict_of
 from medtl.evaluation.estimate import Estimate
 
-FEWEST = 3
-"""From so many models on, intervals are made simultaneous: with two there is one comparison."""
 METHOD = "patient bootstrap, single-step max-t"
 
 
@@ -25,15 +23,17 @@ class Compared:
         model: name of the model.
         rank: 1 = the best value.
         estimate: its own value and interval, as in its block.
-        difference: model minus reference, with limits that hold for all models at once; None for the reference.
-        p_value: of no difference, adjusted for the number of comparisons in the same way; None for the reference.
-        verdict: as `Difference.verdict`, by these limits; "" for the reference.
+        reference: the model that it is compared with, or "".
+        difference: model minus its reference, with limits that hold for all models at once; None for a reference.
+        p_value: of no difference, adjusted for the number of comparisons in the same way; None for a reference.
+        verdict: as `Difference.verdict`, by these limits; "" for a reference.
         first: share of the resamples in which no other model is better; equals share it.
     """
 
     model: str
     rank: int
     estimate: Estimate
+    reference: str
     difference: Estimate | None
     p_value: float | None
     verdict: str
@@ -47,7 +47,8 @@ class Comparison:
     Attributes:
         domain: group of cases, as in `Block`; split, site and finding likewise.
         name: the measure.
-        reference: the model that the others are compared with.
+        kind: what each model is compared with: `reference` (one model), `same_size` (another strategy with as many
+            labelled patients) or `previous_size` (itself with fewer).
         critical: standard errors to either side that make the limits hold for all comparisons at once.
         method: how.
         rows: the models, best first.
@@ -58,7 +59,7 @@ class Comparison:
     site: str | None
     finding: str | None
     name: str
-    reference: str
+    kind: str
     critical: float
     method: str
     rows: tuple[Compared, ...]
@@ -67,40 +68,42 @@ class Comparison:
 def compare(
     estimates: Mapping[str, Estimate],
     replicates: Mapping[str, Floats],
-    reference: str,
+    pairs: Mapping[str, str],
     *,
     level: float,
     better: str,
     where: tuple[str, str, str | None, str | None],
     name: str,
+    kind: str = "reference",
 ) -> Comparison | None:
-    """Compares every model with the reference.
+    """Compares models with their references.
 
-    The largest studentised deviation over all models, resample by resample, gives one critical value for all of them
+    The largest studentised deviation over all pairs, resample by resample, gives one critical value for all of them
     (Westfall and Young 1993; Romano and Wolf 2005, single step). Since all models are taken on the same resamples, it
     knows how they hang together; Bonferroni and Holm, which do not, would give wider limits.
 
     Args:
-        estimates: by model, with a value each.
+        estimates: by model.
         replicates: by model, (B,) each, on the same resamples.
-        reference: one of the models.
+        pairs: the reference of each model that has one.
         level: that all limits hold together.
         better: `higher` or `lower`.
         where: domain, split, site and finding of the group.
         name: the measure.
+        kind: as `Comparison.kind`.
 
     Returns:
-        The comparison, or None for fewer than `FEWEST` models with a value.
+        The comparison, or None where no pair has values.
     """
     models = [m for m, e in estimates.items() if e.value is not None]
-    if reference not in models or len(models) < FEWEST:
-        return None
-    drawn = np.stack([replicates[m] for m in models])
+    at = {model: i for i, model in enumerate(models)}
+    pairs = {m: ref for m, ref in pairs.items() if m in at and ref in at and m != ref}
+    drawn = np.stack([replicates[m] for m in models]) if pairs else np.empty((0, 0))
     drawn = drawn[:, np.isfinite(drawn).all(axis=0)]
     if drawn.shape[1] < 2:
         return None
     values = np.array([estimates[m].value for m in models], dtype=np.float64)
-    base = models.index(reference)
+    base = np.array([at[pairs.get(m, m)] for m in models])
     gap, moved = values - values[base], drawn - drawn[base]
     error = moved.std(axis=1, ddof=1)
     vary = error > 1e-12
@@ -112,9 +115,9 @@ def compare(
     first = (best / best.sum(axis=0)).mean(axis=1)
     rows = []
     for rank, i in enumerate(np.argsort(-sign * values, kind="stable"), start=1):
-        own = estimates[models[i]]
-        if i == base:
-            rows.append(Compared(reference, rank, own, None, None, "", float(first[i])))
+        model, own = models[i], estimates[models[i]]
+        if model not in pairs:
+            rows.append(Compared(model, rank, own, "", None, None, "", float(first[i])))
             continue
         half = critical * error[i]
         found = Estimate(
@@ -130,5 +133,6 @@ def compare(
         )
         observed = abs(gap[i]) / error[i] if vary[i] else (0.0 if gap[i] == 0 else np.inf)
         p = float((1 + (largest >= observed).sum()) / (1 + len(largest)))
-        rows.append(Compared(models[i], rank, own, found, p, verdict_of(found, better), float(first[i])))
-    return Comparison(*where, name, reference, critical, METHOD, tuple(rows))
+        verdict = verdict_of(found, better)
+        rows.append(Compared(model, rank, own, pairs[model], found, p, verdict, float(first[i])))
+    return Comparison(*where, name, kind, critical, METHOD, tuple(rows))

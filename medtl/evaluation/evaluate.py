@@ -26,6 +26,7 @@ from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.freeze import choose_positive, freeze
 from medtl.evaluation.limitations import limitations
 from medtl.evaluation.measures import MEASURES
+from medtl.evaluation.names import pairings
 from medtl.evaluation.operating import check_rule, ppv_npv
 from medtl.evaluation.resample import estimate, missing
 from medtl.evaluation.results import HEADLINES, Block, Difference, Measure, Results
@@ -127,9 +128,9 @@ def evaluate(
             blocks.append(_block(plan, group, cases, rows, m, runs[m]))
             if reference in runs and m != reference:
                 differences += _differences(plan, group, cases, m, reference, runs)
-        if reference in runs and group.whole:
+        if reference is not None and group.whole:
             candidates = {m: run for m, run in runs.items() if m not in context.target_trained}
-            comparisons += _comparisons(plan, group, blocks, candidates, reference)
+            comparisons += _comparisons(plan, context, group, blocks, candidates, reference)
     results = Results(
         task=table.task,
         classes=table.classes,
@@ -295,23 +296,30 @@ def _differences(
 
 
 def _comparisons(
-    plan: Plan, group: Group, blocks: list[Block], runs: dict[str, Replicates], reference: str
+    plan: Plan,
+    context: RunContext,
+    group: Group,
+    blocks: list[Block],
+    runs: dict[str, Replicates],
+    reference: str,
 ) -> Iterator[Comparison]:
     """All candidates on the headline measures; their blocks are among the last that were made."""
     place = (group.domain, group.split, group.site, group.finding or None)
     own = {b.model: b for b in blocks if (b.domain, b.split, b.site, b.finding) == place}
-    for name in HEADLINES:
-        key = Key(name)
-        have = {m: run for m, run in runs.items() if key in run.replicates}
-        measures = {m: own[m].get(name, cls=None) for m in have}
-        found = compare(
-            {m: measure.estimate for m, measure in measures.items() if measure is not None},
-            {m: run.replicates[key] for m, run in have.items()},
-            reference,
-            level=plan.level,
-            better=MEASURES[name].better,
-            where=place,
-            name=name,
-        )
-        if found is not None:
-            yield found
+    for kind, pairs in pairings(tuple(runs), context.sizes, reference).items():
+        for name in HEADLINES:
+            key = Key(name)
+            have = {m: run for m, run in runs.items() if key in run.replicates}
+            measures = {m: own[m].get(name, cls=None) for m in have}
+            found = compare(
+                {m: measure.estimate for m, measure in measures.items() if measure is not None},
+                {m: run.replicates[key] for m, run in have.items()},
+                pairs,
+                level=plan.level,
+                better=MEASURES[name].better,
+                where=place,
+                name=name,
+                kind=kind,
+            )
+            if found is not None:
+                yield found

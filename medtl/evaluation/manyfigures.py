@@ -7,6 +7,7 @@ from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.names import colour, main_comparison, main_domain
 from medtl.evaluation.results import HEADLINES, Results
 from medtl.evaluation.svg import MUTED, RULE, to_svg
+from medtl.evaluation.trainsections import PLACES
 
 
 def ranked_figure(results: Results) -> Drawing | None:
@@ -31,13 +32,13 @@ def ranked_figure(results: Results) -> Drawing | None:
             else:
                 bar(ax, y, row.difference, tint)
         ax.set(title=MEASURES[comparison.name].title, ylim=(-len(models) + 0.4, 0.6))
-        ax.set_xlabel(f"model minus {label(results, first.reference)}")
+        ax.set_xlabel(f"model minus {label(results, results.reference_model or '')}")
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
     axes[0].set_yticks([-k for k in range(len(models))], [label(results, m) for m in models])
-    place = "external" if main_domain(results) == "target" else "internal"
+    place, title = PLACES[main_domain(results)], MEASURES[first.name].title.lower()
     caption = (
-        f"Differences from {first.reference} in {place} testing, sorted by {MEASURES[first.name].title.lower()}. The "
+        f"Differences from {results.reference_model} in {place.lower()}, sorted by {title}. The "
         f"limits hold at {percent(results)} for all models at once; a line that crosses 0 does not tell better from "
         "worse. One colour a strategy."
     )

@@ -10,9 +10,9 @@ from medtl.evaluation.compare import Compared, Comparison
 from medtl.evaluation.estimate import decimals, format_estimate, format_number
 from medtl.evaluation.figures import Drawing
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.names import main_block, main_comparison, main_domain, ranked, split_name
+from medtl.evaluation.names import main_block, main_comparison, main_domain, ranked, sizes_of, split_name
 from medtl.evaluation.results import HEADLINES, Block, Results, Settings
-from medtl.evaluation.trainsections import PLACES, count, duration
+from medtl.evaluation.trainsections import PLACES, count, duration, growth, sizes_table
 from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, join, name_cell, plain
 
 _DASH = Cell("\N{EN DASH}", tone="muted")
@@ -20,6 +20,9 @@ _DASH = Cell("\N{EN DASH}", tone="muted")
 
 def findings_of(results: Results) -> Iterator[Cell]:
     """What testing shows, in a sentence or two for each headline measure."""
+    if sizes_of(results):
+        yield from (Cell(text, tone="even") for text in growth(results))
+        return
     place = PLACES[main_domain(results)].lower()
     for name in HEADLINES:
         found = main_comparison(results, name)
@@ -31,7 +34,8 @@ def findings_of(results: Results) -> Iterator[Cell]:
         }
         parts = [f"{len(models)} {word}" for word, models in groups.items()]
         yield Cell(
-            f"{MEASURES[name].title} in {place}: of {len(found.rows) - 1} models compared with {found.reference}, "
+            f"{MEASURES[name].title} in {place}: of {len(found.rows) - 1} models compared with "
+            f"{results.reference_model}, "
             f"{join(parts)}.",
             tone="even",
         )
@@ -54,13 +58,15 @@ def title_in_text(name: str) -> str:
 def ranked_table(results: Results, kept: str = "") -> Table:
     """Every model in one row: quality, difference from the reference, quality at home, cost."""
     domain = main_domain(results)
+    if sizes_of(results):
+        return sizes_table(results, domain)
     comparison = main_comparison(results)
     rows: dict[str, Compared] = {} if comparison is None else {r.model: r for r in comparison.rows}
     costs = {c.model: c for c in results.context.costs}
     title = MEASURES[HEADLINES[0]].title
     columns = ["Model", title]
     if comparison is not None:
-        columns.append(f"Difference from {comparison.reference}")
+        columns.append(f"Difference from {results.reference_model}")
     columns.append(MEASURES[HEADLINES[1]].title)
     home = domain == "target" and any(b.domain == "source" for b in results.blocks)
     columns += [f"{title}, internal testing"] if home else []
@@ -180,7 +186,7 @@ def _comparison_table(results: Results, found: list[Comparison], finding: str | 
         columns += [f"{MEASURES[c.name].title}, difference", "Adjusted p", "First in"]
     about = f", {finding}" if finding else ""
     table = TableBuilder(
-        f"Differences from {found[0].reference}, {PLACES[main_domain(results)].lower()}{about}",
+        f"Differences from {results.reference_model}, {PLACES[main_domain(results)].lower()}{about}",
         tuple(columns),
     )
     for row in found[0].rows:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from medtl.evaluation.compare import Comparison
 from medtl.evaluation.results import HEADLINES, Block, Results
@@ -50,9 +52,47 @@ def split_name(model: str) -> Name:
     return Name(encoder, strategy, int(size) if size else None)
 
 
+def size_groups(models: Sequence[str], sizes: Mapping[str, int]) -> dict[str, dict[int, str]]:
+    """By group of models, such as `probe`: the model of each number of labelled patients; empty without a series.
+
+    Args:
+        models: names of the models.
+        sizes: labelled training patients by model, where the names do not say.
+    """
+    found: dict[str, dict[int, str]] = {}
+    for model in models:
+        number = sizes.get(model, split_name(model).size)
+        if number is not None:
+            found.setdefault(split_name(model).group, {})[number] = model
+    ordered = {group: dict(sorted(by.items())) for group, by in found.items()}
+    return ordered if any(len(by) > 1 for by in ordered.values()) else {}
+
+
+def pairings(models: Sequence[str], sizes: Mapping[str, int], reference: str) -> dict[str, dict[str, str]]:
+    """What is compared with what, by `Comparison.kind`: with one reference, or size by size and step by step."""
+    groups = size_groups(models, sizes)
+    if not groups:
+        # With two models there is one comparison, which needs no other limits than its own.
+        return {"reference": {m: reference for m in models if m != reference}} if len(models) > 2 else {}
+    home = next((g for g, by in groups.items() if reference in by.values()), next(iter(groups)))
+    same = {
+        m: groups[home][n]
+        for g, by in groups.items()
+        for n, m in by.items()
+        if g != home and n in groups[home]
+    }
+    steps = {m: before for by in groups.values() for before, m in pairwise(by.values())}
+    return {"same_size": same, "previous_size": steps}
+
+
+def sizes_of(results: Results) -> dict[str, dict[int, str]]:
+    """`size_groups` of the results."""
+    return size_groups(results.models, results.context.sizes)
+
+
 def many(results: Results) -> bool:
-    """Whether there are too many models to show each in full."""
-    return results.segmentation is None and len(results.models) > MANY
+    """Whether there are too many models to show each in full, or the same models with more and more patients."""
+    return results.segmentation is None and (len(results.models) > MANY or bool(sizes_of(results)))
 
 
 def main_domain(results: Results) -> str:
@@ -71,17 +111,19 @@ def main_block(results: Results, model: str, domain: str, finding: str | None = 
 
 
 def main_comparison(
-    results: Results, name: str = HEADLINES[0], domain: str = "", finding: str | None = None
+    results: Results,
+    name: str = HEADLINES[0],
+    domain: str = "",
+    finding: str | None = None,
+    kind: str = "reference",
 ) -> Comparison | None:
     """The comparison of all models on the main cases of a domain (default: that of external testing, if any)."""
     domain = domain or main_domain(results)
-    reference = results.reference_model or ""
-    block = main_block(results, reference, domain, finding)
-    if block is None:
-        return None
-    place = (domain, block.split, block.site, finding, name)
+    blocks = [main_block(results, m, domain, finding) for m in results.models]
+    places = {(domain, b.split, b.site, finding, name, kind) for b in blocks if b is not None}
     return next(
-        (c for c in results.comparisons if (c.domain, c.split, c.site, c.finding, c.name) == place), None
+        (c for c in results.comparisons if (c.domain, c.split, c.site, c.finding, c.name, c.kind) in places),
+        None,
     )
 
 

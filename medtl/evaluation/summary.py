@@ -9,8 +9,9 @@ from medtl.evaluation import segsummary
 from medtl.evaluation.estimate import format_estimate, format_number
 from medtl.evaluation.manysections import findings_of, ranked_table
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.names import first_model, many
+from medtl.evaluation.names import first_model, main_domain, many, sizes_of
 from medtl.evaluation.results import HEADLINES, Block, Difference, Results
+from medtl.evaluation.trainsections import PLACES
 from medtl.evaluation.view import TONES, Cell, Table, TableBuilder, join, name_cell, plain
 
 
@@ -22,6 +23,7 @@ class Summary:
         verdict: what the rule keeps, or "" where no rule was applied.
         reason: why, in one sentence.
         evidence: what the rule looked at.
+        heading: of the findings.
         finding: what external testing showed, one sentence for each model and headline measure.
         warning: where the rule and external testing disagree, or "".
         table: models side by side.
@@ -32,6 +34,7 @@ class Summary:
     verdict: str
     reason: str
     evidence: Table | None
+    heading: str
     finding: tuple[Cell, ...]
     warning: str
     table: Table
@@ -52,6 +55,7 @@ def summarise(results: Results) -> Summary:
         verdict=kept,
         reason=str(keep.get("reason", "")),
         evidence=_evidence(results, keep),
+        heading=f"What {PLACES[main_domain(results) if crowd else 'target'].lower()} shows",
         finding=tuple((*findings_of(results), *_external(results)) if crowd else _findings(results)),
         warning=segsummary.conflict(results, kept) if masks else _warning(results, kept),
         table=ranked_table(results, kept) if crowd else side_by_side(results, kept, domain),
@@ -186,7 +190,7 @@ def _facts(results: Results) -> list[str]:
             facts.append(f"{word}: {_counts(results, blocks[0], domain)}")
     if results.positive is not None and results.task == "binary":
         facts.append(f"Positive class: {results.positive} ({results.positive_reason}).")
-    if results.reference_model:
+    if results.reference_model and not sizes_of(results):
         facts.append(f"Reference for comparisons: {results.reference_model} ({results.reference_reason}).")
     return facts
 

@@ -6,23 +6,43 @@ from typing import TYPE_CHECKING
 
 from medtl.evaluation.context import Cost, LearningCurve
 from medtl.evaluation.estimate import Estimate
-from medtl.evaluation.figures import Drawing, legend, new_figure, percent, role
+from medtl.evaluation.figures import Drawing, label, legend, new_figure, percent, role
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.names import main_block, main_domain, split_name, strategy_colour
+from medtl.evaluation.names import (
+    colour,
+    main_block,
+    main_domain,
+    many,
+    sizes_of,
+    split_name,
+    strategy_colour,
+)
 from medtl.evaluation.results import HEADLINES, Measure, Results
 from medtl.evaluation.svg import COLOURS, MUTED, RULE, shorten, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_CURVES = 12
 """Models whose learning curves are drawn."""
 MARKERS = "osD^vPX*"
 TRAIN_COLOUR, VALIDATION_COLOUR = MUTED, COLOURS[0]
 AXES = {
-    "train_seconds": "Training (s)",
-    "predict_seconds_per_case": "Prediction (s a case)",
+    "train_seconds": "Training",
+    "predict_seconds_per_case": "Prediction, a case",
     "trained_parameters": "Trained parameters",
+}
+SECONDS: dict[float, str] = {
+    **{s / 1000: f"{s} ms" for s in (0.1, 0.3, 1, 3, 10, 30, 100, 300)},
+    **{s: f"{s} s" for s in (1, 3, 10, 30)},
+    **{60 * m: f"{m} min" for m in (1, 3, 10, 30)},
+    **{3600 * h: f"{h} h" for h in (1, 3, 10, 30, 100)},
+}
+NUMBERS = {
+    10**k: f"{10 ** (k % 3)}{unit}"
+    for k in range(2, 11)
+    for unit in ("", " k", " M", " G")[k // 3 : k // 3 + 1]
 }
 
 
@@ -62,7 +82,7 @@ def learning_figure(results: Results) -> Drawing | None:
         ax.grid(axis="y", color=RULE, linewidth=0.5)
         ax.set_axisbelow(True)
         ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    for ax in grid[-1]:
+    for ax in grid.flat[max(0, len(shown) - columns) : len(shown)]:
         ax.set_xlabel("Epoch")
     for ax in grid[:, 0]:
         ax.set_ylabel("Loss")
@@ -118,14 +138,20 @@ def costs_figure(results: Results) -> Drawing | None:
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for ax, kind in zip(axes, kinds, strict=True):
         for cost, e in points:
-            _point(ax, results, cost, e, kind, MARKERS[encoders.index(split_name(cost.model).encoder) % 8])
-        ax.set_xscale("log")
+            _point(
+                ax,
+                results,
+                cost,
+                e,
+                kind,
+                MARKERS[encoders.index(split_name(cost.model).encoder) % len(MARKERS)],
+            )
+        _log_axis(ax, NUMBERS if kind == "trained_parameters" else SECONDS)
         ax.set_xlabel(f"{AXES[kind]}, log scale")
         ax.grid(color=RULE, linewidth=0.5)
         ax.set_axisbelow(True)
     axes[0].set_ylabel(headline_title(results))
-    _keys(axes[0], results, [c.model for c, _ in points], encoders)
-    legend(figure, axes[0])
+    _keys(figure, axes[0], results, [c.model for c, _ in points], encoders)
     place = "external" if domain == "target" else "internal"
     caption = (
         f"Quality in {place} testing ({percent(results)} intervals over patients) beside cost; better is up and to "
@@ -134,44 +160,59 @@ def costs_figure(results: Results) -> Drawing | None:
     return Drawing("costs", to_svg(figure, "costs", "Cost beside quality"), caption)
 
 
+def _log_axis(ax: Axes, names: dict[float, str]) -> None:
+    """A logarithmic axis with round ticks, at least two of them."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    inside = [x for x in names if low <= x <= high]
+    if len(inside) < 2:
+        inside = [
+            max((x for x in names if x < low), default=low),
+            *inside,
+            min((x for x in names if x > high), default=high),
+        ]
+        ax.set_xlim(inside[0], inside[-1])
+    # At most five, evenly, or they run into each other.
+    inside = inside[:: -(-len(inside) // 5)]
+    ax.set_xticks(inside, [names.get(x, f"{x:g}") for x in inside])
+    ax.set_xticks([], minor=True)
+
+
+def _tint(results: Results, model: str) -> str:
+    return strategy_colour(results, split_name(model).strategy) if many(results) else colour(results, model)
+
+
 def _point(ax: Axes, results: Results, cost: Cost, e: Estimate, kind: str, marker: str) -> None:
     x = getattr(cost, kind)
     if x is None or x <= 0 or e.value is None:
         return
-    tint = strategy_colour(results, split_name(cost.model).strategy)
+    tint = _tint(results, cost.model)
     if e.lo is not None and e.hi is not None:
         ax.plot([x, x], [e.lo, e.hi], color=tint, linewidth=1.0, alpha=0.35, solid_capstyle="butt")
-    ax.plot(
-        [x], [e.value], marker=marker, color=tint, markersize=6.5, linestyle="none", markeredgecolor="white"
-    )
+    ax.plot([x], [e.value], marker, color=tint, markersize=6.5, markeredgecolor="white")
 
 
-def _keys(ax: Axes, results: Results, models: list[str], encoders: list[str]) -> None:
-    """Colours for strategies, and markers for encoders where there are several."""
-    for strategy in dict.fromkeys(split_name(m).strategy for m in models):
-        ax.plot(
-            [], [], "s", color=strategy_colour(results, strategy), label=shorten(strategy), markersize=5.5
-        )
+def _keys(figure: Figure, ax: Axes, results: Results, models: list[str], encoders: list[str]) -> None:
+    """Colours for strategies and, where there are several, markers for encoders; with few models for each model."""
+    if not many(results):
+        for model in models:
+            marker = MARKERS[encoders.index(split_name(model).encoder) % len(MARKERS)]
+            ax.plot([], [], marker, color=_tint(results, model), label=label(results, model), markersize=5.5)
+        legend(figure, ax)
+        return
+    strategies = {split_name(m).strategy: m for m in models}
+    for strategy, model in strategies.items():
+        ax.plot([], [], "s", color=_tint(results, model), label=shorten(strategy), markersize=5.5)
+    legend(figure, ax)
     if len(encoders) > 1:
-        for k, encoder in enumerate(encoders):
-            name = shorten(encoder or "no encoder named")
-            ax.plot([], [], MARKERS[k % 8], color=MUTED, label=name, markersize=5.5, linestyle="none")
-
-
-def sizes(results: Results) -> dict[str, dict[int, str]]:
-    """By group of models, such as `probe` or `resnet50/probe`: the model of each number of labelled patients."""
-    found: dict[str, dict[int, str]] = {}
-    for model in results.models:
-        number = results.context.sizes.get(model, split_name(model).size)
-        if number is not None:
-            found.setdefault(split_name(model).group, {})[number] = model
-    several = {group: dict(sorted(by.items())) for group, by in found.items()}
-    return several if any(len(by) > 1 for by in several.values()) else {}
+        handles = [ax.plot([], [], MARKERS[k % len(MARKERS)], color=MUTED)[0] for k in range(len(encoders))]
+        names = [shorten(e or "no encoder named") for e in encoders]
+        figure.legend(handles, names, loc="outside lower left", ncols=min(4, len(names)), borderpad=0.6)
 
 
 def sizes_figure(results: Results) -> Drawing | None:
     """Quality over the number of labelled patients, one line a group, with its band."""
-    groups = sizes(results)
+    groups = sizes_of(results)
     domains = [d for d in ("target", "source") if any(headline(results, m, d) for m in results.models)]
     if not groups or not domains:
         return None

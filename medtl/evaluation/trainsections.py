@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
+from medtl.evaluation.compare import Compared
 from medtl.evaluation.estimate import format_estimate, format_number
 from medtl.evaluation.figures import Drawing
 from medtl.evaluation.gaps import RULE, Gap, gaps, sentences
-from medtl.evaluation.names import main_domain
+from medtl.evaluation.names import main_comparison, main_domain, sizes_of
 from medtl.evaluation.results import Results
-from medtl.evaluation.trainfigures import headline, headline_title, sizes
-from medtl.evaluation.view import Cell, Section, Table, TableBuilder, join, name_cell
+from medtl.evaluation.trainfigures import headline, headline_title
+from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, join, name_cell
 
 _DASH = "\N{EN DASH}"
-_NARROW = "\N{NARROW NO-BREAK SPACE}"
-TONES = {"large": "harm", "within the noise": "even", "small": "", "": "muted"}
+_SPACE = "\N{NO-BREAK SPACE}"
+READS = {"large": "harm", "within the noise": "even", "small": "", "": "muted"}
 PLACES = {"target": "External testing", "source": "Internal testing"}
 
 
@@ -32,7 +34,7 @@ def learning_section(results: Results, figures: dict[str, Drawing]) -> Section |
             _number(g.train),
             Cell(_validation(g)),
             _number(g.size),
-            Cell(g.reads or _DASH, tone=TONES[g.reads]),
+            Cell(g.reads or _DASH, tone=READS[g.reads]),
         )
         table.row(name_cell(results, g.model), _kept(g), *cells)
     table.notes.append(RULE)
@@ -57,50 +59,100 @@ def _kept(gap: Gap) -> str:
 
 def sizes_section(results: Results, figures: dict[str, Drawing]) -> Section | None:
     """Quality over the number of labelled training patients."""
-    groups = sizes(results)
+    groups = sizes_of(results)
     if not groups:
         return None
-    numbers = sorted({n for by in groups.values() for n in by})
-    tables = []
-    for domain, place in PLACES.items():
-        table = TableBuilder(
-            f"{headline_title(results)}, {place.lower()}", ("Labelled training patients", *groups)
-        )
-        for n in numbers:
-            cells = []
-            for by in groups.values():
-                measure = headline(results, by[n], domain) if n in by else None
-                cells.append(table.number(measure.estimate if measure else None))
-            if any(c.value is not None for c in cells):
-                table.row(str(n), *cells)
-        if table.rows:
-            tables.append(table.build())
-    text = tuple(_growth(results, groups))
+    tables = [sizes_table(results, domain) for domain in PLACES]
+    tables += [_same_size(results, groups), _steps(results, groups)]
+    text = (
+        *growth(results),
+        "All models are tested on the same resampled patients; the limits of differences hold for a whole table at "
+        "once (single-step max-t from the patient bootstrap: Westfall and Young 1993; Romano and Wolf 2005). They are "
+        "about the tested patients; which patients were drawn for training shows in the spread of the seeds.",
+    )
     drawn = (figures["sizes"],) if "sizes" in figures else ()
-    return Section("sizes", "How many labelled patients", text=text, tables=tuple(tables), figures=drawn)
+    shown = tuple(t for t in tables if t.rows)
+    return Section("sizes", "How many labelled patients", text=text, tables=shown, figures=drawn)
 
 
-def _growth(results: Results, groups: dict[str, dict[int, str]]) -> Iterator[str]:
+def sizes_table(results: Results, domain: str) -> Table:
+    """One row a number of labelled patients, one column a strategy."""
+    groups = sizes_of(results)
+    place = PLACES[domain].lower()
+    table = TableBuilder(f"{headline_title(results)}, {place}", ("Labelled training patients", *groups))
+    for n in sorted({n for by in groups.values() for n in by}):
+        found = [headline(results, by[n], domain) if n in by else None for by in groups.values()]
+        if any(found):
+            table.row(str(n), *(table.number(m.estimate if m else None) for m in found))
+    return table.build()
+
+
+def _same_size(results: Results, groups: dict[str, dict[int, str]]) -> Table:
+    """Every strategy against one of them at the same number of patients."""
+    rows, place = _compared(results, "same_size"), PLACES[main_domain(results)].lower()
+    others = [g for g, by in groups.items() if any(m in rows for m in by.values())]
+    home = next((g for g in groups if g not in others), "")
+    table = TableBuilder(
+        f"{headline_title(results)}, {place}: differences from {home} with as many patients",
+        ("Labelled training patients", *others),
+    )
+    for n in sorted({n for by in groups.values() for n in by}):
+        cells = [_difference(table, rows.get(groups[g].get(n, ""))) for g in others]
+        if any(c.value is not None for c in cells):
+            table.row(str(n), *cells)
+    return table.build()
+
+
+def _steps(results: Results, groups: dict[str, dict[int, str]]) -> Table:
+    """What each step to more patients brought."""
+    rows, place = _compared(results, "previous_size"), PLACES[main_domain(results)].lower()
+    table = TableBuilder(
+        f"{headline_title(results)}, {place}: what more patients brought",
+        ("Labelled training patients", *groups),
+    )
+    steps = [step for by in groups.values() for step in pairwise(by)]
+    for before, n in sorted(dict.fromkeys(steps), key=lambda step: (step[1], step[0])):
+        stepped = [by.get(n, "") if (before, n) in pairwise(by) else "" for by in groups.values()]
+        table.row(f"{before} to {n}", *(_difference(table, rows.get(m)) for m in stepped))
+    return table.build() if rows else Table("", (), ())
+
+
+def _compared(results: Results, kind: str) -> dict[str, Compared]:
+    found = main_comparison(results, kind=kind)
+    return {r.model: r for r in found.rows if r.difference is not None} if found is not None else {}
+
+
+def _difference(table: TableBuilder, row: Compared | None) -> Cell:
+    if row is None:
+        return Cell(_DASH, tone="muted")
+    return table.number(row.difference, signed=True, tone=TONES[row.verdict])
+
+
+def growth(results: Results) -> Iterator[str]:
     """What more labelled patients bring, and whether the best strategy depends on their number."""
-    domain = main_domain(results)
+    domain, groups = main_domain(results), sizes_of(results)
     value = {
         (group, n): measure.estimate
         for group, by in groups.items()
         for n, model in by.items()
         if (measure := headline(results, model, domain)) is not None
     }
+    steps = _compared(results, "previous_size")
+    words = {"gain": "more patients still help", "harm": "more patients made it worse"}
     for group, by in groups.items():
         have = [n for n in by if (group, n) in value]
         if len(have) < 2:
             continue
-        first, last = value[group, have[0]], value[group, have[-1]]
-        yield (
-            f"{group}: {format_estimate(first)} with {have[0]} labelled patients, {format_estimate(last)} with "
-            f"{have[-1]}. The last step, from {have[-2]} to {have[-1]}, "
-            f"changed it by {format_number(last.value - (value[group, have[-2]].value or 0), 2, signed=True)}."
-            if last.value is not None
-            else ""
+        text = (
+            f"{group}: {headline_title(results).lower()} {format_estimate(value[group, have[0]])} with {have[0]} "
+            f"labelled patients, {format_estimate(value[group, have[-1]])} with {have[-1]}."
         )
+        last = steps.get(by[have[-1]])
+        if last is not None and last.difference is not None:
+            reads = words.get(last.verdict, "no clear change")
+            change = format_estimate(last.difference, signed=True)
+            text += f" The last step, from {have[-2]} to {have[-1]}, brought {change}: {reads}."
+        yield text
     best: dict[str, list[int]] = {}
     for n in sorted({n for _, n in value}):
         at = {group: value[group, n].value or 0.0 for group in groups if (group, n) in value}
@@ -108,7 +160,7 @@ def _growth(results: Results, groups: dict[str, dict[int, str]]) -> Iterator[str
             best.setdefault(max(at, key=lambda group: at[group]), []).append(n)
     if len(best) > 1:
         parts = [f"{group} with {join([str(n) for n in ns])}" for group, ns in best.items()]
-        yield f"Highest value: {'; '.join(parts)} labelled patients. Where bands overlap, the order may be chance."
+        yield f"Highest value: {'; '.join(parts)} labelled patients. The table of differences says how sure that is."
 
 
 def costs_section(results: Results, figures: dict[str, Drawing]) -> Section | None:
@@ -184,7 +236,7 @@ def duration(seconds: float | None) -> str:
     """Seconds for people.
 
     Example:
-        >>> [duration(s).replace(_NARROW, " ") for s in (0.0123, 4.2, 312, 7500)]
+        >>> [duration(s).replace(_SPACE, " ") for s in (0.0123, 4.2, 312, 7500)]
         ['12 ms', '4.2 s', '5 min 12 s', '2 h 5 min']
     """
     if seconds is None:
@@ -196,32 +248,32 @@ def duration(seconds: float | None) -> str:
         text = f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
     else:
         text = f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-    return text.replace(" ", _NARROW)
+    return text.replace(" ", _SPACE)
 
 
 def memory(megabytes: float | None) -> str:
     """Megabytes for people.
 
     Example:
-        >>> [memory(m).replace(_NARROW, " ") for m in (312.4, 2048)]
+        >>> [memory(m).replace(_SPACE, " ") for m in (312.4, 2048)]
         ['312 MB', '2.0 GB']
     """
     if megabytes is None:
         return _DASH
     text = f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1024:.1f} GB"
-    return text.replace(" ", _NARROW)
+    return text.replace(" ", _SPACE)
 
 
 def count(number: int | None) -> str:
     """A count for people.
 
     Example:
-        >>> [count(n).replace(_NARROW, " ") for n in (4098, 23_500_000, 0)]
+        >>> [count(n).replace(_SPACE, " ") for n in (4098, 23_500_000, 0)]
         ['4.1 k', '23.5 M', '0']
     """
     if number is None:
         return _DASH
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:.1f}{_NARROW}{unit}"
+            return f"{number / size:.1f}{_SPACE}{unit}"
     return str(number)
