@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from medtl.evaluation.estimate import Estimate
 from medtl.evaluation.measures import KINDS, MEASURES
-from medtl.evaluation.names import colour, in_view, main_domain, many, ranked
+from medtl.evaluation.names import colour, in_view, main_domain, many, ranked, role
 from medtl.evaluation.results import Block, Curve, Results
 from medtl.evaluation.svg import (
     BEFORE_COLOUR,
@@ -45,12 +45,6 @@ class Drawing:
 def label(results: Results, model: str) -> str:
     """The model's name in every figure; an upper bound says so."""
     return shorten(model) + (" (upper bound)" if model in results.context.target_trained else "")
-
-
-def role(block: Block) -> str:
-    """`External testing`, `Internal testing`, or what else the cases of a block are."""
-    place = "External" if block.domain == "target" else "Internal"
-    return f"{place} testing" if block.split == "test" else f"{place}, tuning cases"
 
 
 def draw_all(results: Results) -> dict[str, Drawing]:

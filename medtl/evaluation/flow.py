@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medtl.evaluation.figures import Drawing, role
-from medtl.evaluation.names import first_model
+from medtl.evaluation.figures import Drawing
+from medtl.evaluation.names import first_model, role
 from medtl.evaluation.results import Results
 from medtl.evaluation.view import Cell, Section, Table, TableBuilder
 

@@ -16,6 +16,8 @@ from medtl.evaluation.view import join
 LARGE_GAP = 0.10
 """Balanced accuracy (Dice) on training cases minus that on validation cases from which a gap can be large. By
 convention: nothing in theory says where a gap begins to matter."""
+NAMED = 3
+"""Models that a sentence names one by one, those with the largest gaps."""
 RULE = (
     f"Large: training is at least {LARGE_GAP:.2f} above validation and above the upper limit of validation's interval, "
     "which is about patients. Within the noise: the first alone. Validation also chose the epoch, which flatters it a "
@@ -113,8 +115,10 @@ def sentences(results: Results, found: list[Gap]) -> Iterator[str]:
         parts = [
             f"{g.model} {format_number(g.train, 2)} on its training cases and {format_number(g.validation, 2)} on "
             "validation"
-            for g in sorted(large, key=lambda g: -(g.size or 0))
+            for g in sorted(large, key=lambda g: -(g.size or 0))[:NAMED]
         ]
+        if len(large) > NAMED:
+            parts.append(f"and {len(large) - NAMED} more")
         yield f"Large gap between training and validation ({measure}): {'; '.join(parts)}. {WHAT_IT_MEANS}"
     elif judged:
         yield f"No gap between training and validation is large ({measure}, at the kept weights)."
@@ -128,3 +132,13 @@ def sentences(results: Results, found: list[Gap]) -> Iterator[str]:
             f"{join(unfinished)}: the loss on validation was lowest in the last epoch, so training had not finished. "
             "More epochs or a higher learning rate may give a better model."
         )
+
+
+def in_short(results: Results) -> Iterator[str]:
+    """One sentence for the summary where a gap is large."""
+    large = sorted((g for g in gaps(results) if g.reads == "large"), key=lambda g: -(g.size or 0))
+    if large:
+        names = [g.model for g in large[:NAMED]] + (
+            [f"{len(large) - NAMED} more"] if len(large) > NAMED else []
+        )
+        yield f"Large gap between training and validation: {join(names)}; see the learning curves."

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from medtl.evaluation.figures import Drawing, bar, label, new_figure, percent
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.names import colour, main_comparison, main_domain
+from medtl.evaluation.names import colour, main_comparison, place_of, split_name
 from medtl.evaluation.results import HEADLINES, Results
-from medtl.evaluation.svg import MUTED, RULE, to_svg
-from medtl.evaluation.trainsections import PLACES
+from medtl.evaluation.svg import COLOURS, MUTED, RULE, to_svg
 
 
 def ranked_figure(results: Results) -> Drawing | None:
@@ -36,10 +35,11 @@ def ranked_figure(results: Results) -> Drawing | None:
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
     axes[0].set_yticks([-k for k in range(len(models))], [label(results, m) for m in models])
-    place, title = PLACES[main_domain(results)], MEASURES[first.name].title.lower()
+    place, title = place_of(results), MEASURES[first.name].title.lower()
+    strategies = {split_name(m).strategy for m in models}
     caption = (
         f"Differences from {results.reference_model} in {place.lower()}, sorted by {title}. The "
         f"limits hold at {percent(results)} for all models at once; a line that crosses 0 does not tell better from "
-        "worse. One colour a strategy."
+        "worse." + (" One colour a strategy." if len(strategies) <= len(COLOURS) else "")
     )
     return Drawing("ranked", to_svg(figure, "ranked", "All models against the reference"), caption)

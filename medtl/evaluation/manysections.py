@@ -10,7 +10,15 @@ from medtl.evaluation.compare import Compared, Comparison
 from medtl.evaluation.estimate import decimals, format_estimate, format_number
 from medtl.evaluation.figures import Drawing
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.names import main_block, main_comparison, main_domain, ranked, sizes_of, split_name
+from medtl.evaluation.names import (
+    main_block,
+    main_comparison,
+    main_domain,
+    place_of,
+    ranked,
+    sizes_of,
+    split_name,
+)
 from medtl.evaluation.results import HEADLINES, Block, Results, Settings
 from medtl.evaluation.trainsections import PLACES, count, duration, growth, sizes_table
 from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, join, name_cell, plain
@@ -23,7 +31,7 @@ def findings_of(results: Results) -> Iterator[Cell]:
     if sizes_of(results):
         yield from (Cell(text, tone="even") for text in growth(results))
         return
-    place = PLACES[main_domain(results)].lower()
+    place = place_of(results).lower()
     for name in HEADLINES:
         found = main_comparison(results, name)
         if found is None:
@@ -71,7 +79,7 @@ def ranked_table(results: Results, kept: str = "") -> Table:
     home = domain == "target" and any(b.domain == "source" for b in results.blocks)
     columns += [f"{title}, internal testing"] if home else []
     columns += ["Training", "Trained parameters"] if costs else []
-    table = TableBuilder(f"{PLACES[domain]}, the best first", tuple(columns))
+    table = TableBuilder(f"{place_of(results, domain)}, the best first", tuple(columns))
     for model in ranked(results):
         marks = [
             w
@@ -186,7 +194,7 @@ def _comparison_table(results: Results, found: list[Comparison], finding: str | 
         columns += [f"{MEASURES[c.name].title}, difference", "Adjusted p", "First in"]
     about = f", {finding}" if finding else ""
     table = TableBuilder(
-        f"Differences from {results.reference_model}, {PLACES[main_domain(results)].lower()}{about}",
+        f"Differences from {results.reference_model}, {place_of(results).lower()}{about}",
         tuple(columns),
     )
     for row in found[0].rows:
@@ -285,7 +293,7 @@ def calibration_table(results: Results) -> Table:
     ]
     names = [n for n in names if any(b.get(n[1], **n[2]) for _, b in blocks)]
     table = TableBuilder(
-        f"Calibration before and after recalibration, {PLACES[domain].lower()}",
+        f"Calibration before and after recalibration, {place_of(results, domain).lower()}",
         ("Model", *(n[0] for n in names)),
     )
     for model, block in blocks:
@@ -299,7 +307,7 @@ def auroc_table(results: Results) -> Table:
     """AUROC of every model, one column a place."""
     blocks = {(m, d): results.main_blocks(m, d) for m in ranked(results) for d in PLACES}
     domains = [d for d in PLACES if any(b.num_labelled for m in results.models for b in blocks[m, d])]
-    table = TableBuilder("AUROC", ("Model", *(PLACES[d] for d in domains)))
+    table = TableBuilder("AUROC", ("Model", *(place_of(results, d) for d in domains)))
     for model in ranked(results):
         for finding in dict.fromkeys(b.finding for b in results.blocks):
             cells = [_measure(table, main_block(results, model, d, finding), "auroc") for d in domains]
@@ -316,7 +324,7 @@ def seeds_section(results: Results, figures: dict[str, Drawing]) -> Section | No
         return None
     title = MEASURES[HEADLINES[0]].title
     table = TableBuilder(
-        f"{title} of single training seeds, {PLACES[domain].lower()}",
+        f"{title} of single training seeds, {place_of(results, domain).lower()}",
         ("Model", *(f"Seed {s}" for s in seeds)),
         compact=True,
     )

@@ -100,6 +100,20 @@ def main_domain(results: Results) -> str:
     return "target" if any(b.domain == "target" and b.num_labelled for b in results.blocks) else "source"
 
 
+def role(block: Block) -> str:
+    """`External testing`, `Internal testing`, or what else the cases of a block are."""
+    place = "External" if block.domain == "target" else "Internal"
+    return f"{place} testing" if block.split == "test" else f"{place}, tuning cases"
+
+
+def place_of(results: Results, domain: str = "") -> str:
+    """What the main cases of a domain are (default: those that models are ranked by), as `role` says it."""
+    domain = domain or main_domain(results)
+    blocks = (b for m in results.models for b in results.main_blocks(m, domain))
+    found = next((b for b in blocks if b.num_labelled), None)
+    return role(found) if found else f"{'External' if domain == 'target' else 'Internal'} testing"
+
+
 def first_model(results: Results, domain: str) -> str | None:
     """The first model that was taken to a domain, to count its cases by."""
     return next((m for m in results.models if results.main_blocks(m, domain)), None)

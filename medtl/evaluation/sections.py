@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from medtl.evaluation.appendix import definitions_section, limitations_section, reproducibility_section
 from medtl.evaluation.estimate import Estimate, format_number
-from medtl.evaluation.figures import Drawing, role
+from medtl.evaluation.figures import Drawing
 from medtl.evaluation.flow import data_section
 from medtl.evaluation.manysections import (
     auroc_table,
@@ -17,7 +17,7 @@ from medtl.evaluation.manysections import (
     settings_section,
 )
 from medtl.evaluation.measures import KINDS, MEASURES
-from medtl.evaluation.names import in_view, main_domain, many, ranked
+from medtl.evaluation.names import in_view, main_domain, many, ranked, role
 from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Block, Results
 from medtl.evaluation.trainsections import costs_section, learning_section, methods_table, sizes_section

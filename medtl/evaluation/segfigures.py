@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medtl.evaluation.figures import Drawing, bar, label, legend, new_figure, percent, role
+from medtl.evaluation.figures import Drawing, bar, label, legend, new_figure, percent
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.names import colour
+from medtl.evaluation.names import colour, role
 from medtl.evaluation.results import Block, CaseValues, Difference, Results
 from medtl.evaluation.segsections import WHOLE, title_of
 from medtl.evaluation.svg import BEFORE_COLOUR, MUTED, RULE, shorten, to_svg

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from medtl.evaluation.appendix import definitions_section, limitations_section, reproducibility_section
 from medtl.evaluation.estimate import Estimate
-from medtl.evaluation.figures import Drawing, role
+from medtl.evaluation.figures import Drawing
 from medtl.evaluation.measures import MEASURES
+from medtl.evaluation.names import role
 from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Block, Difference, Results, SegmentationRules, Settings
 from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, name_cell, plain

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from medtl.evaluation import segsummary
 from medtl.evaluation.estimate import format_estimate, format_number
+from medtl.evaluation.gaps import in_short
 from medtl.evaluation.manysections import findings_of, ranked_table
 from medtl.evaluation.measures import MEASURES
-from medtl.evaluation.names import first_model, main_domain, many, sizes_of
+from medtl.evaluation.names import first_model, many, place_of, sizes_of
 from medtl.evaluation.results import HEADLINES, Block, Difference, Results
 from medtl.evaluation.trainsections import PLACES
 from medtl.evaluation.view import TONES, Cell, Table, TableBuilder, join, name_cell, plain
@@ -25,6 +26,7 @@ class Summary:
         evidence: what the rule looked at.
         heading: of the findings.
         finding: what external testing showed, one sentence for each model and headline measure.
+        remarks: what else must not be missed, such as a large gap between training and validation.
         warning: where the rule and external testing disagree, or "".
         table: models side by side.
         facts: numbers of patients and cases, the positive class, the reference.
@@ -36,6 +38,7 @@ class Summary:
     evidence: Table | None
     heading: str
     finding: tuple[Cell, ...]
+    remarks: tuple[str, ...]
     warning: str
     table: Table
     facts: tuple[str, ...]
@@ -51,12 +54,14 @@ def summarise(results: Results) -> Summary:
     masks = results.segmentation is not None
     crowd = many(results) and len({b.finding for b in results.blocks}) == 1
     side_by_side = segsummary.side_by_side if masks else _side_by_side
+    shown = [*findings_of(results), *_external(results)] if crowd else _findings(results)
     return Summary(
         verdict=kept,
         reason=str(keep.get("reason", "")),
         evidence=_evidence(results, keep),
-        heading=f"What {PLACES[main_domain(results) if crowd else 'target'].lower()} shows",
-        finding=tuple((*findings_of(results), *_external(results)) if crowd else _findings(results)),
+        heading=f"What {(place_of(results) if crowd else PLACES['target']).lower()} shows",
+        finding=tuple(shown),
+        remarks=tuple(in_short(results)),
         warning=segsummary.conflict(results, kept) if masks else _warning(results, kept),
         table=ranked_table(results, kept) if crowd else side_by_side(results, kept, domain),
         facts=(*_facts(results), *segsummary.facts(results)),
@@ -79,6 +84,16 @@ def _evidence(results: Results, keep: dict[str, object]) -> Table | None:
     if not isinstance(evidence, (list, tuple)) or not evidence:
         return None
     models = [m for m in results.models if m not in results.context.target_trained]
+    if many(results):
+        tall = TableBuilder(
+            "", ("Evidence, without external labels", *(str(e.get("name", "")) for e in evidence))
+        )
+        for model in models:
+            given = [(entry.get("values") or {}).get(model) for entry in evidence]
+            tall.row(model, *(plain(None if v is None else float(v)) for v in given))
+        said = [(str(e.get("name", "")), str(e.get("verdict", ""))) for e in evidence]
+        tall.notes += [f"{name} speaks for: {verdict}." for name, verdict in said if verdict]
+        return tall.build()
     table = TableBuilder("", ("Evidence, without external labels", *models, "Speaks for"))
     for entry in evidence:
         values = entry.get("values") or {}

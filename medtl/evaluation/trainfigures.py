@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from medtl.evaluation.context import Cost, LearningCurve
 from medtl.evaluation.estimate import Estimate
-from medtl.evaluation.figures import Drawing, label, legend, new_figure, percent, role
+from medtl.evaluation.figures import Drawing, legend, new_figure, percent
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.names import (
     colour,
     main_block,
     main_domain,
     many,
+    role,
     sizes_of,
     split_name,
     strategy_colour,
@@ -133,25 +134,18 @@ def costs_figure(results: Results) -> Drawing | None:
     kinds = [k for k in kinds if k != "trained_parameters" or len(kinds) < 3]
     if len(points) < 2 or not kinds:
         return None
-    encoders = list(dict.fromkeys(split_name(c.model).encoder for c, _ in points))
+    markers = _markers([cost.model for cost, _ in points])
     figure = new_figure(4.15 * len(kinds) + 0.2, 3.5 + 0.12 * min(len(points), 8))
     axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     for ax, kind in zip(axes, kinds, strict=True):
         for cost, e in points:
-            _point(
-                ax,
-                results,
-                cost,
-                e,
-                kind,
-                MARKERS[encoders.index(split_name(cost.model).encoder) % len(MARKERS)],
-            )
+            _point(ax, results, cost, e, kind, markers[cost.model])
         _log_axis(ax, NUMBERS if kind == "trained_parameters" else SECONDS)
         ax.set_xlabel(f"{AXES[kind]}, log scale")
         ax.grid(color=RULE, linewidth=0.5)
         ax.set_axisbelow(True)
     axes[0].set_ylabel(headline_title(results))
-    _keys(figure, axes[0], results, [c.model for c, _ in points], encoders)
+    _keys(figure, axes[0], results, markers)
     place = "external" if domain == "target" else "internal"
     caption = (
         f"Quality in {place} testing ({percent(results)} intervals over patients) beside cost; better is up and to "
@@ -192,20 +186,31 @@ def _point(ax: Axes, results: Results, cost: Cost, e: Estimate, kind: str, marke
     ax.plot([x], [e.value], marker, color=tint, markersize=6.5, markeredgecolor="white")
 
 
-def _keys(figure: Figure, ax: Axes, results: Results, models: list[str], encoders: list[str]) -> None:
+def _markers(models: list[str]) -> dict[str, str]:
+    """A marker for each encoder; with one encoder for each round of the colours of its strategies."""
+    names = {m: split_name(m) for m in models}
+    encoders = list(dict.fromkeys(n.encoder for n in names.values()))
+    strategies = list(dict.fromkeys(n.strategy for n in names.values()))
+    at = {
+        m: strategies.index(n.strategy) // len(COLOURS) if len(encoders) == 1 else encoders.index(n.encoder)
+        for m, n in names.items()
+    }
+    return {m: MARKERS[k % len(MARKERS)] for m, k in at.items()}
+
+
+def _keys(figure: Figure, ax: Axes, results: Results, markers: dict[str, str]) -> None:
     """Colours for strategies and, where there are several, markers for encoders; with few models for each model."""
-    if not many(results):
-        for model in models:
-            marker = MARKERS[encoders.index(split_name(model).encoder) % len(MARKERS)]
-            ax.plot([], [], marker, color=_tint(results, model), label=label(results, model), markersize=5.5)
-        legend(figure, ax)
-        return
-    strategies = {split_name(m).strategy: m for m in models}
-    for strategy, model in strategies.items():
-        ax.plot([], [], "s", color=_tint(results, model), label=shorten(strategy), markersize=5.5)
+    encoders = {split_name(m).encoder: marker for m, marker in markers.items()}
+    crowd = many(results) and len(encoders) > 1
+    strategies = {split_name(m).strategy: m for m in markers}
+    for model, marker in markers.items():
+        name = split_name(model).strategy if many(results) else model
+        if not crowd or strategies[name] == model:
+            shape = "s" if crowd else marker
+            ax.plot([], [], shape, color=_tint(results, model), label=shorten(name), markersize=5.5)
     legend(figure, ax)
-    if len(encoders) > 1:
-        handles = [ax.plot([], [], MARKERS[k % len(MARKERS)], color=MUTED)[0] for k in range(len(encoders))]
+    if crowd:
+        handles = [ax.plot([], [], marker, color=MUTED)[0] for marker in encoders.values()]
         names = [shorten(e or "no encoder named") for e in encoders]
         figure.legend(handles, names, loc="outside lower left", ncols=min(4, len(names)), borderpad=0.6)
 

@@ -9,7 +9,7 @@ from medtl.evaluation.compare import Compared
 from medtl.evaluation.estimate import format_estimate, format_number
 from medtl.evaluation.figures import Drawing
 from medtl.evaluation.gaps import RULE, Gap, gaps, sentences
-from medtl.evaluation.names import main_comparison, main_domain, sizes_of
+from medtl.evaluation.names import main_comparison, main_domain, place_of, sizes_of
 from medtl.evaluation.results import Results
 from medtl.evaluation.trainfigures import headline, headline_title
 from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, join, name_cell
@@ -78,7 +78,7 @@ def sizes_section(results: Results, figures: dict[str, Drawing]) -> Section | No
 def sizes_table(results: Results, domain: str) -> Table:
     """One row a number of labelled patients, one column a strategy."""
     groups = sizes_of(results)
-    place = PLACES[domain].lower()
+    place = place_of(results, domain).lower()
     table = TableBuilder(f"{headline_title(results)}, {place}", ("Labelled training patients", *groups))
     for n in sorted({n for by in groups.values() for n in by}):
         found = [headline(results, by[n], domain) if n in by else None for by in groups.values()]
@@ -89,7 +89,7 @@ def sizes_table(results: Results, domain: str) -> Table:
 
 def _same_size(results: Results, groups: dict[str, dict[int, str]]) -> Table:
     """Every strategy against one of them at the same number of patients."""
-    rows, place = _compared(results, "same_size"), PLACES[main_domain(results)].lower()
+    rows, place = _compared(results, "same_size"), place_of(results).lower()
     others = [g for g, by in groups.items() if any(m in rows for m in by.values())]
     home = next((g for g in groups if g not in others), "")
     table = TableBuilder(
@@ -105,7 +105,7 @@ def _same_size(results: Results, groups: dict[str, dict[int, str]]) -> Table:
 
 def _steps(results: Results, groups: dict[str, dict[int, str]]) -> Table:
     """What each step to more patients brought."""
-    rows, place = _compared(results, "previous_size"), PLACES[main_domain(results)].lower()
+    rows, place = _compared(results, "previous_size"), place_of(results).lower()
     table = TableBuilder(
         f"{headline_title(results)}, {place}: what more patients brought",
         ("Labelled training patients", *groups),
@@ -174,7 +174,7 @@ def costs_section(results: Results, figures: dict[str, Drawing]) -> Section | No
         m: q.estimate.value for m, q in quality.items() if q is not None and q.estimate.value is not None
     }
     table = TableBuilder(
-        f"Cost beside quality, {PLACES[domain].lower()}",
+        f"Cost beside quality, {place_of(results, domain).lower()}",
         (
             "Model",
             headline_title(results),
