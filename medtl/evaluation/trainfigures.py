@@ -69,7 +69,8 @@ def learning_figure(results: Results) -> Drawing | None:
     shown = list(curves)[:MOST_CURVES]
     if not shown:
         return None
-    columns = min(4, len(shown))
+    # Three by three leaves no empty places.
+    columns = 3 if len(shown) in (3, 5, 6, 9) else min(4, len(shown))
     rows = -(-len(shown) // columns)
     width = {1: 4.6, 2: 3.7, 3: 2.8, 4: 2.15}[columns]
     figure = new_figure(width * columns, (1.75 if columns > 2 else 2.3) * rows + 0.45)
