@@ -11,6 +11,7 @@ from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.names import role
 from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Block, Difference, Results, SegmentationRules, Settings
+from medtl.evaluation.trainsections import costs_section, learning_section, sizes_section
 from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, name_cell, plain
 
 _DASH = "\N{EN DASH}"
@@ -36,7 +37,8 @@ def segmentation_sections(
     results: Results, figures: dict[str, Drawing], overlays: Sequence[Overlay]
 ) -> list[Section]:
     """Every section that the results have something to show for."""
-    makers = (_data, _overlap, _surfaces, _volumes, _effect, _calibration, _sites, _seeds)
+    training = (sizes_section, costs_section, learning_section)
+    makers = (_data, _overlap, _surfaces, _volumes, _effect, _calibration, *training, _sites, _seeds)
     made = [make(results, figures) for make in makers]
     return [s for s in (*made, _worst(results, overlays)) if s is not None] + [
         limitations_section(results),

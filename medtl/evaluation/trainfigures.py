@@ -51,7 +51,14 @@ def headline(results: Results, model: str, domain: str, finding: str | None = No
     """The first headline measure of a model; the mean Dice of a segmentation."""
     block = main_block(results, model, domain, finding)
     name = HEADLINES[0] if results.segmentation is None else "dice"
-    found = block.get(name, cls=None, kind=None) if block is not None else None
+    # The mean over the structures, or the only one.
+    places = (
+        (None, *results.classes[:1])
+        if results.segmentation is not None and len(results.classes) == 1
+        else (None,)
+    )
+    measures = (block.get(name, cls=c, kind=None) for c in places) if block is not None else ()
+    found = next((m for m in measures if m is not None), None)
     return found if found is not None and found.estimate.value is not None else None
 
 

@@ -64,15 +64,16 @@ def sizes_section(results: Results, figures: dict[str, Drawing]) -> Section | No
         return None
     tables = [sizes_table(results, domain) for domain in PLACES]
     tables += [_same_size(results, groups), _steps(results, groups)]
-    text = (
-        *growth(results),
-        "All models are tested on the same resampled patients; the limits of differences hold for a whole table at "
-        "once (single-step max-t from the patient bootstrap: Westfall and Young 1993; Romano and Wolf 2005). They are "
-        "about the tested patients; which patients were drawn for training shows in the spread of the seeds.",
-    )
+    text = list(growth(results))
+    if results.comparisons:
+        text.append(
+            "All models are tested on the same resampled patients; the limits of differences hold for a whole table at "
+            "once (single-step max-t from the patient bootstrap: Westfall and Young 1993; Romano and Wolf 2005). They "
+            "are about the tested patients; which patients were drawn for training shows in the spread of the seeds."
+        )
     drawn = (figures["sizes"],) if "sizes" in figures else ()
     shown = tuple(t for t in tables if t.rows)
-    return Section("sizes", "How many labelled patients", text=text, tables=shown, figures=drawn)
+    return Section("sizes", "How many labelled patients", text=tuple(text), tables=shown, figures=drawn)
 
 
 def sizes_table(results: Results, domain: str) -> Table:

@@ -12,6 +12,8 @@ from test_report import HOSTILE, Page, values
 
 from medtl.cli import main
 from medtl.evaluation import (
+    Cost,
+    LearningCurve,
     Results,
     RunContext,
     SegmentationRules,
@@ -304,3 +306,19 @@ def test_flags_that_do_not_fit(tmp_path: Path, binary: Maker, capsys: pytest.Cap
     masks = write_masks(tmp_path, image=False)
     assert main(["report", str(masks), "--out", str(tmp_path / "r"), "--overlays", "2"]) == 2
     assert "a column image" in capsys.readouterr().err
+
+
+def test_learning_curves_and_costs_of_segmentations(segmented: Maker, tmp_path: Path) -> None:
+    for structures in (("nucleus",), ("nucleus", "cytoplasm")):
+        frame = segmented(models=("source_only", "dann"), seeds=("0",), structures=structures, validation=12)
+        curve = LearningCurve("dann", "0", (1, 2), (0.8, 0.3), (0.9, 0.7), 2, 0.97, 0.6, 12)
+        context = RunContext(learning=(curve,), costs=(Cost("dann", 300.0), Cost("source_only", 200.0)))
+        results = evaluate_cases(frame, rules=RULES, context=context, replicates=100)
+        out = write_report(results, tmp_path / str(len(structures)))
+        text = text_of(Page(out.read_text()))
+        assert (
+            "Large gap between training and validation (mean Dice): dann 0.97 on its training cases" in text
+        )
+        assert "Mean Dice of the kept weights" in text
+        assert "Cost beside quality, external testing" in text
+        assert {"learning.svg", "costs.svg"} <= {p.name for p in (out.parent / "figures").iterdir()}
