@@ -17,6 +17,7 @@ from medtl.evaluation.empty import EmptyPolicy
 from medtl.evaluation.estimate import Estimate, format_estimate
 from medtl.evaluation.evaluate import evaluate
 from medtl.evaluation.figures import Drawing
+from medtl.evaluation.manyfigures import interval_figure
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.operating import OperatingPoint, ppv_npv
 from medtl.evaluation.overlays import Overlay, images_of, worst_overlays
@@ -74,6 +75,7 @@ __all__ = [
     "fit_temperature",
     "format_estimate",
     "images_of",
+    "interval_figure",
     "measure_cases",
     "plain",
     "ppv_npv",

@@ -24,7 +24,7 @@ RULE = (
     "little."
 )
 WHAT_IT_MEANS = (
-    "These networks have learned their training patients as well as the task: expect of new patients what validation "
+    "Such a network has learned its training patients as well as the task: expect of new patients what validation "
     "shows, not what training shows. A gap is no fault by itself; of two models the one with the better validation "
     "figure is the better one, gap or not. What may help, the mildest first: early stopping, more weight decay, "
     "stronger augmentation, fewer trained layers (the strategies probe, last:1 or lp_ft), and, above all, more "

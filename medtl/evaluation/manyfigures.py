@@ -1,12 +1,14 @@
-"""The figure that ranks many models."""
+"""Figures of many values with their intervals: the ranking of models, and any other for `write_page`."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from medtl.evaluation.figures import Drawing, bar, label, new_figure, percent
 from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.names import colour, main_comparison, place_of, split_name
 from medtl.evaluation.results import HEADLINES, Results
-from medtl.evaluation.svg import COLOURS, MUTED, RULE, to_svg
+from medtl.evaluation.svg import COLOURS, MUTED, RULE, drawing, shorten, to_svg
 
 
 def ranked_figure(results: Results) -> Drawing | None:
@@ -43,3 +45,34 @@ def ranked_figure(results: Results) -> Drawing | None:
         "worse." + (" One colour a strategy." if len(strategies) <= len(COLOURS) else "")
     )
     return Drawing("ranked", to_svg(figure, "ranked", "All models against the reference"), caption)
+
+
+def interval_figure(
+    name: str,
+    rows: Sequence[tuple[str, float, float | None, float | None]],
+    *,
+    xlabel: str,
+    caption: str,
+) -> Drawing:
+    """A dot with its interval for each row, from top to bottom, for a page of `write_page`.
+
+    Args:
+        name: of the file, without suffix; letters, digits and `-`.
+        rows: label, value, and the interval's limits or None.
+        xlabel: what the values are.
+        caption: what the figure shows and how to read it.
+    """
+    with drawing():
+        figure = new_figure(8.4, 0.7 + 0.27 * len(rows))
+        ax = figure.subplots()
+        ax.grid(axis="x", color=RULE, linewidth=0.5)
+        ax.set_axisbelow(True)
+        for k, (_, value, lo, hi) in enumerate(rows):
+            if lo is not None and hi is not None:
+                ax.plot([lo, hi], [-k, -k], color=COLOURS[0], linewidth=1.6, solid_capstyle="butt")
+            ax.plot([value], [-k], "o", color=COLOURS[0], markersize=5.5)
+        ax.set_yticks([-k for k in range(len(rows))], [shorten(text) for text, *_ in rows])
+        ax.set(ylim=(-len(rows) + 0.4, 0.6), xlabel=xlabel)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        return Drawing(name, to_svg(figure, name, xlabel), caption)

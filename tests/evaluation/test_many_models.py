@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from medtl.evaluation import (
     Section,
     TableBuilder,
     evaluate,
+    interval_figure,
     plain,
     write_page,
     write_report,
@@ -437,11 +438,14 @@ def test_a_page_without_predictions(tmp_path: Path) -> None:
     assert ids == ["summary", "rank"]
 
 
-def test_a_page_with_a_figure(nine: Results, tmp_path: Path) -> None:
-    from medtl.evaluation.figures import draw_all
-
-    figure = draw_all(dataclasses.replace(nine, context=RunContext()))["roc"]
+def test_a_page_with_a_figure(tmp_path: Path) -> None:
+    rows = [("resnet50", 0.41, 0.35, 0.46), (f"vgg{HOSTILE}", 0.36, None, None)]
+    figure = interval_figure("logme", rows, xlabel="LogME", caption="Higher is better.")
     out = write_page("T", [Section("a", "A", figures=(figure,))], tmp_path / "p")
-    assert (out.parent / "figures" / "roc.svg").read_text() == figure.svg
-    assert "<svg" in out.read_text()
-    assert "![roc](figures/roc.svg)" in (out.parent / "report.md").read_text()
+    drawn = out.parent / "figures" / "logme.svg"
+    texts = {e.text for e in ElementTree.fromstring(drawn.read_text()).iter() if e.tag.endswith("}text")}
+    assert {"resnet50", "LogME"} <= texts
+    html = out.read_text()
+    assert "<svg" in html
+    assert "<script" not in html.lower()
+    assert "![logme](figures/logme.svg)" in (out.parent / "report.md").read_text()
