@@ -151,7 +151,7 @@ class TestRanking:
         assert found.stability is not None
         assert found.stability > 0.6
         own = found.rows[0].scores[score]
-        assert own.lo < own.value < own.hi
+        assert own.lo < own.value <= own.hi
 
     def test_equal_candidates_share_the_first_place(self) -> None:
         x, labels = data()
