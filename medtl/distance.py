@@ -130,7 +130,8 @@ def domain_distance(
         None if share_part is None else max(0.0, 2 * (2 * share_part - 1))
         for share_part in (share.lo, share.value, share.hi)
     )
-    return Distance(auc, replace(share, value=value, lo=lo, hi=hi))
+    status = "separated" if share.status == "boundary" else share.status
+    return Distance(auc, replace(share, value=value, lo=lo, hi=hi, status=status))
 
 
 @dataclass(frozen=True)

@@ -109,11 +109,15 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     )
     preprocess = medtl.suggest_preprocess(cases.items(), config.image_size, config.slices, config.intensity)
     encoders = {
-        name: medtl.build_encoder(encoder, weights=weights, in_channels=preprocess.channels)
-        for name, (
+        name: medtl.build_classifier(  # seeded, and absent weights are an error before anything is written
             encoder,
-            weights,
-        ) in pairs.items()  # absent weights are an error before anything is written
+            len(cases.classes),
+            weights=weights,
+            in_channels=preprocess.channels,
+            image_size=preprocess.image_size,
+            seed=config.seed,
+        ).encoder
+        for name, (encoder, weights) in pairs.items()
     }
 
     with run.open(command):

@@ -46,11 +46,10 @@ def encode_depths(
     found: dict[str, list[Floats]] = {}
     probs: list[Floats] = []
     done = 0
-    at: Any = getattr(encoder, "features_at", None)
     for batch in DataLoader(data.plain(), batch_size=batch_size, collate_fn=collate):
         image: Tensor = batch.image
         slices = image if image.ndim == 4 else image.transpose(1, 2).flatten(0, 1)
-        depths = at(slices) if at is not None else {"last": encoder(slices)}
+        depths = encoder.features_at(slices)
         for name, features in depths.items():
             found.setdefault(name, []).append(_by_case(features, len(image)))
         if head is not None:
@@ -93,7 +92,9 @@ def _state(name: str, weights: str) -> dict[str, Tensor]:
         return dict(
             zip(timm.create_model(name).state_dict(), sources.read_state(packaged).values(), strict=True)
         )
-    state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    cached = sources._cached_file(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
+    options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
+    state: dict[str, Tensor] = timm.create_model(name, pretrained=True, **options).state_dict()
     return state
 
 
