@@ -228,7 +228,7 @@ def _report(words: list[str]) -> None:
 
 def _list(words: list[str]) -> None:
     """Lists what there is: medtl list recipes|methods|strategies|encoders [NAME]."""
-    from medtl.commands import List, list_encoders, list_methods, list_strategies
+    from medtl.commands import List, list_methods, list_strategies
 
     options = _parse(List, words, "list")
     makers: dict[str, Callable[[str | None], list[dict[str, Any]]]] = {
@@ -237,10 +237,16 @@ def _list(words: list[str]) -> None:
         ],
         "methods": list_methods,
         "strategies": list_strategies,
-        "encoders": list_encoders,
+        "encoders": _list_encoders,
     }
     rows = makers[options.what](options.name)
     say(json.dumps(rows, indent=2) if options.json else table(rows))
+
+
+def _list_encoders(pattern: str | None) -> list[dict[str, Any]]:
+    from medtl.models.listing import list_encoders
+
+    return list_encoders(pattern)
 
 
 def _doctor(words: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from medtl.errors import ConfigError, near_matches
+from medtl.errors import ConfigError
 from medtl.files import fresh_folder
 from medtl.runs import environment
 
@@ -327,34 +327,6 @@ def _learns_from(method: type[Adapter]) -> str:
     if "source" not in method.needs:
         return "a trained model and the target's scans"
     return "the source" + (" and the target's scans" if "target" in method.needs else "")
-
-
-def list_encoders(pattern: str | None) -> list[dict[str, Any]]:
-    """Encoders with ImageNet weights whose name holds `pattern`."""
-    import timm
-
-    from medtl.models.weights import PACKAGED_ENCODER, packaged_available
-
-    pattern = pattern or ""
-    names = timm.list_pretrained(pattern if "*" in pattern else f"*{pattern}*")
-    if not names:
-        raise ConfigError(
-            f"No encoder matches {pattern!r}. {near_matches(pattern, timm.list_models())[:200]}"
-        )
-    rows = []
-    for name in names:
-        config = timm.get_pretrained_cfg(name)
-        here = "yes" if name.partition(".")[0] == PACKAGED_ENCODER and packaged_available() else "hub"
-        size = "x".join(map(str, config.input_size)) if config else ""
-        rows.append(
-            {
-                "encoder": name,
-                "input": size,
-                "licence": (config.license if config else "") or "",
-                "weights": here,
-            }
-        )
-    return rows
 
 
 def doctor() -> dict[str, str]:

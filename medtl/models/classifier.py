@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from medtl.errors import ConfigError
+from medtl.errors import ConfigError, DataError
 from medtl.models.encoder import Encoder, build_encoder
 from medtl.models.output import Output
 
@@ -36,6 +36,9 @@ class AttentionPool(nn.Module):
 
 class Classifier(nn.Module):
     """An encoder with a linear head; a volume is classified by encoding its slices and pooling them.
+
+    It takes images, volumes, or features that its encoder gave for them, which it tells apart by their dimensions: a
+    head is trained on stored features as on scans.
 
     Args:
         encoder: gives F features an image.
@@ -81,14 +84,28 @@ class Classifier(nn.Module):
         self.bottleneck = bottleneck
 
     def forward(self, image: Tensor) -> Output:
-        """Classifies images (B, C, H, W) or volumes (B, C, D, H, W) with values in [0, 1]."""
-        if image.ndim == 5:
-            batch, channels, depth, height, width = image.shape
-            slices = image.transpose(1, 2).reshape(batch * depth, channels, height, width)
-            features = self._pool(self.encoder(slices).view(batch, depth, -1))
-        else:
-            features = self.encoder(image)
-        features = self.neck(features)
+        """Classifies images (B, C, H, W) or volumes (B, C, D, H, W) with values in [0, 1].
+
+        Or what `encode` made of them, (B, F) or (B, D, F).
+        """
+        return self.classify(image if image.ndim < 4 else self.encode(image))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Features of images (B, F), or of volumes slice by slice (B, D, F): what a frozen encoder always gives."""
+        return encode_slices(self.encoder, image)
+
+    def classify(self, features: Tensor) -> Output:
+        """Logits from what `encode` gives.
+
+        Raises:
+            DataError: the features have another width: they are another encoder's.
+        """
+        if features.shape[-1] != self.encoder.num_features:
+            raise DataError(
+                f"Encoder {self.encoder.name} gives {self.encoder.num_features} features, got {tuple(features.shape)}: "
+                "these are another encoder's. Extract them with this classifier's encoder."
+            )
+        features = self.neck(self._pool(features) if features.ndim == 3 else features)
         return Output(self.head(self.dropout(features)), features)
 
     def _pool(self, features: Tensor) -> Tensor:
@@ -100,13 +117,25 @@ class Classifier(nn.Module):
     def spec(self) -> dict[str, Any]:
         """What `build_classifier` needs to make this network again, as plain values."""
         return {
-            "encoder": self.encoder.name,
-            "in_channels": self.encoder.in_channels,
+            **{"encoder" if k == "name" else k: v for k, v in self.encoder.spec().items()},
             "num_classes": self.num_classes,
             "bottleneck": self.bottleneck,
             "dropout": self.dropout.p,
             "pooling": self.pooling,
         }
+
+
+def encode_slices(encoder: nn.Module, image: Tensor) -> Tensor:
+    """Applies an encoder of images to images (B, C, H, W), or to each slice of volumes (B, C, D, H, W).
+
+    Returns:
+        (B, F), or (B, D, F).
+    """
+    if image.ndim == 4:
+        features: Tensor = encoder(image)
+        return features
+    slices = image.transpose(1, 2)
+    return encoder(slices.flatten(0, 1)).unflatten(0, slices.shape[:2])  # type: ignore[no-any-return]
 
 
 def build_classifier(
@@ -115,6 +144,8 @@ def build_classifier(
     *,
     weights: str | None = "imagenet",
     in_channels: int = 3,
+    channel_rule: str = "sum",
+    image_size: int | None = None,
     bottleneck: int | None = None,
     dropout: float = 0.0,
     pooling: Pooling = "attention",
@@ -127,7 +158,13 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(
-            build_encoder(encoder, weights=weights, in_channels=in_channels),
+            build_encoder(
+                encoder,
+                weights=weights,
+                in_channels=in_channels,
+                channel_rule=channel_rule,
+                image_size=image_size,
+            ),
             num_classes,
             bottleneck=bottleneck,
             dropout=dropout,

