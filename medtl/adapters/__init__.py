@@ -14,7 +14,7 @@ import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 from torch import nn
@@ -29,8 +29,10 @@ __all__ = [
     "adapter_class",
     "available",
     "build_adapter",
+    "find_class",
     "hyper_parameters",
     "parse_hparams",
+    "parse_pairs",
 ]
 
 _NOT_METHODS = {"base", "norm", "parts", "test_time"}
@@ -50,13 +52,28 @@ def adapter_class(name: str) -> type[Adapter]:
     Raises:
         ConfigError: there is no such method.
     """
+    return find_class(name, __name__, available(), "method")
+
+
+def find_class(name: str, package: str, known: Sequence[str], kind: str) -> type[Adapter]:
+    """The Adapter in module `name` of `package`, or in a file of your own, that is called like the file.
+
+    Args:
+        name: one of `known`, or the path of a Python file.
+        package: whose modules are looked through.
+        known: names of those modules that hold one.
+        kind: what the class is, for the message.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if name.endswith(".py"):
-        module = _own_file(Path(name))
+        module = _own_file(Path(name), kind)
         name = Path(name).stem
-    elif name in available():
-        module = importlib.import_module(f"{__name__}.{name}")
+    elif name in known:
+        module = importlib.import_module(f"{package}.{name}")
     else:
-        raise ConfigError(f"There is no method {name!r}. {near_matches(name, available())}")
+        raise ConfigError(f"There is no {kind} {name!r}. {near_matches(name, known)}")
     for _, found in inspect.getmembers(module, inspect.isclass):
         if issubclass(found, Adapter) and found.__name__.lower() == name.replace("_", ""):
             return found
@@ -65,10 +82,10 @@ def adapter_class(name: str) -> type[Adapter]:
     )
 
 
-def _own_file(path: Path) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"medtl_method_{path.stem}", path)
+def _own_file(path: Path, kind: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(f"medtl_{kind}_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"There is no method file {path.name!r} at the given place.")
+        raise ConfigError(f"There is no {kind} file {path.name!r} at the given place.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
@@ -76,9 +93,19 @@ def _own_file(path: Path) -> types.ModuleType:
 
 
 def hyper_parameters(method: type[Adapter]) -> dict[str, inspect.Parameter]:
-    """The hyper-parameters of a method, with their types and defaults, from its signature."""
-    signature = inspect.signature(method, eval_str=True)
-    return {k: p for k, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    """The hyper-parameters of a method, with their types and defaults, from its signature.
+
+    Where it passes others on (`**common`), those of the class that takes them follow.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for owner in method.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = inspect.signature(vars(owner)["__init__"], eval_str=True).parameters.values()
+        found |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in found}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -87,8 +114,22 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: not `key=value`, an unknown key (near matches are named), or a value of another type.
     """
-    hints = get_type_hints(adapter_class(name).__init__)
-    known = hyper_parameters(adapter_class(name))
+    return parse_pairs(f"Method {name}", hyper_parameters(adapter_class(name)), pairs)
+
+
+def parse_pairs(
+    where: str, known: dict[str, inspect.Parameter], pairs: Sequence[str]
+) -> dict[str, Any]:
+    """Turns `key=value` texts into typed arguments.
+
+    Args:
+        where: whose they are, for the message.
+        known: as from `hyper_parameters`.
+        pairs: the texts.
+
+    Raises:
+        ConfigError: as in `parse_hparams`.
+    """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -97,8 +138,8 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
                 f"--hparams takes key=value, got {pair!r}; for example --hparams weight=0.5 norm=joint."
             )
         if key not in known:
-            raise ConfigError(f"Method {name} has no hyper-parameter {key!r}. {near_matches(key, known)}")
-        values[key] = _convert(f"{name}: {key}", text, hints[key])
+            raise ConfigError(f"{where} has no hyper-parameter {key!r}. {near_matches(key, known)}")
+        values[key] = convert(f"{where}: {key}", text, known[key].annotation)
     return values
 
 
@@ -132,7 +173,12 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _convert(where: str, text: str, kind: Any) -> Any:
+def convert(where: str, text: str, kind: Any) -> Any:
+    """The value that `text` says, of type `kind`: bool, int, float, str, a Literal, or one of them or None.
+
+    Raises:
+        ConfigError: it says none.
+    """
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise ConfigError(f"{where} is {text!r}. {near_matches(text, get_args(kind))}")
@@ -140,7 +186,7 @@ def _convert(where: str, text: str, kind: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         if text.lower() in ("none", "null") and type(None) in get_args(kind):
             return None
-        return _convert(where, text, next(k for k in get_args(kind) if k is not type(None)))
+        return convert(where, text, next(k for k in get_args(kind) if k is not type(None)))
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"{where} is {text!r}; expected true or false.")

@@ -1,0 +1,9 @@
+"""All weights."""
+
+from __future__ import annotations
+
+from medtl.strategies.base import Strategy
+
+
+class Full(Strategy):
+    """Trains all weights from the pretrained ones, at one learning rate: the default of fine-tuning."""

@@ -1,0 +1,28 @@
+"""The last stages."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from medtl.strategies.base import Strategy
+
+
+class Last(Strategy):
+    """Trains what is new and the last stages of the encoder; early, general features stay (Yosinski et al. 2014).
+
+    Args:
+        model: a `Classifier`.
+        stages: how many stages of the encoder learn; `last:2` says it in the name.
+        common: see `Strategy`.
+    """
+
+    argument: ClassVar[str] = "stages"
+
+    def __init__(self, model: nn.Module, *, stages: int = 1, **common: Any) -> None:
+        super().__init__(model, **common)
+        known = self.stages()
+        self._check("stages", stages, 0 < stages <= len(known), f"1 to {len(known)}, what the encoder has")
+        open_stages = {part.name for part in known[-stages:]}
+        self.freeze(lambda part, _: not part.pretrained or part.name in open_stages)
