@@ -225,6 +225,7 @@ def check_features(
 
 
 def check_patients(labels: NDArray[Any], patients: Ints) -> None:
+    """Raises `DataError` where a class has cases of one patient only."""
     alone = [k for k in np.unique(labels) if len(set(patients[labels == k])) < 2]
     if alone:
         raise DataError(
