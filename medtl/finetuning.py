@@ -186,7 +186,11 @@ def fine_tune(
             metrics=run.metrics(name, seed),
         )
     train_seconds = time.perf_counter() - started
-    tested = [(d, seen(d)) for d in held_out.values() if d is not None]
+    tested = [
+        (plain, given)
+        for plain in held_out.values()
+        if plain is not None and (given := seen(plain)) is not None
+    ]
     started = time.perf_counter()
     rows = [
         prediction_rows(plain.cases, predict_cases(adapter.model, data), classes, name, seed)
@@ -238,8 +242,12 @@ def _mean_cost(costs: Sequence[Cost]) -> Cost:
         known = [value for cost in costs if (value := getattr(cost, name)) is not None]
         return float(np.mean(known)) if known else None
 
-    measured = ("train_seconds", "predict_seconds_per_case", "peak_memory_mb")
-    return replace(costs[0], **{name: mean(name) for name in measured})
+    return replace(
+        costs[0],
+        train_seconds=mean("train_seconds"),
+        predict_seconds_per_case=mean("predict_seconds_per_case"),
+        peak_memory_mb=mean("peak_memory_mb"),
+    )
 
 
 def _classifier(adapter: Strategy) -> Classifier:

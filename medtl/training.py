@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -22,12 +22,12 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from medtl.adapters.base import Adapter
 from medtl.checkpoints import Keeper, SafetensorsIO, last_epoch, load_weights, save_weights
 from medtl.data.batch import Batch, collate
-from medtl.data.dataset import CaseDataset, EpochSampler
+from medtl.data.dataset import CaseData, EpochSampler
 from medtl.data.seeds import derive_seed
 from medtl.errors import ConfigError, DataError
 from medtl.runs import MetricsLog
@@ -120,13 +120,13 @@ class FitResult:
 
 def fit(
     adapter: Adapter,
-    source: CaseDataset | None,
-    target: CaseDataset | None = None,
+    source: CaseData | None,
+    target: CaseData | None = None,
     *,
     folder: Path,
     config: FitConfig | None = None,
-    validation: CaseDataset | None = None,
-    target_plain: CaseDataset | None = None,
+    validation: CaseData | None = None,
+    target_plain: CaseData | None = None,
     header: Mapping[str, Any] | None = None,
     metrics: MetricsLog | None = None,
 ) -> FitResult:
@@ -237,10 +237,10 @@ class _Module(pl.LightningModule):
     def __init__(
         self,
         adapter: Adapter,
-        data: Mapping[str, CaseDataset],
+        data: Mapping[str, CaseData],
         config: FitConfig,
-        given: Mapping[str, CaseDataset | None],
-        target_plain: CaseDataset | None,
+        given: Mapping[str, CaseData | None],
+        target_plain: CaseData | None,
         metrics: MetricsLog | None,
     ) -> None:
         super().__init__()
@@ -352,13 +352,17 @@ class _Module(pl.LightningModule):
         logger.log(level, "epoch %d/%d  %s", self.current_epoch + 1, self.config.epochs, shown)
 
 
-def _loader(data: CaseDataset, config: FitConfig, **options: Any) -> DataLoader[Any]:
+def _loader(data: CaseData, config: FitConfig, **options: Any) -> DataLoader[Any]:
     return DataLoader(
-        data, batch_size=config.batch_size, collate_fn=collate, num_workers=config.num_workers, **options
+        cast("Dataset[Batch]", data),
+        batch_size=config.batch_size,
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        **options,
     )
 
 
-def _plain_loader(data: CaseDataset, config: FitConfig) -> DataLoader[Any]:
+def _plain_loader(data: CaseData, config: FitConfig) -> DataLoader[Any]:
     return _loader(data, config, shuffle=False)
 
 

@@ -45,12 +45,16 @@ class Batch:
         return [(name, value) for name, value in values if value is not None]
 
 
-def collate(samples: Sequence[Batch]) -> Batch:
+def collate(samples: Sequence[Batch] | Batch) -> Batch:
     """Stacks samples (batches without the leading axis) into a batch; for `DataLoader(collate_fn=collate)`.
+
+    What a data set made as a batch at once (`__getitems__`) is left as it is.
 
     Raises:
         ValueError: Some samples have a field that others lack.
     """
+    if isinstance(samples, Batch):
+        return samples
     stacked: dict[str, Tensor] = {}
     for field in fields(Batch):
         values = [getattr(sample, field.name) for sample in samples]

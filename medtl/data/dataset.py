@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,24 @@ from medtl.labelmap import VOID
 
 _Views = tuple[Tensor, Tensor | None, Tensor | None]
 """Image, label, strong view."""
+
+
+class CaseData(Protocol):
+    """What `fit` trains on: cases as images (`CaseDataset`) or as features that were computed once."""
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """Class index of each case, or None."""
+
+    def plain(self) -> CaseData:
+        """The same cases without augmentation."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that augmentation depends on."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
 
 
 class Draw(int):
@@ -133,6 +152,11 @@ class CaseDataset(Dataset[Batch]):
             raise DataError(
                 f"{len(without)} cases have no mask, such as {without[0]!r}: select cases with masks only."
             )
+
+    @property
+    def augment(self) -> str:
+        """Name of the augmentation."""
+        return self._name
 
     @property
     def labels(self) -> tuple[int, ...] | None:

@@ -16,14 +16,14 @@ FOCUS = 2.0
 """Gamma of the focal loss, the paper's."""
 
 _EQUAL = (
-    "probabilities are those of a population in which all classes are equally frequent, too high for rare classes where "
-    "they are rare; the order of cases within a class is kept"
+    "probabilities are those of a population in which all classes are equally frequent, too high for rare classes "
+    "where they are rare; the order of cases within a class is kept"
 )
 IMBALANCE: Mapping[str, str] = {
     "none": "",
     "class_weights": (
-        f"Classes were weighted by the inverse of their frequency: {_EQUAL}. Recalibrate with an intercept (Platt, a new "
-        "prevalence); a temperature alone does not mend it."
+        f"Classes were weighted by the inverse of their frequency: {_EQUAL}. Recalibrate with an intercept (Platt, a "
+        "new prevalence); a temperature alone does not mend it."
     ),
     "balanced_sampling": (
         f"Classes were drawn equally often: {_EQUAL}, and the few cases of a rare class were seen often, so that the "

@@ -38,7 +38,9 @@ def strategy_class(name: str) -> type[Strategy]:
     """
     found = find_class(_split(name)[0], __name__, available(), "strategy")
     if not issubclass(found, Strategy):
-        raise ConfigError(f"{found.__name__} is a method of adaptation; expected a class {found.__name__}(Strategy).")
+        raise ConfigError(
+            f"{found.__name__} is a method of adaptation; expected a class {found.__name__}(Strategy)."
+        )
     return found
 
 
@@ -93,7 +95,8 @@ def _argument(name: str, given: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"Strategy {plain} takes no argument after a colon, got {name!r}.")
     if strategy.argument in given:
         raise ConfigError(
-            f"Strategy {name} says {strategy.argument} already; leave {strategy.argument}={given[strategy.argument]} out."
+            f"Strategy {name} says {strategy.argument} already; leave "
+            f"{strategy.argument}={given[strategy.argument]} out."
         )
     kind = hyper_parameters(strategy)[strategy.argument].annotation
     return {strategy.argument: convert(f"Strategy {plain}: {strategy.argument}", text, kind)}

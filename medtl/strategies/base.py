@@ -64,8 +64,8 @@ class Strategy(FineTune):
         self._check("weight_decay", weight_decay, weight_decay is None or weight_decay >= 0, "at least 0")
         if (mixup or cutmix) and getattr(model, "task", None) == "segmentation":
             raise ConfigError(
-                f"{type(self).__name__}: mixup and cutmix mix the labels of whole images, and a mask is none. Leave them "
-                "at 0."
+                f"{type(self).__name__}: mixup and cutmix mix the labels of whole images, and a mask is none. Leave "
+                "them at 0."
             )
         if dropout is not None:
             self._check("dropout", dropout, 0 <= dropout < 1, "at least 0 and below 1")
@@ -144,7 +144,10 @@ class Strategy(FineTune):
         if self.criterion is None or not self.label_smoothing or label is None or label.is_floating_point():
             return loss
         classes = range(logits.shape[1])
-        each = [super(Strategy, self).supervised_loss(logits, label.clamp(max=k).where(label < 0, k)) for k in classes]
+        each = [
+            super(Strategy, self).supervised_loss(logits, label.clamp(max=k).where(label < 0, k))
+            for k in classes
+        ]
         return (1 - self.label_smoothing) * loss + self.label_smoothing * torch.stack(each).mean()
 
     def _mix(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -156,11 +159,15 @@ class Strategy(FineTune):
         if not cut:
             return share * image + (1 - share) * image[order], order, share
         if image.ndim < 4:
-            raise ConfigError(f"{type(self).__name__}: cutmix pastes boxes of images, and it was given features.")
+            raise ConfigError(
+                f"{type(self).__name__}: cutmix pastes boxes of images, and it was given features."
+            )
         height, width = image.shape[-2:]
         side = (1 - share) ** 0.5
         sizes = (round(height * side), round(width * side))
-        top, left = (int(torch.randint(n, ())) - size // 2 for n, size in zip((height, width), sizes, strict=True))
+        top, left = (
+            int(torch.randint(n, ())) - size // 2 for n, size in zip((height, width), sizes, strict=True)
+        )
         rows = slice(max(top, 0), min(top + sizes[0], height))
         columns = slice(max(left, 0), min(left + sizes[1], width))
         mixed = image.clone()
@@ -184,12 +191,16 @@ class Strategy(FineTune):
                     settings["weight_decay"] = 0.0
                 elif self.weight_decay is not None:
                     settings.setdefault("weight_decay", self.weight_decay)
-                groups.setdefault(tuple(settings.items()), {**settings, "params": []})["params"].append(parameter)
+                groups.setdefault(tuple(settings.items()), {**settings, "params": []})["params"].append(
+                    parameter
+                )
         return list(groups.values())
 
     def _exempt(self, name: str) -> bool:
         network = getattr(getattr(self.model, "encoder", None), "network", None)
-        names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+        names = (
+            network.no_weight_decay() if network is not None and hasattr(network, "no_weight_decay") else ()
+        )
         return any(name == f"encoder.network.{other}" for other in names)
 
     def plan(self, lr: float) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from medtl.errors import ConfigError
 from medtl.strategies.base import Strategy
+from medtl.strategies.stages import Part
 
 
 class Probe(Strategy):
@@ -16,15 +17,24 @@ class Probe(Strategy):
     Args:
         model: a `Classifier`.
         views: augmented views of each training case whose features are kept; the epochs take them in turn.
+        lr_factor: of the learning rate: what is new has everything to learn.
         common: see `Strategy`; `cutmix` is not for features.
     """
 
     on_features: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, *, views: int = 1, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, views: int = 1, lr_factor: float = 10.0, **common: Any) -> None:
         super().__init__(model, **common)
+        self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
+        self.lr_factor = lr_factor
         self._check("views", views, views >= 1, "at least 1")
         if self.cutmix:
-            raise ConfigError("Probe: cutmix pastes boxes of images, and the probe sees features. Take mixup, or head.")
+            raise ConfigError(
+                "Probe: cutmix pastes boxes of images, and the probe sees features. Take mixup, or head."
+            )
         self.views = views
         self.freeze(lambda part, _: not part.pretrained)
+
+    def group(self, part: Part, lr: float) -> dict[str, Any]:
+        """The raised rate."""
+        return {"lr": lr * self.lr_factor}

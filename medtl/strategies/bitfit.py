@@ -1,0 +1,37 @@
+"""Biases alone."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from medtl.errors import ConfigError
+from medtl.strategies.base import Strategy
+from medtl.strategies.stages import Part
+
+
+class BitFit(Strategy):
+    """Trains the biases of the encoder, those of its norms included, and what is new (Ben Zaken et al. 2022).
+
+    Running statistics of BatchNorm layers whose bias learns go on being estimated.
+
+    Args:
+        model: a `Classifier`, or any network with an `encoder` or a `head`.
+        lr_factor: of the learning rate: few numbers have to move far.
+        common: see `Strategy`.
+    """
+
+    trained_part: ClassVar[str] = "biases"
+
+    def __init__(self, model: nn.Module, *, lr_factor: float = 3.0, **common: Any) -> None:
+        super().__init__(model, **common)
+        self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
+        self.lr_factor = lr_factor
+        self.freeze(lambda part, name: not part.pretrained or name.endswith("bias"))
+        if not any(n.endswith("bias") for part in self.pretrained for n in part.parameters):
+            raise ConfigError("BitFit trains biases, and the encoder has none. Take norms, head or lora.")
+
+    def group(self, part: Part, lr: float) -> dict[str, Any]:
+        """The raised rate."""
+        return {"lr": lr * self.lr_factor}

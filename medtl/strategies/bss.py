@@ -1,0 +1,36 @@
+"""All weights, small directions of the features suppressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medtl.models.output import Output
+from medtl.strategies.base import Strategy
+
+
+class BSS(Strategy):
+    """Trains all weights and shrinks the smallest singular values of the features (Chen et al. 2019, equation 5).
+
+    With few cases the small directions carry what does not transfer: eta * sum of the k smallest sigma^2.
+
+    Args:
+        model: any network that returns features (B, F).
+        eta: of the penalty.
+        k: how many singular values.
+        common: see `Strategy`.
+    """
+
+    def __init__(self, model: nn.Module, *, eta: float = 1e-3, k: int = 1, **common: Any) -> None:
+        super().__init__(model, **common)
+        self._check("eta", eta, eta >= 0, "at least 0")
+        self._check("k", k, k >= 1, "at least 1")
+        self.eta, self.k = eta, k
+
+    def penalties(self, output: Output) -> dict[str, Tensor]:
+        """The penalty, in float32: half precision has no singular values."""
+        with torch.autocast(output.features.device.type, enabled=False):
+            values = torch.linalg.svdvals(output.features.float())
+        return {"bss": self.eta * values[-self.k :].square().sum()}

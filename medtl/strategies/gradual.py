@@ -1,0 +1,51 @@
+"""Stage by stage, from the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from medtl.data.batch import Batch
+from medtl.strategies.base import Strategy
+
+
+class Gradual(Strategy):
+    """Trains what is new, then opens the encoder's stages one by one, the last first (Howard and Ruder 2018, 3.3).
+
+    Which stages are open depends on the progress of the training alone, so that a resumed run ends the same.
+
+    Args:
+        model: a `Classifier`.
+        until: share of the training after which all stages are open.
+        common: see `Strategy`.
+    """
+
+    def __init__(self, model: nn.Module, *, until: float = 0.6, **common: Any) -> None:
+        super().__init__(model, **common)
+        self._check("until", until, 0 < until <= 1, "above 0 and at most 1")
+        self.until = until
+        self._ladder = self.stages()[::-1]
+        self._num_open = -1
+        self._open(0.0)
+
+    def _open(self, progress: float) -> None:
+        """The steps of the ladder are of equal length; the first is without any stage of the encoder."""
+        steps = len(self._ladder)
+        num_open = min(steps, int(progress / self.until * (steps + 1) + 1e-9))
+        if num_open == self._num_open:
+            return
+        self._num_open = num_open
+        for place, part in enumerate(self._ladder):
+            for parameter in part.parameters.values():
+                if id(parameter) in self._learns:
+                    parameter.requires_grad_(place < num_open)
+        if self.training:
+            self.train()
+
+    def forward(
+        self, source: Batch | None, target: Batch | None = None, *, progress: float
+    ) -> dict[str, Tensor]:
+        """Opens what is due, then as `Strategy`."""
+        self._open(progress)
+        return super().forward(source, target, progress=progress)

@@ -1,0 +1,32 @@
+"""All weights, the early ones slowly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from medtl.strategies.base import Strategy
+from medtl.strategies.stages import Part
+
+
+class LayerDecay(Strategy):
+    """Trains all weights, each stage of the encoder at a lower rate than the one behind it (Clark et al. 2020, 3.1).
+
+    Stage s of S, counted from the stem (0), learns at lr * decay^(S - s); what is new learns at lr.
+
+    Args:
+        model: a `Classifier`.
+        decay: factor from a stage to the one before it.
+        common: see `Strategy`.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float = 0.7, **common: Any) -> None:
+        super().__init__(model, **common)
+        self._check("decay", decay, 0 < decay < 1, "above 0 and below 1")
+        self.decay = decay
+        self._depth = {part.name: len(self.stages()) - s for s, part in enumerate(self.stages())}
+
+    def group(self, part: Part, lr: float) -> dict[str, Any]:
+        """The rate of the part's depth."""
+        return {"lr": lr * self.decay ** self._depth.get(part.name, 0)}

@@ -1,0 +1,75 @@
+"""A probe first, then all weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from medtl.adapters.norm import modes_kept
+from medtl.data.batch import Batch
+from medtl.errors import ConfigError
+from medtl.strategies.base import Strategy
+from medtl.strategies.stages import Part
+
+
+class LpFt(Strategy):
+    """Sets the head to a converged linear probe, then trains all weights gently (Kumar et al. 2022).
+
+    A random head sends gradients through the encoder that distort its features before it has learnt anything; a head
+    that is right already does not. The probe is logistic regression on standardised features, an L2 penalty on its
+    weights, solved to convergence before the first step.
+
+    Args:
+        model: a model with a linear `head`.
+        penalty: inverse strength of the probe's L2 penalty (scikit-learn's C).
+        lr_factor: of the learning rate, for all weights: the start is good.
+        common: see `Strategy`.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, penalty: float = 1.0, lr_factor: float = 0.3, **common: Any
+    ) -> None:
+        super().__init__(model, **common)
+        self._check("penalty", penalty, penalty > 0, "above 0")
+        self._check("lr_factor", lr_factor, 0 < lr_factor <= 1, "above 0 and at most 1")
+        if not isinstance(getattr(model, "head", None), nn.Linear):
+            raise ConfigError(f"LpFt sets a linear head, and {type(model).__name__} has none. Take full.")
+        self.penalty, self.lr_factor = penalty, lr_factor
+
+    def group(self, part: Part, lr: float) -> dict[str, Any]:
+        """All weights at the lower rate."""
+        return {"lr": lr * self.lr_factor}
+
+    @torch.no_grad()
+    def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+        """Solves the probe on the training cases and puts it into the head."""
+        features, labels = [], []
+        device = next(self.model.parameters()).device
+        with modes_kept(self.model):
+            self.model.eval()
+            for batch in loaders["source"]:
+                if batch.label is None or batch.label.is_floating_point():
+                    raise ConfigError(
+                        "LpFt needs one class a case for its probe. Take full for several findings."
+                    )
+                features.append(self.model(batch.image.to(device)).features.double().cpu().numpy())
+                labels.append(batch.label.numpy())
+        x, y = np.concatenate(features), np.concatenate(labels)
+        x, y = x[y >= 0], y[y >= 0]
+        mean, std = x.mean(0), x.std(0) + 1e-6
+        balanced = "balanced" if getattr(self.criterion, "name", "") == "class_weights" else None
+        solved = LogisticRegression(C=self.penalty, max_iter=2000, class_weight=balanced).fit(
+            (x - mean) / std, y
+        )
+        weight = solved.coef_ / std
+        bias = solved.intercept_ - weight @ mean
+        if len(weight) == 1:  # binary: the logit of the second class against the first
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        head: Any = self.model.head
+        head.weight[solved.classes_] = torch.tensor(weight, dtype=head.weight.dtype, device=device)
+        head.bias[solved.classes_] = torch.tensor(bias, dtype=head.bias.dtype, device=device)

@@ -1,0 +1,43 @@
+"""Norms alone."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from medtl.errors import ConfigError
+from medtl.strategies.base import Strategy
+from medtl.strategies.stages import Part
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class Norms(Strategy):
+    """Trains scale and shift of the encoder's norms, and what is new (Frankle et al. 2021).
+
+    Args:
+        model: a `Classifier`, or any network with an `encoder` or a `head`.
+        lr_factor: of the learning rate: few numbers have to move far.
+        common: see `Strategy`.
+    """
+
+    trained_part: ClassVar[str] = "norms"
+
+    def __init__(self, model: nn.Module, *, lr_factor: float = 3.0, **common: Any) -> None:
+        super().__init__(model, **common)
+        self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
+        self.lr_factor = lr_factor
+        scales = {
+            f"{name}.{key}" if name else key
+            for name, layer in model.named_modules()
+            if isinstance(layer, _NORMS) or type(layer).__name__.startswith(("LayerNorm", "RmsNorm"))
+            for key, _ in layer.named_parameters(recurse=False)
+        }
+        self.freeze(lambda part, name: not part.pretrained or name in scales)
+        if not any(n in scales for part in self.pretrained for n in part.parameters):
+            raise ConfigError("Norms trains norms, and the encoder has none. Take bitfit, head or lora.")
+
+    def group(self, part: Part, lr: float) -> dict[str, Any]:
+        """The raised rate."""
+        return {"lr": lr * self.lr_factor}
