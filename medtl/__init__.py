@@ -31,9 +31,11 @@ if TYPE_CHECKING:
         Results,
         RunContext,
         SegmentationTable,
+        write_page,
         write_report,
     )
     from medtl.evaluation.evaluate import evaluate
+    from medtl.features import FeatureDataset, extract_features, feature_table, knn_logits
     from medtl.finetuning import FineTuning, fine_tune, training_record
     from medtl.inference import load_trained, model_header, predict_adapted, predict_cases, prediction_rows
     from medtl.labelmap import LabelMap
@@ -49,11 +51,13 @@ if TYPE_CHECKING:
         class_weights,
         with_features,
     )
+    from medtl.models.class_losses import ClassificationLoss
     from medtl.predictions import MaskWriter
     from medtl.reporting import report_run
     from medtl.runs import Run, environment
     from medtl.segmenting import adapt_cases, segment_cases
     from medtl.selection import recommend, recommend_masks
+    from medtl.strategies import Strategy, build_strategy, parse_strategy_hparams, strategy_class
     from medtl.training import FitConfig, FitResult, fit
 
 __version__ = "0.1.0"
@@ -62,10 +66,12 @@ _HOME = {
     "AdaBN": "adapters.adabn",
     "Adapter": "adapters",
     "Batch": "data.batch",
+    "ClassificationLoss": "models.class_losses",
     "Classifier": "models",
     "Cohort": "data.cohort",
     "DANN": "adapters.dann",
     "Estimate": "evaluation",
+    "FeatureDataset": "features",
     "FineTune": "adapters.finetune",
     "FineTuning": "finetuning",
     "FitConfig": "training",
@@ -81,22 +87,28 @@ _HOME = {
     "SegmentationLoss": "models",
     "SegmentationTable": "evaluation",
     "Segmenter": "models",
+    "Strategy": "strategies",
     "adapt_cases": "segmenting",
     "adapter_class": "adapters",
     "build_adapter": "adapters",
     "build_classifier": "models",
     "build_encoder": "models",
     "build_segmenter": "models",
+    "build_strategy": "strategies",
     "choose_network": "models",
     "class_weights": "models",
     "collect_cases": "data.cases",
     "environment": "runs",
     "evaluate": "evaluation",
+    "extract_features": "features",
+    "feature_table": "features",
     "fine_tune": "finetuning",
     "fit": "training",
+    "knn_logits": "features",
     "load_trained": "inference",
     "model_header": "inference",
     "parse_hparams": "adapters",
+    "parse_strategy_hparams": "strategies",
     "predict_adapted": "inference",
     "predict_cases": "inference",
     "prediction_rows": "inference",
@@ -107,11 +119,13 @@ _HOME = {
     "restore_weights": "checkpoints",
     "scan_folder": "data.catalog",
     "segment_cases": "segmenting",
+    "strategy_class": "strategies",
     "suggest_preprocess": "data.preprocess",
     "training_record": "finetuning",
     "with_features": "models",
     "write_map": "data.write",
     "write_mask": "data.write",
+    "write_page": "evaluation",
     "write_report": "evaluation",
     "write_seg": "data.seg",
 }
@@ -121,12 +135,14 @@ __all__ = [
     "Adapter",
     "Batch",
     "CheckpointError",
+    "ClassificationLoss",
     "Classifier",
     "Cohort",
     "ConfigError",
     "DANN",
     "DataError",
     "Estimate",
+    "FeatureDataset",
     "FineTune",
     "FineTuning",
     "FitConfig",
@@ -143,6 +159,7 @@ __all__ = [
     "SegmentationLoss",
     "SegmentationTable",
     "Segmenter",
+    "Strategy",
     "WeightsError",
     "adapt_cases",
     "adapter_class",
@@ -150,16 +167,21 @@ __all__ = [
     "build_classifier",
     "build_encoder",
     "build_segmenter",
+    "build_strategy",
     "choose_network",
     "class_weights",
     "collect_cases",
     "environment",
     "evaluate",
+    "extract_features",
+    "feature_table",
     "fine_tune",
     "fit",
+    "knn_logits",
     "load_trained",
     "model_header",
     "parse_hparams",
+    "parse_strategy_hparams",
     "predict_adapted",
     "predict_cases",
     "prediction_rows",
@@ -170,11 +192,13 @@ __all__ = [
     "restore_weights",
     "scan_folder",
     "segment_cases",
+    "strategy_class",
     "suggest_preprocess",
     "training_record",
     "with_features",
     "write_map",
     "write_mask",
+    "write_page",
     "write_report",
     "write_seg",
 ]

@@ -202,14 +202,13 @@ def feature_table(data: FeatureDataset) -> pd.DataFrame:
     """
     features = data.features.mean(2) if data.features.ndim == 4 else data.features
     num, views, width = features.shape
-    labels = [c.label or "" for c in data.cases] if data.labels is not None else [""] * num
     columns = {
         "case": [c.case for c in data.cases],
         "patient": [c.patient for c in data.cases],
         "site": [c.site for c in data.cases],
         "domain": [c.domain for c in data.cases],
         "split": [c.split for c in data.cases],
-        "label": labels,
+        "label": [c.label or "" for c in data.cases],
     }
     about = pd.DataFrame({k: np.repeat(np.array(v, dtype=object), views) for k, v in columns.items()})
     about["view"] = np.tile(np.arange(views), num)

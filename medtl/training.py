@@ -6,12 +6,9 @@ progress. A run that was killed and goes on from its last epoch therefore ends w
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +27,7 @@ from medtl.data.batch import Batch, collate
 from medtl.data.dataset import CaseData, EpochSampler
 from medtl.data.seeds import derive_seed
 from medtl.errors import ConfigError, DataError
+from medtl.lightning import hide_host, quiet, tensorboard
 from medtl.runs import MetricsLog
 from medtl.validation import Validation
 
@@ -175,7 +173,7 @@ def fit(
     callbacks: list[Callback] = [keeper]
     if config.progress_bar:
         callbacks.append(TQDMProgressBar())
-    with _quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
@@ -186,7 +184,7 @@ def fit(
             precision=config.precision,
             max_epochs=config.epochs,
             callbacks=callbacks,
-            logger=_tensorboard(folder) if config.tensorboard else False,
+            logger=tensorboard(folder) if config.tensorboard else False,
             enable_model_summary=False,
             enable_progress_bar=config.progress_bar,
             log_every_n_steps=1,
@@ -213,7 +211,7 @@ def fit(
             ckpt_path=str(resumed) if resumed is not None else None,
             weights_only=True,
         )
-    _hide_host(folder)
+    hide_host(folder)
     adapter.to(trainer.strategy.root_device)
     epochs = keeper.restore()
     adapter.on_fit_end(module.plain_loaders())
@@ -364,38 +362,3 @@ def _loader(data: CaseData, config: FitConfig, **options: Any) -> DataLoader[Any
 
 def _plain_loader(data: CaseData, config: FitConfig) -> DataLoader[Any]:
     return _loader(data, config, shuffle=False)
-
-
-def _tensorboard(folder: Path) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return False
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(save_dir=folder, name="tb", version="")
-
-
-def _hide_host(folder: Path) -> None:
-    """TensorBoard writes the machine's name into the names of its files; they need none."""
-    for number, file in enumerate(sorted((folder / "tb").glob("events.out.tfevents.*"))):
-        file.rename(file.with_name(f"events.out.tfevents.{number}"))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Lightning's advertisements and hints about loaders off the terminal."""
-    names = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
-    levels = {n: logging.getLogger(n).level for n in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
-            warnings.filterwarnings("ignore", message=".*Checkpoint directory.*")
-            warnings.filterwarnings("ignore", message=".*`weights_only`.*")
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

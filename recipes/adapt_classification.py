@@ -18,6 +18,7 @@ from pathlib import Path
 import medtl
 from medtl.cli import on_terminal, progress, run_recipe, say, table
 from medtl.config import ClassificationConfig, OneEncoder
+from medtl.models.class_losses import calibration_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             seed=seed,
         )
 
-    # Absent weights, and a method that cannot do it, are errors before anything is written.
+    # Absent weights, an unknown remedy, and a method that cannot do it, are errors before anything is written.
+    calibration_note(config.imbalance)
     medtl.build_adapter(config.method, build(config.seed), **hparams)
     adapted = Path(config.method).stem
     models = {"source_only": ("finetune", {}), adapted: (config.method, hparams)}
@@ -75,10 +77,12 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             model, needs = build(seed), medtl.adapter_class(method).needs
             if "source" not in needs:  # it begins where source-only ended
                 medtl.restore_weights(model, run.model_folder("source_only", seed))
-            adapter = medtl.build_adapter(method, model, seed=seed, **options)
+            source = cohort.dataset("source", "train", with_labels=True, augment=config.augment, seed=seed)
+            loss = medtl.ClassificationLoss.of_labels(config.imbalance, source.labels, len(cases.classes))
+            adapter = medtl.build_adapter(method, model, seed=seed, criterion=loss, **options)
             medtl.fit(
                 adapter,
-                cohort.dataset("source", "train", with_labels=True, augment=config.augment, seed=seed),
+                source,
                 cohort.dataset(
                     "target", "test", augment=config.augment, seed=seed, strong="strong_view" in needs
                 ),
@@ -109,6 +113,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             title=f"{adapted}: {' and '.join(cohort.sites('source'))} to {config.target.name}",
             keep=decision.to_dict(),
             target_seen_unlabelled=True,
+            methods=dict.fromkeys(models, note) if (note := calibration_note(config.imbalance)) else {},
         )
     say("\n" + table(results.summary_table()))
     say(f"\nKeep {decision.model}. {decision.reason}")

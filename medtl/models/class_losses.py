@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -111,6 +112,15 @@ class ClassificationLoss(nn.Module):
             "weights", torch.ones_like(weights) if name == "logit_adjusted" else weights, False
         )
         self.register_buffer("shift", shift, False)
+
+    @classmethod
+    def of_labels(
+        cls, name: str, labels: Sequence[int] | None, num_classes: int
+    ) -> ClassificationLoss | None:
+        """The loss for training cases of these classes; None, for cross-entropy, where it is not changed."""
+        if name in ("none", "balanced_sampling"):
+            return None
+        return cls(name, np.bincount(labels or (), minlength=num_classes).tolist())
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Computes the loss of logits (N, K) with classes (N,), negative where not labelled.

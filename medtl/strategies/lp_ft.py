@@ -21,8 +21,8 @@ class LpFt(Strategy):
     """Sets the head to a converged linear probe, then trains all weights gently (Kumar et al. 2022).
 
     A random head sends gradients through the encoder that distort its features before it has learnt anything; a head
-    that is right already does not. The probe is logistic regression on standardised features, an L2 penalty on its
-    weights, solved to convergence before the first step.
+    that is right already does not. The probe is logistic regression with an L2 penalty on features centred and
+    divided by their common spread, solved to convergence before the first step.
 
     Args:
         model: a model with a linear `head`.
@@ -61,7 +61,8 @@ class LpFt(Strategy):
                 labels.append(batch.label.numpy())
         x, y = np.concatenate(features), np.concatenate(labels)
         x, y = x[y >= 0], y[y >= 0]
-        mean, std = x.mean(0), x.std(0) + 1e-6
+        # One scale for all features: those that hardly vary keep small weights, whatever their units.
+        mean, std = x.mean(0), np.sqrt(x.var(0).mean()) + 1e-12
         balanced = "balanced" if getattr(self.criterion, "name", "") == "class_weights" else None
         solved = LogisticRegression(C=self.penalty, max_iter=2000, class_weight=balanced).fit(
             (x - mean) / std, y
