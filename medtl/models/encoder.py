@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import timm
@@ -11,21 +14,26 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError
-from medtl.models.weights import PACKAGED_ENCODER, KeyReport, check_encoder_name, load_pretrained
+from medtl.models.weights import (
+    PACKAGED_ENCODER,
+    KeyReport,
+    check_encoder_name,
+    load_pretrained,
+    make_network,
+)
 
 __all__ = ["PACKAGED_ENCODER", "Encoder", "build_encoder"]
 
 MAX_DEPTHS = 6
 """Networks with more blocks of one width (transformers) give features at so many depths, evenly spaced."""
 
-_SIZES = (32, 48, 64, 75, 80, 96, 112, 128, 144, 160, 192, 224, 256, 299, 384, 512)
-
 
 class Encoder(nn.Module):
     """A timm network without its head, behind the normalisation that its weights were trained with.
 
-    The normalisation is part of the module, so that a checkpoint cannot be used with another one. Unless the input has
-    three channels, each channel is normalised by the mean of the three. The two 4096-wide layers of VGG are a part of
+    The normalisation is part of the module, so that a checkpoint cannot be used with another one. It is timm's for the
+    architecture, unless the weights are known to expect another (`key_report.statistics`). Unless the input has three
+    channels, each channel is normalised by the mean of the three. The two 4096-wide layers of VGG are a part of
     its ImageNet head and are left out: its features are the pooled last map.
 
     Attributes:
@@ -62,19 +70,24 @@ class Encoder(nn.Module):
         self.num_features = int(width)  # type: ignore[arg-type]
         self.network = network.to(memory_format=torch.channels_last)
         for key in ("mean", "std"):
-            value = torch.tensor(config[key], dtype=torch.float32)  # type: ignore[index]
-            value = value if in_channels == 3 else value.mean().repeat(in_channels)
+            value = torch.tensor(getattr(key_report, key) or config[key], dtype=torch.float32)  # type: ignore[index]
+            value = value.expand(3) if len(value) == 1 else value
+            value = value if len(value) == in_channels else value.mean().repeat(in_channels)
             self.register_buffer(key, value.view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encodes images (B, C, H, W) with values in [0, 1] to features (B, F)."""
-        features: Tensor = self.network(self._normalised(image))
+        """Encodes images (B, C, H, W) with values in [0, 1] to features (B, F).
+
+        Raises:
+            ConfigError: the network does not take images of this size.
+        """
+        features: Tensor = self._run(self.network, image)
         return features
 
     def features_at(self, image: Tensor) -> dict[str, Tensor]:
         """Features at several depths, each averaged over the image: `stage1` (shallow), ..., `stageN`.
 
-        The last one equals what `forward` gives.
+        The last one equals what `forward` gives. Earlier ones of transformers are averaged over the patches.
 
         Args:
             image: (B, C, H, W) with values in [0, 1].
@@ -83,7 +96,7 @@ class Encoder(nn.Module):
             (B, F_d) by the name of the depth.
         """
         network: Any = self.network
-        last, maps = network.forward_intermediates(self._normalised(image), norm=False)
+        last, maps = self._run(network.forward_intermediates, image)
         if len(maps) > MAX_DEPTHS:
             maps = [maps[round((d + 1) * len(maps) / MAX_DEPTHS) - 1] for d in range(MAX_DEPTHS)]
         pooled = [m.mean((2, 3)) for m in maps[:-1]]
@@ -93,21 +106,51 @@ class Encoder(nn.Module):
     def parameter_stages(self) -> list[list[str]]:
         """Names of the encoder's parameters by stage, the stem first, as timm groups them for the layer decay of rates.
 
-        Every parameter is in exactly one stage; the names are those of `named_parameters` of this module.
+        VGG's stages are what lies between two poolings. What has no weight matrix of its own (the norm after the last
+        stage of ConvNeXt or Swin) belongs to the stage before it. Every parameter is in exactly one stage; the names
+        are those of `named_parameters` of this module.
         """
         network: Any = self.network
-        groups = group_parameters(network, network.group_matcher(coarse=True))
-        return [[f"network.{name}" for name in groups[key]] for key in sorted(groups) if groups[key]]
+        matcher: Any = network.group_matcher(coarse=True)
+        if isinstance(network, VGG):
+            matcher = _vgg_block(network)
+        stages: list[list[str]] = []
+        for _, group in sorted(group_parameters(network, matcher).items()):
+            names = [f"network.{name}" for name in group]
+            if stages and all(self.get_parameter(name).ndim < 2 for name in names):
+                stages[-1] += names
+            else:
+                stages.append(names)
+        return stages
 
     def spec(self) -> dict[str, Any]:
         """What `build_encoder` needs to make this network again, as plain values; what is left out is the default."""
         spec: dict[str, Any] = {"name": self.name, "in_channels": self.in_channels}
-        if self.image_size is not None and self.network.pretrained_cfg.get("fixed_input_size"):  # type: ignore[union-attr]
+        config: Any = self.network.pretrained_cfg
+        if self.image_size is not None and config.get("fixed_input_size"):
             spec["image_size"] = self.image_size
         return spec
 
     def _normalised(self, image: Tensor) -> Tensor:
         return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def _run(self, call: Callable[[Tensor], Any], image: Tensor) -> Any:
+        try:
+            return call(self._normalised(image))
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # torch and timm name neither the network nor a way out
+            config: Any = self.network.pretrained_cfg
+            own = self.image_size or config["input_size"][-1]
+            if config.get("fixed_input_size") and image.shape[-2:] != (own, own):
+                raise ConfigError(
+                    f"Encoder {self.name} was made for images of {own} x {own} pixels, got {tuple(image.shape)}. Set "
+                    "image_size (--image-size) when it is built: its embeddings of positions are resampled then."
+                ) from error
+            if not config.get("fixed_input_size"):
+                _check_size(self.name, min(image.shape[-2:]))
+            raise
 
 
 def build_encoder(
@@ -145,42 +188,49 @@ def build_encoder(
     return Encoder(network, name, in_channels, report, image_size=image_size, channel_rule=channel_rule)
 
 
-def make_network(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
-    """The timm network without its head (and without VGG's wide layers), with random weights."""
-    config: Any = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {"num_classes": 0, "in_chans": in_channels}
-    if image_size is not None and config is not None and config.fixed_input_size:
-        options["img_size"] = image_size
-    network: nn.Module = timm.create_model(name, **options)
-    if isinstance(network, VGG):
-        network.pre_logits = nn.Identity()  # type: ignore[assignment]
-    return network
+def _vgg_block(network: VGG) -> Callable[[str], int]:
+    """Which block the parameter `features.N.*` is in."""
+    return lambda name: bisect_left(network.feature_ends, int(name.split(".")[1]))
+
+
+@lru_cache(maxsize=2)
+def _shapes(name: str, size: int | None) -> nn.Module:
+    """The network without values."""
+    with torch.device("meta"):
+        return make_network(name, image_size=size).eval()
 
 
 def _takes(name: str, size: int) -> bool:
     """Whether the network takes images of this size: their shapes go through it, without values."""
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     try:
         with torch.device("meta"):
-            network = make_network(name, 3, size).eval()
-            patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
-            network(torch.empty(1, 3, size, size))
+            _shapes(name, size if fixed else None)(torch.empty(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError):
         return False
-    return all(size % int(p) == 0 for p in patch)
+    return size % _patch(name) == 0
+
+
+def _patch(name: str) -> int:
+    embed = getattr(_shapes(name, None), "patch_embed", None)
+    return max(getattr(embed, "patch_size", (1,)))
 
 
 def _check_size(name: str, size: int) -> None:
+    """Raises `ConfigError`, naming sizes that fit, unless the network takes square images of this side."""
     if _takes(name, size):
         return
-    larger = next((s for s in range(size + 1, size + 33) if s % 8 == 0 and _takes(name, s)), None)
-    larger = larger or next((s for s in _SIZES if s > size and _takes(name, s)), None)
-    smallest = next((s for s in _SIZES if _takes(name, s)), None)
-    hint = (
-        f"Sizes that it takes: {', '.join(map(str, sorted({s for s in (smallest, larger) if s})))}."
-        if larger
-        else ""
-    )
+    patch = _patch(name)
+    sizes = range(patch, 32 * patch + 480, patch)
+    smallest = sizes[min(bisect_left(sizes, True, key=lambda s: _takes(name, s)), len(sizes) - 1)]
+    if not _takes(name, smallest):
+        expected = f"{_shapes(name, None).pretrained_cfg['input_size'][-1]}, the size of its weights"  # type: ignore[index]
+    elif size < smallest:
+        expected = f"{smallest} or more"
+    else:
+        below = size - size % patch
+        expected = f"multiples of {patch}, as {below} and {below + patch}"
     raise ConfigError(
-        f"Encoder {name} does not take images of {size} x {size} pixels: they are too small for it, or no multiple of "
-        f"its patches. {hint} Set --image-size, or choose another encoder, for example {PACKAGED_ENCODER}."
+        f"Encoder {name} does not take images of {size} x {size} pixels. Expected a side of {expected}. Set "
+        f"--image-size, or choose another encoder, for example {PACKAGED_ENCODER}."
     )

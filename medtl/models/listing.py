@@ -8,7 +8,7 @@ import timm
 import torch
 
 from medtl.errors import ConfigError, near_matches
-from medtl.models.weights import PACKAGED_ENCODER, packaged_available
+from medtl.models.weights import PACKAGED_ENCODER, make_network, packaged_available
 
 MAX_COUNTED = 40
 """Parameters are counted for at most so many encoders: building one takes a twentieth of a second."""
@@ -48,7 +48,5 @@ def list_encoders(pattern: str | None) -> list[dict[str, Any]]:
 
 def _parameters(name: str) -> int:
     """Shapes alone are made, no values."""
-    from medtl.models.encoder import make_network
-
     with torch.device("meta"):
         return sum(p.numel() for p in make_network(name.partition(".")[0]).parameters())

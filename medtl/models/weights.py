@@ -22,10 +22,11 @@ from urllib.request import getproxies
 
 import timm
 import torch
+from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError, WeightsError, near_matches
-from medtl.models.keys import own_names
+from medtl.models.keys import input_statistics, own_names
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,16 @@ def check_encoder_name(name: str) -> None:
         )
 
 
+def make_network(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
+    """The timm network without its head (and without VGG's wide layers), with random weights."""
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    size: dict[str, Any] = {"img_size": image_size} if image_size is not None and fixed else {}
+    network: nn.Module = timm.create_model(name, num_classes=0, in_chans=in_channels, **size)
+    if isinstance(network, VGG):
+        network.pre_logits = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
 @dataclass(frozen=True)
 class KeyReport:
     """How the tensors of a weights file met those of an encoder.
@@ -57,11 +68,17 @@ class KeyReport:
         origin: where the weights came from, in a few words that hold no path.
         matched: tensors of the encoder that got a value; all of them, or loading fails.
         ignored: tensors of the file that the encoder does not have, such as those of a head.
+        statistics: whose mean and standard deviation of the input these are, where they are not timm's.
+        mean: of each channel, or one for all; empty for timm's.
+        std: likewise.
     """
 
     origin: str
     matched: int = 0
     ignored: tuple[str, ...] = ()
+    statistics: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def text(self) -> str:
         """One line for a log."""
@@ -70,7 +87,8 @@ class KeyReport:
             if self.ignored
             else ""
         )
-        return f"{self.origin}: all {self.matched} tensors of the encoder matched{rest}."
+        inputs = f" Inputs are normalised as for {self.statistics}." if self.statistics else ""
+        return f"{self.origin}: all {self.matched} tensors of the encoder matched{rest}.{inputs}"
 
 
 def load_pretrained(
@@ -83,9 +101,10 @@ def load_pretrained(
         name: its timm name.
         weights: `imagenet`, `random` (said so in the log), or the path of a .safetensors, .pth or .pt file.
         in_channels: channels of the network's input.
-        channel_rule: how the first convolution's RGB weights become those of C other channels: `sum` (each gets their sum
-            divided by C, so that equal channels give the response that a grey RGB image gave) or `mean` (each gets
-            their mean: the response grows with C, to a third of it for one channel).
+        channel_rule: how the first convolution's RGB kernels become those of C other channels. `sum`: equal channels
+            give the response that a grey image gave in RGB (1 channel: the kernels are summed; more: they are repeated,
+            scaled by 3/C and shifted equally to the same sum). `mean`: each channel gets the mean of the three, so that
+            the response grows with C; one channel gives a third of it.
 
     Returns:
         Where the weights came from, and which tensors matched.
@@ -143,7 +162,7 @@ def load_pretrained_maps(
     """
     if weights == "random":
         return load_pretrained(features, name, weights, in_channels).origin
-    whole = timm.create_model(name, num_classes=0, in_chans=in_channels)
+    whole = make_network(name, in_channels)
     origin = load_pretrained(whole, name, weights, in_channels).origin
     values = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
     first = {f"{conv}.weight".replace(".", "_") for conv in _first_convolutions(whole)}
@@ -228,7 +247,8 @@ def _load_state(
 ) -> KeyReport:
     """Loads what belongs to the encoder; every tensor of the encoder has to be there with its shape."""
     own = network.state_dict()
-    given = own_names(state, own)
+    statistics = input_statistics(state) or ("", (), ())
+    given = own_names(state, own, [child for child, _ in network.named_children()])
     state = dict(given)
     for conv in _first_convolutions(network):
         key = f"{conv}.weight"
@@ -236,15 +256,14 @@ def _load_state(
             continue
         kernel = state[key]
         if kernel.shape[1] == 3 != in_channels:
-            share = 3 if channel_rule == "mean" else in_channels
-            state[key] = kernel.sum(dim=1, keepdim=True).repeat(1, in_channels, 1, 1) / share
+            state[key] = _other_channels(kernel, in_channels, channel_rule)
         elif kernel.shape[1] == 1 < in_channels and own[key].shape[1] == in_channels:
             state[key] = kernel.repeat(1, in_channels, 1, 1) / in_channels  # weights of a grey encoder
-    if (network.pretrained_cfg or {}).get("fixed_input_size"):  # type: ignore[union-attr]
+    config: Any = network.pretrained_cfg
+    if config.get("fixed_input_size"):
         fit = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-        state = (
-            dict(fit(state, network)) if fit is not None else state
-        )  # embeddings of positions are resampled
+        if fit is not None:  # resamples embeddings of positions
+            state = dict(fit(state, network))
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or other:
@@ -255,7 +274,19 @@ def _load_state(
             "the encoder that they belong to with --encoder."
         )
     network.load_state_dict({k: state[k] for k in own if k in state}, strict=False)
-    return KeyReport(origin, len(own), tuple(k for k in given if k not in own))
+    return KeyReport(origin, len(own), tuple(k for k in given if k not in own), *statistics)
+
+
+def _other_channels(kernel: Tensor, in_channels: int, rule: str) -> Tensor:
+    """RGB kernels (F, 3, h, w) for other channels; see `load_pretrained`."""
+    if rule == "mean":
+        return kernel.mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
+    total = kernel.sum(dim=1, keepdim=True)
+    if in_channels == 1:
+        return total
+    # Repeated, since differences of channels are told apart by differences of the three; then shifted to the same sum.
+    repeated = kernel[:, [c % 3 for c in range(in_channels)]] * (3 / in_channels)
+    return repeated + (total - repeated.sum(dim=1, keepdim=True)) / in_channels
 
 
 def _first_convolutions(network: nn.Module) -> list[str]:

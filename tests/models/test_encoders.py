@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder
 from medtl.models.listing import list_encoders
+from medtl.models.weights import load_pretrained_maps
 
 FAMILIES = {
     "vgg11": 96,
@@ -21,7 +23,7 @@ FAMILIES = {
     "tf_efficientnet_lite0": 96,
     "convnext_atto": 96,
     "vit_tiny_patch16_224": 96,
-    "swin_tiny_patch4_window7_224": 224,
+    "swin_tiny_patch4_window7_224": 96,
     "densenet121": 64,
 }
 
@@ -49,30 +51,46 @@ def test_every_family_through_one_call(name: str, size: int) -> None:
 
 
 @torch.no_grad()
-def test_sum_rule_keeps_the_response_to_grey_images(tmp_path: Path) -> None:
-    rgb = build_encoder("resnet18", weights="random").eval()
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_channel_rules(tmp_path: Path, name: str) -> None:
+    """`sum`: equal channels give what the grey image gives in RGB, behind the same normalisation of each channel."""
+    rgb = build_encoder(name, weights="random", image_size=64).eval()
+    torch.nn.init.normal_(rgb.network.get_submodule(first := rgb.network.pretrained_cfg["first_conv"]).weight)
     torch.save(rgb.network.state_dict(), tmp_path / "w.pth")
+    kernel = rgb.network.get_submodule(first).weight
     grey = images(1, 64)
     expected = rgb((grey - rgb.mean.mean()) / rgb.std.mean() * rgb.std + rgb.mean)
     for channels in (1, 2, 4):
-        encoder = build_encoder("resnet18", weights=str(tmp_path / "w.pth"), in_channels=channels).eval()
-        assert encoder.key_report.matched == len(rgb.network.state_dict())
-        torch.testing.assert_close(encoder(grey.expand(-1, channels, -1, -1)), expected, rtol=1e-4, atol=1e-4)
-    kernel = rgb.network.conv1.weight
-    for channels in (1, 2, 4):
-        mean = build_encoder(
-            "resnet18", weights=str(tmp_path / "w.pth"), in_channels=channels, channel_rule="mean"
-        )
+        made = {
+            rule: build_encoder(
+                name,
+                weights=str(tmp_path / "w.pth"),
+                in_channels=channels,
+                channel_rule=rule,
+                image_size=64,
+            ).eval()
+            for rule in ("sum", "mean")
+        }
+        assert made["sum"].key_report.matched == len(rgb.network.state_dict())
+        alike = made["sum"](grey.expand(-1, channels, -1, -1))
+        torch.testing.assert_close(alike, expected, rtol=1e-3, atol=1e-3)
+        if channels > 1:  # channels are told apart
+            swapped = torch.cat([1 - grey, grey.expand(-1, channels - 1, -1, -1)], dim=1)
+            assert (made["sum"](swapped) - made["sum"](swapped.roll(1, 1))).abs().max() > 1e-3
         torch.testing.assert_close(
-            mean.network.conv1.weight, kernel.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+            made["mean"].network.get_submodule(first).weight,
+            kernel.mean(1, keepdim=True).expand(-1, channels, -1, -1),
         )
+
+
+def test_unknown_channel_rule() -> None:
     with pytest.raises(ConfigError, match="sum, mean"):
         build_encoder("resnet18", weights="random", channel_rule="max")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prefix", ["", "module.", "encoder.backbone."])
-def test_vgg16_of_torchvision(tmp_path: Path, prefix: str) -> None:
+def test_vgg16_of_torchvision(tmp_path: Path) -> None:
+    prefix = "module.encoder.backbone."
     theirs = torchvision.models.vgg16(weights=None, init_weights=False).eval()
     torch.save({"state_dict": {prefix + k: v for k, v in theirs.state_dict().items()}}, tmp_path / "w.pth")
     ours = build_encoder("vgg16", weights=str(tmp_path / "w.pth")).eval()
@@ -116,21 +134,72 @@ def test_state_dicts_of_timm(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(ours(image), maps.mean((2, 3)), rtol=1e-5, atol=1e-5)
 
 
-def test_radimagenet_and_torchxrayvision_names(tmp_path: Path) -> None:
-    resnet = torchvision.models.resnet50(weights=None)
-    body = torch.nn.Sequential(*list(resnet.children())[:-1])
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "inception_v3"])
+def test_radimagenet_files(tmp_path: Path, name: str) -> None:
+    """`nn.Sequential(*children)` of torchvision's network, which takes images in [-1, 1]."""
+    options = {"aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
+    theirs = getattr(torchvision.models, name)(weights=None, **options)
+    body = torch.nn.Sequential(*list(theirs.children())[:-1])
     torch.save({f"backbone.{k}": v for k, v in body.state_dict().items()}, tmp_path / "rad.pth")
-    ours = build_encoder("resnet50", weights=str(tmp_path / "rad.pth"))
-    assert torch.equal(ours.network.layer4[2].conv3.weight, resnet.layer4[2].conv3.weight)
+    ours = build_encoder(name, weights=str(tmp_path / "rad.pth"))
+    for key, value in ours.network.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[key])
     assert ours.key_report.ignored == ()
-    assert "all 318 tensors" in ours.key_report.text()
+    assert (float(ours.mean.unique()), float(ours.std.unique())) == (0.5, 0.5)
+    size = len(ours.network.state_dict())
+    assert ours.key_report.text() == (
+        f"file rad.pth: all {size} tensors of the encoder matched. Inputs are normalised as for RadImageNet."
+    )
 
-    dense = timm.create_model("densenet121", in_chans=1, num_classes=18)
-    state = {**dense.state_dict(), "op_threshs": torch.zeros(18)}
+
+@torch.no_grad()
+@pytest.mark.parametrize("old_names", [False, True])
+def test_torchxrayvision_files(tmp_path: Path, old_names: bool) -> None:
+    """A grey DenseNet whose images are in [-1024, 1024]; torchvision's first files call `norm1` `norm.1`."""
+    theirs = torchvision.models.densenet121(weights=None, num_classes=18).eval()
+    theirs.features.conv0 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    state = theirs.state_dict() | {"op_threshs": torch.zeros(18)}
+    if old_names:
+        state = {re.sub(r"(r\d+\.(?:norm|conv))([12])", r"\1.\2", k): v for k, v in state.items()}
+        assert any("norm.1" in k for k in state)
     torch.save(state, tmp_path / "xrv.pth")
-    grey = build_encoder("densenet121", weights=str(tmp_path / "xrv.pth"), in_channels=1)
-    assert torch.equal(grey.network.features.conv0.weight, dense.features.conv0.weight)
-    assert "op_threshs" in grey.key_report.ignored
+    grey = build_encoder("densenet121", weights=str(tmp_path / "xrv.pth"), in_channels=1).eval()
+    image = images(1, 64)
+    expected = theirs.features((2 * image - 1) * 1024).relu().mean((2, 3))
+    torch.testing.assert_close(grey(image), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert set(grey.key_report.ignored) == {"classifier.weight", "classifier.bias", "op_threshs"}
+    colour = build_encoder("densenet121", weights=str(tmp_path / "xrv.pth")).eval()
+    torch.testing.assert_close(colour(image.expand(-1, 3, -1, -1)), grey(image), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_medtl_brings_its_statistics(tmp_path: Path) -> None:
+    model = build_classifier("resnet18", 2, weights="random", in_channels=1).eval()
+    model.encoder.mean.fill_(0.1)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "run.safetensors")
+    again = build_encoder("resnet18", weights=str(tmp_path / "run.safetensors"), in_channels=1).eval()
+    assert torch.equal(again(images(1, 64)), model.encoder(images(1, 64)))
+    assert "head.weight" not in again.network.state_dict()
+
+
+@torch.no_grad()
+def test_vgg_features_without_its_head_are_enough(tmp_path: Path) -> None:
+    """Also for a segmentation network, whose encoder is timm's features-only variant."""
+    theirs = torchvision.models.vgg11(weights=None, init_weights=False)
+    torch.save({f"features.{k}": v for k, v in theirs.features.state_dict().items()}, tmp_path / "w.pth")
+    assert build_encoder("vgg11", weights=str(tmp_path / "w.pth")).key_report.ignored == ()
+    maps = timm.create_model("vgg11", features_only=True)
+    load_pretrained_maps(maps, "vgg11", str(tmp_path / "w.pth"), 3)
+    assert torch.equal(maps.state_dict()["features_0.weight"], theirs.features[0].weight)
+
+
+def test_stages_of_vgg_and_trailing_norms() -> None:
+    """VGG's stages are its blocks of 2, 2, 3, 3 and 3 convolutions (Simonyan & Zisserman 2015, configuration D)."""
+    stages = build_encoder("vgg16", weights="random").parameter_stages()
+    assert [len(s) // 2 for s in stages] == [2, 2, 3, 3, 3]
+    stages = build_encoder("convnext_atto", weights="random").parameter_stages()
+    assert len(stages) == 5
+    assert {"network.head.norm.weight", "network.stages.3.downsample.1.weight"} <= set(stages[-1])
 
 
 def test_weights_of_another_architecture_say_how_many_match(tmp_path: Path) -> None:
@@ -161,13 +230,29 @@ def test_embeddings_of_positions_are_resampled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("inception_v3", 48, "too small for it.*Sizes that it takes: 75"),
-        ("vit_tiny_patch16_224", 100, "no multiple of its patches.*112"),
+        ("inception_v3", 48, "a side of 75 or more"),
+        ("vgg16", 31, "a side of 32 or more"),
+        ("swin_tiny_patch4_window7_224", 90, "multiples of 4, as 88 and 92"),
+        ("vit_tiny_patch16_224", 100, "multiples of 16, as 96 and 112"),
     ],
 )
 def test_sizes_that_a_network_does_not_take(name: str, size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_encoder(name, weights="random", image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("inception_v3", 48, "a side of 75 or more"),
+        ("swin_tiny_patch4_window7_224", 96, "made for images of 224 x 224.*--image-size"),
+    ],
+)
+def test_images_of_a_size_that_was_not_announced(name: str, size: int, message: str) -> None:
+    encoder = build_encoder(name, weights="random").eval()
+    for call in (encoder, encoder.features_at):
+        with pytest.raises(ConfigError, match=message):
+            call(images(3, size))
 
 
 def test_list_says_parameters() -> None:
