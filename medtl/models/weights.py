@@ -266,15 +266,16 @@ def _load_state(
             state = dict(fit(state, network))
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
+    matched = sum(k in state for k in own) - len(other)
     if missing or other:
         raise WeightsError(
             f"The weights in {origin} are not those of encoder {name}: of its {len(own)} tensors "
-            f"{len(own) - len(missing) - len(other)} match, {len(missing)} are absent (first: "
+            f"{matched} match, {len(missing)} are absent (first: "
             f"{(missing or ['none'])[0]}) and {len(other)} have another shape (first: {(other or ['none'])[0]}). Name "
             "the encoder that they belong to with --encoder."
         )
     network.load_state_dict({k: state[k] for k in own if k in state}, strict=False)
-    return KeyReport(origin, len(own), tuple(k for k in given if k not in own), *statistics)
+    return KeyReport(origin, matched, tuple(k for k in given if k not in own), *statistics)
 
 
 def _other_channels(kernel: Tensor, in_channels: int, rule: str) -> Tensor:
