@@ -65,5 +65,5 @@ def input_statistics(state: Mapping[str, Tensor]) -> tuple[str, tuple[float, ...
     for prefix in (key.removesuffix("mean") for key in state if re.fullmatch(r"([\w.]+\.)?mean", key)):
         if f"{prefix}std" in state and any(key.startswith(f"{prefix}network.") for key in state):
             mean, std = (tuple(state[f"{prefix}{k}"].flatten().tolist()) for k in ("mean", "std"))
-            return "the checkpoint", mean, std
+            return "the model in that checkpoint", mean, std
     return None
