@@ -284,7 +284,8 @@ class _Module(pl.LightningModule):
         return optimizer
 
     def on_train_epoch_start(self) -> None:
-        """Hands the adapter its hook."""
+        """Puts the adapter into its own training mode, where what is frozen stays in eval mode, and calls its hook."""
+        self.adapter.train()
         if type(self.adapter).on_epoch_start is not Adapter.on_epoch_start:
             self.adapter.on_epoch_start(self.plain_loaders())
 

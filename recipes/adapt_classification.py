@@ -55,6 +55,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             len(cases.classes),
             weights=config.weights,
             in_channels=preprocess.channels,
+            image_size=preprocess.image_size,
             seed=seed,
         )
 

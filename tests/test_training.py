@@ -88,6 +88,14 @@ def test_random_state_outside_is_untouched(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_frozen_norms_stand_still_in_fit(tmp_path: Path) -> None:
+    before = {k: v.clone() for k, v in network().named_buffers()}
+    adapter = build_adapter("finetune", network(), norm="frozen")
+    config = FitConfig(epochs=2, batch_size=8, accelerator="cpu", tensorboard=False)
+    fit(adapter, ToyData("source", 24), folder=tmp_path / "m", config=config, validation=ToyData("source", 8))
+    assert all(torch.equal(value, before[key]) for key, value in adapter.model.named_buffers())
+
+
 class StopError(Exception):
     """Raised by a test in the middle of an epoch."""
 

@@ -49,3 +49,13 @@ class Gradual(Strategy):
         """Opens what is due, then as `Strategy`."""
         self._open(progress)
         return super().forward(source, target, progress=progress)
+
+    def plan(self, lr: float) -> list[dict[str, Any]]:
+        """As `Strategy.plan`, with the share of the training after which each stage opens."""
+        steps = len(self._ladder) + 1
+        opens = {part.name: (place + 1) / steps * self.until for place, part in enumerate(self._ladder)}
+        rows = super().plan(lr)
+        for row in rows:
+            row["opens after"] = f"{opens.get(row['part'], 0.0):.0%}"
+            row["BatchNorm"] = row["BatchNorm"].replace("eval", "train once open")
+        return rows

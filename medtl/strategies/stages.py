@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from timm.models import group_parameters
 from torch import nn
 
 from medtl.adapters.parts import encoder_of
@@ -62,30 +61,12 @@ def model_parts(model: nn.Module, strategy: str) -> list[Part]:
     return sorted(parts.values(), key=lambda p: order.index(p.name) if p.name in order else len(order))
 
 
-def encoder_stages(encoder: Encoder) -> list[list[str]]:
-    """Names of the encoder's parameters by stage, stem first, as timm groups them.
-
-    What has no weight matrix of its own (the norm after the last stage of ConvNeXt or Swin) belongs to the stage before
-    it: `last:1` would otherwise train that norm alone.
-    """
-    network = encoder.network
-    groups = group_parameters(network, network.group_matcher(coarse=True))  # type: ignore[operator]
-    stages: list[list[str]] = []
-    for names in groups.values():
-        full = [f"network.{name}" for name in names]
-        if stages and all(encoder.get_parameter(name).ndim < 2 for name in full):
-            stages[-1] += full
-        else:
-            stages.append(full)
-    return stages
-
-
 def _stage_names(encoder: nn.Module) -> dict[int, str]:
     """The stage's name of every parameter of the encoder, by identity; one stage where timm does not say."""
     if not isinstance(encoder, Encoder):
         return {id(p): "encoder" for p in encoder.parameters()}
     names: dict[int, str] = {}
-    for number, stage in enumerate(encoder_stages(encoder)):
+    for number, stage in enumerate(encoder.parameter_stages()):
         label = f"encoder stage {number}" if number else "encoder stem"
         names |= {id(encoder.get_parameter(name)): label for name in stage}
     return names
