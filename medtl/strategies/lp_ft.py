@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from medtl.adapters.norm import modes_kept
+from medtl.adapters.norm import batch_norms, modes_kept
 from medtl.data.batch import Batch
 from medtl.errors import ConfigError
 from medtl.strategies.base import Strategy
@@ -22,7 +22,8 @@ class LpFt(Strategy):
 
     A random head sends gradients through the encoder that distort its features before it has learnt anything; a head
     that is right already does not. The probe is logistic regression with an L2 penalty on features centred and
-    divided by their common spread, solved to convergence before the first step.
+    divided by their common spread, solved to convergence before the first step. BatchNorm keeps the pretrained statistics:
+    with those of the batches the features, and with them the probe, would be others from the first step on.
 
     Args:
         model: a model with a linear `head`.
@@ -44,6 +45,13 @@ class LpFt(Strategy):
     def group(self, part: Part, lr: float) -> dict[str, Any]:
         """All weights at the lower rate."""
         return {"lr": lr * self.lr_factor}
+
+    def train(self, mode: bool = True) -> LpFt:
+        """BatchNorm stays in eval mode."""
+        super().train(mode)
+        for layer in batch_norms(self.model):
+            layer.eval()
+        return self
 
     @torch.no_grad()
     def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:

@@ -1,8 +1,9 @@
-"""The contract of every strategy, by discovery, on networks with BatchNorm and with LayerNorm; penalties in closed form."""
+"""The contract of every strategy, by discovery, with BatchNorm and with LayerNorm; penalties in closed form."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from medtl.adapters import hyper_parameters
-from medtl.adapters.base import Adapter
 from medtl.data.batch import Batch
 from medtl.errors import ConfigError
 from medtl.models import Classifier, build_classifier
@@ -131,13 +131,14 @@ def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: p
     for place in ("whole", "cut"):
         strategy = build_strategy(name, classifier(), seed=1, **({"ema": 0.9} if name == "full" else {}))
         if place == "cut":
-            calls = 0
+            calls, step_end = 0, type(strategy).on_step_end
 
-            def stop(self: Adapter) -> None:
+            def stop(self: Strategy, step_end: Any = step_end) -> None:
                 nonlocal calls
                 calls += 1
                 if calls == 8:
                     raise KeyError("stopped")
+                step_end(self)
 
             with monkeypatch.context() as patch:
                 patch.setattr(type(strategy), "on_step_end", stop)
@@ -206,6 +207,9 @@ def test_lp_ft_begins_with_the_probe() -> None:
         x = (x - x.mean(0)) / np.sqrt(x.var(0).mean())
         probe = LogisticRegression(C=0.7, max_iter=2000).fit(x, data.label.numpy())
         found = output.logits.softmax(1).detach().numpy()
+        torch.testing.assert_close(
+            strategy.train().model(data.image).logits, output.logits
+        )  # nothing moves at once
         np.testing.assert_allclose(found, probe.predict_proba(x), atol=1e-3)
 
 

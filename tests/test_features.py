@@ -1,0 +1,122 @@
+"""Features computed once: the same as the encoder's, kept, resumed, checked; probes and neighbours on them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import medtl
+from medtl import features as module
+from medtl.errors import ConfigError, DataError
+from medtl.features import FeatureDataset, extract_features, feature_table, knn_logits
+from medtl.inference import predict_cases
+from tests.scans import write_site
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> medtl.Cohort:
+    write_site(tmp_path / "site", 24)
+    cases = medtl.collect_cases(source=[tmp_path / "site"], labels=tmp_path / "site" / "labels.csv")
+    return medtl.Cohort.prepare(cases, medtl.suggest_preprocess(cases.items(), 32), tmp_path / "cache")
+
+
+def encoder(seed: int = 0) -> Any:
+    return medtl.build_classifier("test_resnet", 2, weights="random", seed=seed).encoder
+
+
+def data(cohort: medtl.Cohort, augment: str = "standard") -> Any:
+    return cohort.dataset("source", "train", with_labels=True, augment=augment)
+
+
+@torch.no_grad()
+def test_features_are_the_encoders(cohort: medtl.Cohort, tmp_path: Path) -> None:
+    network, scans = encoder(), data(cohort)
+    found = extract_features(network, scans, tmp_path / "f", views=2, batch_size=5)
+    assert found.features.shape == (len(scans), 2, network.num_features)
+    assert found.labels == scans.labels
+    network.eval()
+    plain, third = scans.plain()[3], scans
+    torch.testing.assert_close(found.features[3, 0], network(plain.image[None])[0])
+    third.set_epoch(1)
+    torch.testing.assert_close(found.features[3, 1], network(third[3].image[None])[0])
+    found.set_epoch(1)
+    assert torch.equal(found[3].image, found.features[3, 1])
+    assert torch.equal(found.plain()[3].image, found.features[3, 0])
+    stage = extract_features(network, scans, tmp_path / "f", depth="stage2")
+    torch.testing.assert_close(stage.features[3, 0], network.features_at(plain.image[None])["stage2"][0])
+    with pytest.raises(ConfigError, match="no depth 'stage9'"):
+        extract_features(network, scans, tmp_path / "f", depth="stage9")
+
+
+def test_what_is_kept_is_not_computed_again(
+    cohort: medtl.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SHARD", 6)
+    encoded = []
+    encode = module._encode
+    monkeypatch.setattr(module, "_encode", lambda e, i, d: (encoded.append(len(i)), encode(e, i, d))[1])
+    scans = data(cohort)
+    first = extract_features(encoder(), scans, tmp_path / "f")
+    assert sum(encoded) == len(scans)
+    again = extract_features(encoder(), scans, tmp_path / "f")
+    assert sum(encoded) == len(scans)
+    assert torch.equal(first.features, again.features)
+    shards = sorted((tmp_path / "f" / first.key).iterdir())
+    assert len(shards) == 3
+    shards[1].unlink()  # killed before it was written
+    broken = bytearray(shards[2].read_bytes())
+    broken[-1] ^= 255
+    shards[2].write_bytes(broken)
+    with caplog.at_level(logging.WARNING, logger="medtl"):
+        mended = extract_features(encoder(), scans, tmp_path / "f")
+    assert sum(encoded) == len(scans) + len(scans) - 6
+    assert torch.equal(first.features, mended.features)
+    assert "damaged" in caplog.text
+    assert extract_features(encoder(seed=1), scans, tmp_path / "f").key != first.key
+    assert (
+        extract_features(encoder(), data(cohort, "none"), tmp_path / "f").key == first.key
+    )  # one view: not augmented
+
+
+def test_probe_is_the_same_on_features_and_on_images(cohort: medtl.Cohort, tmp_path: Path) -> None:
+    scans = data(cohort, "none")
+    config = medtl.FitConfig(epochs=2, batch_size=8, accelerator="cpu", tensorboard=False, lr=1e-3)
+    logits = []
+    for place in ("features", "images"):
+        model = medtl.build_classifier("test_resnet", 2, weights="random", bottleneck=16, seed=0)
+        strategy = medtl.build_strategy("probe", model)
+        given = scans if place == "images" else extract_features(model.encoder, scans, tmp_path / "f")
+        medtl.fit(strategy, given, folder=tmp_path / place, config=config)
+        logits.append(predict_cases(model, given))
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+
+
+def test_table_and_neighbours(cohort: medtl.Cohort, tmp_path: Path) -> None:
+    found = extract_features(encoder(), data(cohort), tmp_path / "f", views=2)
+    table = feature_table(found)
+    assert len(table) == 2 * len(found)
+    assert list(table.columns[:8]) == ["case", "patient", "site", "domain", "split", "label", "view", "f0000"]
+    np.testing.assert_array_equal(table.loc[1, "f0000"], found.features[0, 1, 0].numpy())
+    logits = knn_logits(found.plain(), found.plain(), k=1)
+    assert (logits.argmax(1) == np.array(found.labels)).all()  # each is its own nearest neighbour
+    np.testing.assert_allclose(np.exp(logits).sum(1), 1)
+    assert np.exp(logits).max() == pytest.approx(0.75)  # (1 + 1/2) / (1 + 1)
+    with pytest.raises(DataError, match="too few for k = 999"):
+        knn_logits(found, found, k=999)
+
+
+def test_volumes_keep_their_slices() -> None:
+    model = medtl.build_classifier("test_resnet", 2, weights="random", seed=0).eval()
+    volumes = torch.rand(2, 3, 4, 32, 32)
+    slices = model.encode(volumes)
+    assert slices.shape == (2, 4, model.encoder.num_features)
+    torch.testing.assert_close(model(slices).logits, model(volumes).logits)
+    with pytest.raises(DataError, match="another encoder"):
+        model(torch.rand(2, 7))
+    with pytest.raises(DataError, match="N = 1"):
+        FeatureDataset(torch.rand(2, 1, 8), [None], classes=("a", "b"))  # type: ignore[list-item]
