@@ -23,10 +23,11 @@ import pytest
 import yaml
 
 import medtl
-from medtl import adapters, cli, commands
+from medtl import adapters, cli, commands, strategies
 from medtl.data.items import CODES
 from medtl.data.preprocess import CT_WINDOWS
 from medtl.evaluation.table import REQUIRED
+from medtl.models.class_losses import IMBALANCE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -118,8 +119,11 @@ def parse(command: str, words: list[str]) -> None:
         cli._parse(getattr(commands, command.title()), words, command)
         return
     config = cli.parse_config(cli.load_recipe(words[0]), words[1:], "medtl run")
-    if getattr(config, "method", "finetune") in adapters.available():
-        adapters.parse_hparams(getattr(config, "method", "finetune"), config.hparams)
+    hparams = getattr(config, "hparams", ())
+    if hasattr(config, "strategy"):
+        strategies.parse_strategy_hparams(config.strategy, hparams)
+    elif getattr(config, "method", "finetune") in adapters.available() and not hasattr(config, "strategies"):
+        adapters.parse_hparams(getattr(config, "method", "finetune"), hparams)
 
 
 def test_other_output_is_found() -> None:
@@ -187,9 +191,13 @@ def test_what_users_meet_is_documented() -> None:
     flags = sorted({f"--{f.name.replace('_', '-')}" for c in recipes for f in dataclasses.fields(c)})
     methods = [adapters.adapter_class(name) for name in adapters.available()]
     hparams = sorted({key for m in methods for key in adapters.hyper_parameters(m)})
+    classes = [strategies.strategy_class(name) for name in strategies.available()]
+    strategy_hparams = sorted({key for c in classes for key in adapters.hyper_parameters(c)})
     assert undocumented("docs/reference/commands.md", flags) == []
     assert undocumented("docs/reference/commands.md", [f"medtl {c}" for c in cli.COMMANDS]) == []
     assert undocumented("docs/reference/adapters.md", [*adapters.available(), *hparams]) == []
+    assert undocumented("docs/how-to/fine-tuning.md", [*strategies.available(), *strategy_hparams]) == []
+    assert undocumented("docs/how-to/fine-tuning.md", list(IMBALANCE)) == []
     assert undocumented("docs/reference/python.md", list(medtl.__all__)) == []
     assert undocumented("docs/reference/predictions-table.md", list(REQUIRED)) == []
     assert undocumented("docs/how-to/own-scans.md", [*CODES, *CT_WINDOWS]) == []

@@ -117,9 +117,7 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     return parse_pairs(f"Method {name}", hyper_parameters(adapter_class(name)), pairs)
 
 
-def parse_pairs(
-    where: str, known: dict[str, inspect.Parameter], pairs: Sequence[str]
-) -> dict[str, Any]:
+def parse_pairs(where: str, known: dict[str, inspect.Parameter], pairs: Sequence[str]) -> dict[str, Any]:
     """Turns `key=value` texts into typed arguments.
 
     Args:

@@ -63,7 +63,7 @@ def calibration_note(name: str) -> str:
 def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
     """Weights N / (K n_k): the mean over all N cases is 1, and every class weighs as much as any other.
 
-    The limit beta -> 1 of the class-balanced weights of Cui et al. 2019, equation 2 (scikit-learn's "balanced").
+    The limit beta -> 1 of the class-balanced weights of Cui et al. 2019 (scikit-learn's "balanced").
 
     Raises:
         DataError: a class has no case.

@@ -143,12 +143,11 @@ class Strategy(FineTune):
         loss = super().supervised_loss(logits, label)
         if self.criterion is None or not self.label_smoothing or label is None or label.is_floating_point():
             return loss
-        classes = range(logits.shape[1])
-        each = [
-            super(Strategy, self).supervised_loss(logits, label.clamp(max=k).where(label < 0, k))
-            for k in classes
-        ]
-        return (1 - self.label_smoothing) * loss + self.label_smoothing * torch.stack(each).mean()
+        others = (torch.where(label < 0, label, k) for k in range(logits.shape[1]))
+        uniform = torch.stack(
+            [super(Strategy, self).supervised_loss(logits, other) for other in others]
+        ).mean()
+        return (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
 
     def _mix(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
         """Mixes each image with another of the batch: mixed images, whose the others are, the share of the first."""

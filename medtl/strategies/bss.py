@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from medtl.strategies.base import Strategy
 
 
 class BSS(Strategy):
-    """Trains all weights and shrinks the smallest singular values of the features (Chen et al. 2019, equation 5).
+    """Trains all weights and shrinks the smallest singular values of the features (Chen et al. 2019).
 
-    With few cases the small directions carry what does not transfer: eta * sum of the k smallest sigma^2.
+    Batch spectral shrinkage: eta * sum of the k smallest sigma^2 of the batch's features (B, F). With few cases the
+    small directions carry what does not transfer.
 
     Args:
         model: any network that returns features (B, F).
@@ -22,6 +23,9 @@ class BSS(Strategy):
         k: how many singular values.
         common: see `Strategy`.
     """
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "multilabel"})
+    why_not: ClassVar[str] = "it takes one vector of features a case"
 
     def __init__(self, model: nn.Module, *, eta: float = 1e-3, k: int = 1, **common: Any) -> None:
         super().__init__(model, **common)

@@ -1,59 +1,101 @@
-"""All weights, the features held near those of the pretrained encoder."""
+"""All weights, the feature maps held near those of the pretrained encoder."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from medtl.adapters.parts import encoder_of
 from medtl.errors import ConfigError
-from medtl.models.classifier import Classifier, encode_slices
 from medtl.models.output import Output
 from medtl.strategies.base import Strategy
 
+MAPS = 4
+"""Feature maps that are compared at most, spread over the depth of the encoder."""
+
 
 class Delta(Strategy):
-    """Trains all weights with a penalty on how far the features move from those of the pretrained encoder.
+    """Trains all weights and holds the encoder's feature maps near those of the pretrained encoder (Li et al. 2019).
 
-    DELTA (Li et al. 2019, equation 5) on the features behind the last pooling, without its attention over channels:
-    weight / 2 times the mean over cases of ||f(x) - f0(x)||^2 / ||f0||^2, f0 the frozen encoder. It costs a second pass
-    without gradient.
+    weight / 2 * the sum over maps of E ||f(x) - f0(x)||^2 / E ||f0(x)||^2, f0 those of the frozen encoder, E the mean
+    over the batch. All channels count alike: the paper's attention, which weighs them by how much the loss rises
+    without each, is left out. Each map is measured in units of its own size, since sizes differ between networks by
+    orders of magnitude. It costs a second pass without gradient.
 
     Args:
-        model: a `Classifier`.
+        model: a `Classifier`, or any network with an `encoder`.
         weight: of the penalty.
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, weight: float = 1.0, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, weight: float = 0.1, **common: Any) -> None:
         super().__init__(model, **common)
         self._check("weight", weight, weight >= 0, "at least 0")
-        if not isinstance(model, Classifier):
+        encoder = encoder_of(model)
+        if encoder is None:
             raise ConfigError(
-                f"Delta compares the features of an encoder, and {type(model).__name__} is no Classifier."
+                f"Delta compares the feature maps of an encoder, and {type(model).__name__} has no module of that "
+                "name. Use build_classifier, or take l2_sp, which holds the weights instead."
             )
         self.weight = weight
-        self.pretrained_encoder = copy.deepcopy(model.encoder).requires_grad_(False).eval()
+        self.pretrained_encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
+        self._moved: list[Tensor] = []
 
     def output(self, image: Tensor) -> Output:
         """One pass of both encoders."""
-        model: Any = self.model
-        features = model.encode(image)
-        with torch.no_grad():
-            begin = encode_slices(self.pretrained_encoder, image)
-        scale = begin.square().sum(-1).mean().clamp_min(1e-12)
-        self._moved = (features - begin).square().sum(-1).mean() / scale
-        output: Output = model.classify(features)
+        encoder = encoder_of(self.model)
+        assert encoder is not None
+        with _caught(encoder) as (maps, inputs):
+            output = super().output(image)
+        with torch.no_grad(), _caught(self.pretrained_encoder) as (begin, _):
+            self.pretrained_encoder(*inputs)
+        self._moved = [
+            (f.float() - f0.float()).square().sum() / f0.float().square().sum().clamp_min(1e-12)
+            for f, f0 in zip(maps, begin, strict=True)
+        ]
         return output
 
     def penalties(self, output: Output) -> dict[str, Tensor]:
-        """How far the features moved."""
-        return {"delta": self.weight / 2 * self._moved}
+        """How far the maps of the last pass moved."""
+        return {"delta": self.weight / 2 * torch.stack(self._moved).sum()}
 
     def train(self, mode: bool = True) -> Delta:
         """The pretrained encoder stays in eval mode."""
         super().train(mode)
         self.pretrained_encoder.eval()
         return self
+
+
+@contextmanager
+def _caught(encoder: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Gathers the feature maps, and the input, of the passes of `encoder` within it."""
+    maps: list[Tensor] = []
+    inputs: list[Tensor] = []
+    handles = [encoder.register_forward_pre_hook(lambda _, given: inputs.extend(given))]
+    for layer in _mapping_layers(encoder):
+        handles.append(
+            layer.register_forward_hook(
+                lambda _, __, made: maps.extend([made] if isinstance(made, Tensor) else made)
+            )
+        )
+    try:
+        yield maps, inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mapping_layers(encoder: nn.Module) -> list[nn.Module]:
+    """The layers that end a stage, as timm names them; the encoder itself where its outputs are the maps."""
+    network: Any = getattr(encoder, "network", None)
+    names = [info["module"] for info in getattr(network, "feature_info", ())]
+    if not names:
+        return [encoder]
+    number = min(MAPS, len(names))
+    chosen = [names[round((n + 1) * len(names) / number) - 1] for n in range(number)]
+    return [network.get_submodule(name) for name in chosen]

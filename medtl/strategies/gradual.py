@@ -26,8 +26,8 @@ class Gradual(Strategy):
         self._check("until", until, 0 < until <= 1, "above 0 and at most 1")
         self.until = until
         self._ladder = self.stages()[::-1]
+        # The first pass closes what is not due: several processes must know all parameters before it.
         self._num_open = -1
-        self._open(0.0)
 
     def _open(self, progress: float) -> None:
         """The steps of the ladder are of equal length; the first is without any stage of the encoder."""
@@ -57,5 +57,6 @@ class Gradual(Strategy):
         rows = super().plan(lr)
         for row in rows:
             row["opens after"] = f"{opens.get(row['part'], 0.0):.0%}"
-            row["BatchNorm"] = row["BatchNorm"].replace("eval", "train once open")
+            if row["part"] in opens:
+                row["BatchNorm"] = row["BatchNorm"].replace("train", "train once open")
         return rows

@@ -11,7 +11,7 @@ from medtl.strategies.stages import Part
 
 
 class LayerDecay(Strategy):
-    """Trains all weights, each stage of the encoder at a lower rate than the one behind it (Clark et al. 2020, 3.1).
+    """Trains all weights, each stage of the encoder at a lower rate than the one behind it (Clark et al. 2020).
 
     Stage s of S, counted from the stem (0), learns at lr * decay^(S - s); what is new learns at lr.
 

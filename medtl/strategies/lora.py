@@ -59,8 +59,6 @@ class LoRA(Strategy):
         names = {id(p): name for name, p in model.named_parameters()}
         self._names = [names[id(layer.weight)] for layer in self._layers]
         self.changes = nn.ModuleList(_Change(layer.weight, rank, alpha / rank) for layer in self._layers)
-        self.merged: Tensor
-        self.register_buffer("merged", torch.tensor(False))
 
     def output(self, image: Tensor) -> Output:
         """One pass with the changes added."""
@@ -95,9 +93,6 @@ class LoRA(Strategy):
     @contextmanager
     def on_source(self) -> Iterator[None]:
         """Within it, the model's weights have the changes added."""
-        if self.merged:
-            yield
-            return
         kept = [layer.weight.data for layer in self._layers]
         self._merge()
         try:
@@ -112,11 +107,11 @@ class LoRA(Strategy):
             layer.weight.data = layer.weight.data + change()
 
     def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Adds the changes to the weights for good."""
+        """Adds the changes to the weights for good, and begins again at zero."""
         super().on_fit_end(loaders)
-        if not self.merged:
-            self._merge()
-            self.merged.fill_(True)
+        self._merge()
+        for change in self.changes:
+            nn.init.zeros_(change.b)  # type: ignore[arg-type]
 
 
 class _Change(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 
 from medtl.adapters.norm import batch_norms, modes_kept
 from medtl.data.batch import Batch
-from medtl.errors import ConfigError
+from medtl.errors import ConfigError, DataError
 from medtl.strategies.base import Strategy
 from medtl.strategies.stages import Part
 
@@ -69,9 +69,15 @@ class LpFt(Strategy):
                 labels.append(batch.label.numpy())
         x, y = np.concatenate(features), np.concatenate(labels)
         x, y = x[y >= 0], y[y >= 0]
+        if len(np.unique(y)) < 2:
+            raise DataError(
+                "LpFt tells classes apart before training, and the training cases have one class alone."
+            )
         # One scale for all features: those that hardly vary keep small weights, whatever their units.
         mean, std = x.mean(0), np.sqrt(x.var(0).mean()) + 1e-12
-        balanced = "balanced" if getattr(self.criterion, "name", "") == "class_weights" else None
+        balanced = (
+            "balanced" if getattr(self.criterion, "name", "") in ("class_weights", "logit_adjusted") else None
+        )
         solved = LogisticRegression(C=self.penalty, max_iter=2000, class_weight=balanced).fit(
             (x - mean) / std, y
         )
@@ -82,3 +88,5 @@ class LpFt(Strategy):
         head: Any = self.model.head
         head.weight[solved.classes_] = torch.tensor(weight, dtype=head.weight.dtype, device=device)
         head.bias[solved.classes_] = torch.tensor(bias, dtype=head.bias.dtype, device=device)
+        if self.average is not None:
+            self.average.copy_from(self.learned())

@@ -236,15 +236,17 @@ def test_bss_is_the_smallest_singular_value() -> None:
 
 
 def test_delta_is_zero_at_first_and_measures_the_move() -> None:
-    strategy = build_strategy("delta", classifier("test_vit"), weight=2.0).eval()
-    assert strategy(batch(), None, progress=0.0)["delta"].item() == pytest.approx(0, abs=1e-9)
-    before = strategy.model.encode(batch().image)
+    strategy = build_strategy("delta", classifier("test_convnext"), weight=3.0).eval()
+    network, image = strategy.model.encoder.network, strategy.model.encoder._normalised(batch().image)
+    assert strategy(batch(), None, progress=0.0)["delta"].item() == 0
+    before = network.forward_intermediates(image, intermediates_only=True)
     with torch.no_grad():
         for parameter in strategy.model.encoder.parameters():
             parameter.mul_(1.1)
-    after = strategy.model.encode(batch().image)
-    expected = (after - before).square().sum(1).mean() / before.square().sum(1).mean()
-    assert strategy(batch(), None, progress=0.0)["delta"].item() == pytest.approx(expected.item(), rel=1e-5)
+    after = network.forward_intermediates(image, intermediates_only=True)
+    moved = [(f - f0).square().sum() / f0.square().sum() for f, f0 in zip(after, before, strict=True)]
+    expected = 1.5 * torch.stack(moved).sum().item()
+    assert strategy(batch(), None, progress=0.0)["delta"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_lora_begins_as_the_pretrained_and_ends_as_a_plain_network() -> None:
