@@ -22,8 +22,8 @@ class LpFt(Strategy):
 
     A random head sends gradients through the encoder that distort its features before it has learnt anything; a head
     that is right already does not. The probe is logistic regression with an L2 penalty on features centred and
-    divided by their common spread, solved to convergence before the first step. BatchNorm keeps the pretrained statistics:
-    with those of the batches the features, and with them the probe, would be others from the first step on.
+    divided by their common spread, solved to convergence before the first step. BatchNorm keeps the pretrained
+    statistics: with those of the batches the features, and with them the probe, would be others from the first step on.
 
     Args:
         model: a model with a linear `head`.

@@ -1,4 +1,4 @@
-"""Where naive versions of fine-tuning go wrong: statistics of frozen stages, averages, mixing, merging, other networks."""
+"""Where naive fine-tuning goes wrong: statistics of frozen stages, averages, mixing, merging, other networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from medtl.adapters import Batch
 from medtl.errors import ConfigError, DataError
-from medtl.models import build_segmenter, with_features
+from medtl.models import build_segmenter
 from medtl.models.class_losses import ClassificationLoss
 from medtl.strategies import Strategy, available, build_strategy
 from medtl.strategies.average import Average
@@ -19,6 +19,15 @@ from medtl.training import FitConfig, fit
 from tests.adapters.toys import network
 from tests.strategies.test_strategies import Cases, batch, classifier, steps
 
+REFUSED = {
+    "last",
+    "gradual",
+    "layer_decay",
+    "bss",
+    "delta",
+    "lp_ft",
+}  # for lack of stages, an encoder, vectors of features
+ALWAYS_REFUSED = {"last", "gradual", "layer_decay"}
 QUICK = {"batch_size": 8, "accelerator": "cpu", "tensorboard": False, "lr": 1e-3}
 
 
@@ -230,9 +239,10 @@ class TestOtherNetworks:
     def check(self, name: str, model: nn.Module, data: Batch) -> None:
         try:
             strategy: Strategy = build_strategy(name, model)
-        except ConfigError as error:
-            assert len(str(error)) > 40
+        except ConfigError:
+            assert name in REFUSED
             return
+        assert name not in ALWAYS_REFUSED
         strategy.train()
         loss = strategy(data, None, progress=0.0)["loss"]
         assert torch.isfinite(loss)
@@ -271,7 +281,7 @@ def test_what_cannot_be_done_says_why() -> None:
         build_strategy("full", network(), dropout=0.1)
     with pytest.raises(ConfigError, match="are not known"):
         build_strategy("last:1", network())
-    with pytest.raises(ConfigError, match="neither an encoder|has neither"):
+    with pytest.raises(ConfigError, match="has neither"):
         build_strategy("head", nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ConfigError, match="mask is none"):
         build_strategy("full", build_segmenter("test_resnet", 2, weights="random"), mixup=0.2)
@@ -280,4 +290,3 @@ def test_what_cannot_be_done_says_why() -> None:
     strategy = build_strategy("lp_ft", classifier())
     with pytest.raises(DataError, match="one class alone"):
         strategy.on_fit_start({"source": [Batch(image=batch().image, label=torch.zeros(6).long())]})
-    assert with_features(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))).head is not None
