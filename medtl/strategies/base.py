@@ -77,7 +77,8 @@ class Strategy(FineTune):
             layer.p = dropout
         self.weight_decay, self.mixup, self.cutmix = weight_decay, mixup, cutmix
         self.parts = model_parts(model, type(self).__name__)
-        self._learns = {id(p) for p in model.parameters() if p.requires_grad}
+        # By name: a process that is spawned has other objects.
+        self._learns = {name for name, p in model.named_parameters() if p.requires_grad}
         self.average = Average(self.learned(), ema) if ema else None
 
     def _check(self, name: str, value: Any, good: bool, expected: str) -> None:
@@ -90,7 +91,7 @@ class Strategy(FineTune):
             for name, parameter in part.parameters.items():
                 if not learns(part, name):
                     parameter.requires_grad_(False)
-                    self._learns.discard(id(parameter))
+                    self._learns.discard(name)
 
     @property
     def pretrained(self) -> list[Part]:
@@ -183,7 +184,7 @@ class Strategy(FineTune):
         groups: dict[Any, dict[str, Any]] = {}
         for part in self.parts:
             for name, parameter in part.parameters.items():
-                if id(parameter) not in self._learns:
+                if name not in self._learns:
                     continue
                 settings = self.group(part, lr)
                 if parameter.ndim < 2 or self._exempt(name):

@@ -62,7 +62,8 @@ class Delta(Strategy):
 
     def penalties(self, output: Output) -> dict[str, Tensor]:
         """How far the maps of the last pass moved."""
-        return {"delta": self.weight / 2 * torch.stack(self._moved).sum()}
+        moved, self._moved = self._moved, []
+        return {"delta": self.weight / 2 * torch.stack(moved).sum()}
 
     def train(self, mode: bool = True) -> Delta:
         """The pretrained encoder stays in eval mode."""

@@ -37,8 +37,8 @@ class Gradual(Strategy):
             return
         self._num_open = num_open
         for place, part in enumerate(self._ladder):
-            for parameter in part.parameters.values():
-                if id(parameter) in self._learns:
+            for name, parameter in part.parameters.items():
+                if name in self._learns:
                     parameter.requires_grad_(place < num_open)
         if self.training:
             self.train()

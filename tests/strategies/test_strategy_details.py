@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -230,6 +232,29 @@ class TestStochNorm:
         assert (is_one[0] | is_one[1]).all()
         assert is_one[0].any()
         assert is_one[1].any()
+
+
+@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+def test_a_copy_learns_the_same(name: str, way: str) -> None:
+    """A process that is spawned gets a copy, in which all objects are others."""
+    strategy = build_strategy(name, classifier())
+    steps(strategy, 1)
+    other = pickle.loads(pickle.dumps(strategy)) if way == "pickle" else copy.deepcopy(strategy)
+    assert other.plan(1e-3) == strategy.plan(1e-3)
+    for one in (strategy, other):
+        steps(one, 2)
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in strategy.state_dict().items())
+    assert not torch.equal(strategy.model.head.weight, classifier().head.weight)
+
+
+@pytest.mark.slow
+def test_several_processes_open_the_stages_alike(tmp_path: Path) -> None:
+    strategy = build_strategy("gradual", classifier("test_vit"), until=0.2)
+    config = FitConfig(epochs=2, steps_per_epoch=4, devices=2, **{**QUICK, "batch_size": 4})
+    before = strategy.model.encoder.network.patch_embed.proj.weight.detach().clone()
+    fit(strategy, Cases(), folder=tmp_path / "model", config=config)
+    assert not torch.equal(strategy.model.encoder.network.patch_embed.proj.weight, before)
 
 
 @pytest.mark.parametrize("name", available())
