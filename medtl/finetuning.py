@@ -88,6 +88,7 @@ class FineTuning:
             in_channels=preprocess.channels,
             bottleneck=_hidden_units(self.head),
             image_size=preprocess.image_size,
+            pooling="attention" if preprocess.spatial_dims == 3 else "mean",
             seed=seed,
         )
         return build_strategy(self.strategy, model, seed=seed, **self.hparams)

@@ -251,18 +251,26 @@ class _Module(pl.LightningModule):
         # Counted over all that was given: source-only takes as many steps as the adapted model beside it.
         longest = max(len(d) for d in given.values() if d is not None)
         steps = max(math.ceil(longest / config.batch_size), MIN_STEPS_PER_EPOCH)
-        self.steps_per_epoch = config.steps_per_epoch or steps
-        self.num_steps = self.steps_per_epoch * config.epochs
+        self._drawn = (config.steps_per_epoch or steps) * config.batch_size
+        self._set_steps(1)
         self._sums: dict[str, float] = {}
+
+    def _set_steps(self, processes: int) -> None:
+        """Several processes share what an epoch draws: each takes fewer steps."""
+        self.steps_per_epoch = math.ceil(self._drawn / self.config.batch_size / processes)
+        self.num_steps = self.steps_per_epoch * self.config.epochs
+
+    def on_fit_start(self) -> None:
+        """Counts the steps of this process."""
+        self._set_steps(self.trainer.world_size)
 
     def train_dataloader(self) -> CombinedLoader:
         """Loaders of this epoch: their order derives from (seed, stream, epoch) alone."""
         loaders = {}
         for role, data in self._data.items():
-            length = self.steps_per_epoch * self.config.batch_size
             labels = data.labels if self.config.balanced and role == "source" else None
             sampler = EpochSampler(
-                len(data), seed=self.config.seed, stream=role, length=length, classes=labels
+                len(data), seed=self.config.seed, stream=role, length=self._drawn, classes=labels
             )
             sampler.set_epoch(self.current_epoch)
             data.set_epoch(self.current_epoch)
