@@ -16,14 +16,15 @@ class Probe(Strategy):
 
     Args:
         model: a `Classifier`.
-        views: augmented views of each training case whose features are kept; the epochs take them in turn.
+        views: views of each training case whose features are kept, the first as it is, the others augmented; the epochs
+            take them in turn. With `--augment none` there is one.
         lr_factor: of the learning rate: what is new has everything to learn.
         common: see `Strategy`; `cutmix` is not for features.
     """
 
     on_features: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, *, views: int = 1, lr_factor: float = 10.0, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, views: int = 4, lr_factor: float = 10.0, **common: Any) -> None:
         super().__init__(model, **common)
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
         self.lr_factor = lr_factor
