@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         class_weights,
         with_features,
     )
-    from medtl.models.class_losses import ClassificationLoss
+    from medtl.models.class_losses import ClassificationLoss, calibration_note
     from medtl.predictions import MaskWriter
     from medtl.reporting import report_run
     from medtl.runs import Run, environment
@@ -95,6 +95,7 @@ _HOME = {
     "build_encoder": "models",
     "build_segmenter": "models",
     "build_strategy": "strategies",
+    "calibration_note": "models.class_losses",
     "choose_network": "models",
     "class_weights": "models",
     "collect_cases": "data.cases",
@@ -168,6 +169,7 @@ __all__ = [
     "build_encoder",
     "build_segmenter",
     "build_strategy",
+    "calibration_note",
     "choose_network",
     "class_weights",
     "collect_cases",

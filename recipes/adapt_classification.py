@@ -18,7 +18,6 @@ from pathlib import Path
 import medtl
 from medtl.cli import on_terminal, progress, run_recipe, say, table
 from medtl.config import ClassificationConfig, OneEncoder
-from medtl.models.class_losses import calibration_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         )
 
     # Absent weights, an unknown remedy, and a method that cannot do it, are errors before anything is written.
-    calibration_note(config.imbalance)
+    medtl.calibration_note(config.imbalance)
     medtl.build_adapter(config.method, build(config.seed), **hparams)
     adapted = Path(config.method).stem
     models = {"source_only": ("finetune", {}), adapted: (config.method, hparams)}
@@ -114,7 +113,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             title=f"{adapted}: {' and '.join(cohort.sites('source'))} to {config.target.name}",
             keep=decision.to_dict(),
             target_seen_unlabelled=True,
-            methods=dict.fromkeys(models, note) if (note := calibration_note(config.imbalance)) else {},
+            methods=dict.fromkeys(models, note) if (note := medtl.calibration_note(config.imbalance)) else {},
         )
     say("\n" + table(results.summary_table()))
     say(f"\nKeep {decision.model}. {decision.reason}")

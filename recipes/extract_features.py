@@ -16,13 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 import medtl
 from medtl.cli import progress, run_recipe, say, table
 from medtl.config import Config as BaseConfig
 from medtl.config import OneEncoder, sample_site
-from medtl.evaluation import Section, TableBuilder, write_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +90,10 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         image_size=preprocess.image_size,
     )
 
+    import numpy as np  # not for --help
+
+    from medtl.evaluation import Section, TableBuilder
+
     with run.open(command):
         say(f"Run: {run.name}")
         cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
@@ -118,7 +119,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         found = TableBuilder("What was encoded", ("site", "cases", "patients", "labelled cases"))
         for site, part in about[about["view"] == 0].groupby("site"):
             found.row(str(site), len(part), part.patient.nunique(), int((part.label != "").sum()))
-        page = write_page(
+        page = medtl.write_page(
             f"Features of {len(features)} scans",
             [
                 Section(
