@@ -5,6 +5,7 @@ was computed before, by any recipe, is not computed again; a run that was stoppe
 
     medtl run extract_features --source sample_data/site_a --labels sample_data/site_a/labels.csv \
         --target sample_data/site_b
+    medtl run extract_features --target sample_data/site_b
     medtl run extract_features --smoke
 """
 
@@ -30,7 +31,7 @@ class Config(OneEncoder, BaseConfig):
     """CSV with the columns case and label, for the sources; patient and site are used where present."""
 
     target: Path | None = None
-    """Folder of scans of another site, encoded alike."""
+    """Folder of scans of another site, encoded alike; alone, without --source, where there are no labels."""
 
     classes: tuple[str, ...] = ()
     """Use these classes alone; by default all of the labels."""
@@ -65,16 +66,20 @@ class Config(OneEncoder, BaseConfig):
             return self
         site = sample_site("site_a")
         sample = {"source": (site,), "labels": site / "labels.csv", "target": sample_site("site_b")}
-        own = self if self.source else dataclasses.replace(self, **sample)
-        return dataclasses.replace(own, image_size=48, weights="random", views=2)
+        own = self if self.source or self.target else dataclasses.replace(self, **sample)
+        return dataclasses.replace(
+            own, image_size=48, weights="random", views=1 if self.augment == "none" else 2
+        )
 
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
     run = medtl.Run.plan(Path(__file__).stem, config.reduced())
     config = run.config
-    if config.labels is None or not config.source:
-        raise medtl.ConfigError("Give --source DIR --labels CSV (or try --smoke).")
+    if bool(config.source) != (config.labels is not None) or not (config.source or config.target):
+        raise medtl.ConfigError(
+            "Give --source DIR --labels CSV, or --target DIR alone for scans without labels (or try --smoke)."
+        )
     cases = medtl.collect_cases(
         source=config.source,
         labels=config.labels,
@@ -129,7 +134,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             run.folder / "report",
         )
     say(f"\n{len(rows)} rows of {len(columns)} features. For scikit-learn:")
-    say('  about, x = pandas.read_csv("features.csv"), numpy.load("features.npy")')
+    say(f'  about, x = pandas.read_csv("{run.name}/features.csv"), numpy.load("{run.name}/features.npy")')
     say(f"Report: {page}")
 
 

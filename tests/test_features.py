@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import medtl
 from medtl import features as module
+from medtl.cli import main
 from medtl.errors import ConfigError, DataError
 from medtl.features import FeatureDataset, extract_features, feature_table, knn_logits
 from medtl.inference import predict_cases
@@ -81,6 +83,41 @@ def test_what_is_kept_is_not_computed_again(
     assert (
         extract_features(encoder(), data(cohort, "none"), tmp_path / "f").key == first.key
     )  # one view: not augmented
+
+
+def test_views_are_shared_between_data_sets(cohort: medtl.Cohort, tmp_path: Path) -> None:
+    def views(num: int, seed: int) -> set[str]:
+        scans = cohort.dataset("source", "train", with_labels=True, augment="standard", seed=seed)
+        before = set((tmp_path / "f").glob("*"))
+        extract_features(encoder(), scans, tmp_path / "f", views=num)
+        return {path.name for path in set((tmp_path / "f").glob("*")) - before}
+
+    assert len(views(2, seed=0)) == 2
+    assert len(views(3, seed=0)) == 1  # one more
+    assert len(views(3, seed=1)) == 2  # the one without augmentation is there
+    with pytest.raises(ConfigError, match="3 views with augmentation 'none'"):
+        extract_features(encoder(), data(cohort, "none"), tmp_path / "f", views=3)
+
+
+def test_a_folder_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_site(tmp_path / "site", 6)
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "run",
+        "extract_features",
+        "--target",
+        "site",
+        "--smoke",
+        "--encoder",
+        "test_resnet",
+        "--out",
+        "r",
+    ]
+    assert main(words) == 0
+    about = pd.read_csv("r/features.csv")
+    assert len(about) == len(np.load("r/features.npy")) == 12
+    assert about.label.isna().all()
+    assert main([*words[:2], "--source", "site", "--out", "s"]) == 2
 
 
 def test_probe_is_the_same_on_features_and_on_images(cohort: medtl.Cohort, tmp_path: Path) -> None:

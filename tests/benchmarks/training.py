@@ -181,9 +181,9 @@ def first_step() -> float:
         run += ["--labels", str(site / "labels.csv"), "--weights", WEIGHTS, "--epochs", "1", "--out"]
         subprocess.run([sys.executable, *run, f"{folder}/warm"], check=True, capture_output=True)
         code = (
-            "import sys, time; from medtl.adapters import Adapter; from medtl import cli\n"
+            "import sys; from medtl.strategies import Strategy; from medtl import cli\n"
             "def stop(self): print('FIRST STEP'); sys.stdout.flush(); import os; os._exit(0)\n"
-            "Adapter.on_step_end = stop\n"
+            "Strategy.on_step_end = stop\n"
             "cli.main(sys.argv[1:])"
         )
         start = time.perf_counter()
