@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import Subset
 
 from medtl.checkpoints import last_epoch
 from medtl.data.cohort import Cohort
@@ -192,16 +193,14 @@ def fine_tune(
         for plain in held_out.values()
         if plain is not None and (given := seen(plain)) is not None
     ]
-    started = time.perf_counter()
     rows = [
-        prediction_rows(plain.cases, predict_cases(adapter.model, data), classes, name, seed)
-        for plain, data in tested
+        prediction_rows(plain.cases, predict_cases(adapter.model, given), classes, name, seed)
+        for plain, given in tested
     ]
-    num_predicted = sum(len(plain) for plain, _ in tested)
     cost = Cost(
         model=name,
         train_seconds=train_seconds,
-        predict_seconds_per_case=(time.perf_counter() - started) / max(num_predicted, 1),
+        predict_seconds_per_case=_seconds_per_case(adapter, train.plain()),
         peak_memory_mb=memory.megabytes,
         parameters=sum(p.numel() for p in adapter.model.parameters()),
         trained_parameters=sum(
@@ -249,6 +248,14 @@ def _mean_cost(costs: Sequence[Cost]) -> Cost:
         predict_seconds_per_case=mean("predict_seconds_per_case"),
         peak_memory_mb=mean("peak_memory_mb"),
     )
+
+
+def _seconds_per_case(adapter: Strategy, data: CaseDataset, most: int = 32) -> float:
+    """Of prediction from preprocessed scans: new ones have no features yet."""
+    some = Subset(data, range(min(most, len(data))))
+    started = time.perf_counter()
+    predict_cases(adapter.model, some)
+    return (time.perf_counter() - started) / len(some)
 
 
 def _classifier(adapter: Strategy) -> Classifier:
