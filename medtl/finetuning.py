@@ -160,9 +160,7 @@ def fine_tune(
             f"{len(classes)} classes. Add patients, choose --classes, or another --seed for the split."
         )
     adapter = way.build(len(classes), cohort.cache.preprocess, seed)
-    adapter.criterion = (
-        ClassificationLoss(way.imbalance, counts.tolist()) if way.imbalance != "none" else None
-    )
+    adapter.criterion = ClassificationLoss.of_labels(way.imbalance, train.labels, len(classes))
     folder = run.model_folder(name, seed)
     fresh = last_epoch(folder) is None and not (folder / "model.safetensors").exists()
     started = time.perf_counter()
@@ -182,7 +180,7 @@ def fine_tune(
             adapter,
             features,
             folder=folder,
-            config=config,
+            config=replace(config, balanced=way.imbalance == "balanced_sampling"),
             validation=checked,
             header=model_header(adapter, classes, cohort.cache.preprocess),
             metrics=run.metrics(name, seed),

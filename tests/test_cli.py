@@ -96,6 +96,14 @@ class TestHelp:
         ):
             assert flag in done.stdout
 
+    def test_the_list_of_recipes_loads_no_torch(self) -> None:
+        script = (
+            "import sys; from medtl.cli import main; main(['list', 'recipes']); print('torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().endswith("False")
+        assert "rank_encoders" in done.stdout
+
     def test_every_command_is_in_the_overview(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--help"]) == 0
         text = capsys.readouterr().out

@@ -117,8 +117,8 @@ class ClassificationLoss(nn.Module):
     def of_labels(
         cls, name: str, labels: Sequence[int] | None, num_classes: int
     ) -> ClassificationLoss | None:
-        """The loss for training cases of these classes; None, for cross-entropy, where it is not changed."""
-        if name in ("none", "balanced_sampling"):
+        """The loss for training cases of these classes; None, for cross-entropy, where nothing is done."""
+        if name == "none":
             return None
         return cls(name, np.bincount(labels or (), minlength=num_classes).tolist())
 

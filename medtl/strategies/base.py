@@ -206,12 +206,13 @@ class Strategy(FineTune):
     def plan(self, lr: float) -> list[dict[str, Any]]:
         """What learns: one row a part (two where some of it does), to be printed before training."""
         rates = {id(p): group["lr"] for group in self.param_groups(lr) for p in group["params"]}
+        norms = set(batch_norms(self.model))
         with modes_kept(self):
             self.train()
             modes = {
                 name: "train" if layer.training else "eval"
                 for name, layer in self.model.named_modules()
-                if layer in batch_norms(self.model)
+                if layer in norms
             }
         rows = []
         for part in self.parts:

@@ -16,6 +16,9 @@ from medtl.errors import ConfigError, DataError
 from medtl.strategies.base import Strategy
 from medtl.strategies.stages import Part
 
+_BALANCED = ("balanced_sampling", "class_weights", "logit_adjusted")
+"""Remedies under which the classes count equally: the probe has to be solved so too."""
+
 
 class LpFt(Strategy):
     """Sets the head to a converged linear probe, then trains all weights gently (Kumar et al. 2022).
@@ -75,9 +78,7 @@ class LpFt(Strategy):
             )
         # One scale for all features: those that hardly vary keep small weights, whatever their units.
         mean, std = x.mean(0), np.sqrt(x.var(0).mean()) + 1e-12
-        balanced = (
-            "balanced" if getattr(self.criterion, "name", "") in ("class_weights", "logit_adjusted") else None
-        )
+        balanced = "balanced" if getattr(self.criterion, "name", "") in _BALANCED else None
         solved = LogisticRegression(C=self.penalty, max_iter=2000, class_weight=balanced).fit(
             (x - mean) / std, y
         )

@@ -39,7 +39,11 @@ def test_what_is_not_labelled_counts_for_nothing() -> None:
 
 def test_of_labels() -> None:
     assert ClassificationLoss.of_labels("none", [0, 1], 2) is None
-    assert ClassificationLoss.of_labels("balanced_sampling", [0, 1], 2) is None
+    drawn = ClassificationLoss.of_labels("balanced_sampling", [0, 1, 1], 2)
+    assert drawn is not None
+    torch.testing.assert_close(
+        drawn(LOGITS[:, :2], torch.tensor([0, 1, 1])), F.cross_entropy(LOGITS[:, :2], torch.tensor([0, 1, 1]))
+    )
     loss = ClassificationLoss.of_labels("class_weights", [0, 0, 0, 1], 2)
     assert loss is not None
     assert loss.weights.tolist() == pytest.approx([4 / 6, 2])
