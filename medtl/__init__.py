@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from medtl.reporting import report_run
     from medtl.runs import Run, environment
     from medtl.segmenting import adapt_cases, segment_cases
+    from medtl.segtuning import SegmenterTuning, fine_tune_segmenter
     from medtl.selection import recommend, recommend_masks
     from medtl.strategies import Strategy, build_strategy, parse_strategy_hparams, strategy_class
     from medtl.training import FitConfig, FitResult, fit
@@ -87,6 +88,7 @@ _HOME = {
     "SegmentationLoss": "models",
     "SegmentationTable": "evaluation",
     "Segmenter": "models",
+    "SegmenterTuning": "segtuning",
     "Strategy": "strategies",
     "adapt_cases": "segmenting",
     "adapter_class": "adapters",
@@ -104,6 +106,7 @@ _HOME = {
     "extract_features": "features",
     "feature_table": "features",
     "fine_tune": "finetuning",
+    "fine_tune_segmenter": "segtuning",
     "fit": "training",
     "knn_logits": "features",
     "load_trained": "inference",
@@ -160,6 +163,7 @@ __all__ = [
     "SegmentationLoss",
     "SegmentationTable",
     "Segmenter",
+    "SegmenterTuning",
     "Strategy",
     "WeightsError",
     "adapt_cases",
@@ -178,6 +182,7 @@ __all__ = [
     "extract_features",
     "feature_table",
     "fine_tune",
+    "fine_tune_segmenter",
     "fit",
     "knn_logits",
     "load_trained",

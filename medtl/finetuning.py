@@ -5,20 +5,16 @@ A `FineTuning` says how (encoder, strategy, head, loss); `fine_tune` trains it o
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch.utils.data import Subset
 
-from medtl.checkpoints import last_epoch
+from medtl.config import listed
+from medtl.costs import CostMeter, mean_costs
 from medtl.data.cohort import Cohort
 from medtl.data.dataset import CaseDataset
 from medtl.data.preprocess import Preprocess
@@ -33,6 +29,9 @@ from medtl.models.class_losses import ClassificationLoss, calibration_note, chec
 from medtl.runs import Run
 from medtl.strategies import Strategy, build_strategy, parse_strategy_hparams
 from medtl.training import FitConfig, FitResult, fit
+
+_TIMED = 32
+"""Cases that are predicted to know how long one takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +58,15 @@ class FineTuning:
 
     @classmethod
     def of_recipe(cls, config: Any, **own: Any) -> FineTuning:
-        """What a recipe's flags say; `own` are fields that the recipe gives otherwise.
-
-        `--hparams key=value` goes to every strategy, `--hparams STRATEGY.key=value` to that one alone.
-        """
+        """What a recipe's flags say; `own` are fields that the recipe gives otherwise."""
         fields = ("encoder", "weights", "strategy", "head", "imbalance", "augment")
         given = {f: getattr(config, f) for f in fields if hasattr(config, f)} | own
-        strategy = given["strategy"]
-        pairs = [pair for pair in config.hparams if "." not in pair.partition("=")[0]]
-        mine = f"{strategy.partition(':')[0]}."
-        pairs += [pair.removeprefix(mine) for pair in config.hparams if pair.startswith(mine)]
-        return cls(**given, hparams=parse_strategy_hparams(strategy, pairs))
+        hparams = parse_strategy_hparams(
+            given["strategy"],
+            config.hparams,
+            among=listed(config.strategies, "--strategies") if hasattr(config, "strategies") else (),
+        )
+        return cls(**given, hparams=hparams)
 
     def __post_init__(self) -> None:
         check_imbalance(self.imbalance)
@@ -103,21 +100,21 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A classifier after training.
+    """A model after training.
 
     Attributes:
         adapter: holds the model.
         result: what training did.
-        rows: predictions of the tested cases, as rows of the predictions table.
-        kept: balanced accuracy of the kept weights on training and validation cases.
+        kept: balanced accuracy (segmentation: mean Dice) of the kept weights on training and validation cases.
         cost: time, memory and size.
+        rows: of a classifier, predictions of the tested cases as rows of the predictions table.
     """
 
     adapter: Strategy
     result: FitResult
-    rows: pd.DataFrame
     kept: Kept
     cost: Cost
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def fine_tune(
@@ -162,8 +159,6 @@ def fine_tune(
     adapter = way.build(len(classes), cohort.cache.preprocess, seed)
     adapter.criterion = ClassificationLoss.of_labels(way.imbalance, train.labels, len(classes))
     folder = run.model_folder(name, seed)
-    fresh = last_epoch(folder) is None and not (folder / "model.safetensors").exists()
-    started = time.perf_counter()
 
     def seen(data: CaseDataset | None, views: int = 1) -> CaseDataset | FeatureDataset | None:
         """What the model is given: the images, or their features where the encoder does not change."""
@@ -172,7 +167,7 @@ def fine_tune(
         encoder = _classifier(adapter).encoder
         return extract_features(encoder, data, run.cache / "features", views=views)
 
-    with _PeakMemory() as memory:
+    with CostMeter(run, folder) as meter:
         features = seen(train, adapter.views if way.augment != "none" else 1)
         assert features is not None
         checked = seen(validation)
@@ -185,7 +180,12 @@ def fine_tune(
             header=model_header(adapter, classes, cohort.cache.preprocess),
             metrics=run.metrics(name, seed),
         )
-    train_seconds = time.perf_counter() - started
+
+    def predict() -> int:
+        """From preprocessed scans: new ones have no features yet."""
+        some = Subset(train.plain(), range(min(_TIMED, len(train))))
+        return len(predict_cases(adapter.model, some))
+
     tested = [
         (plain, given)
         for plain in held_out.values()
@@ -195,16 +195,6 @@ def fine_tune(
         prediction_rows(plain.cases, predict_cases(adapter.model, given), classes, name, seed)
         for plain, given in tested
     ]
-    cost = Cost(
-        model=name,
-        train_seconds=train_seconds,
-        predict_seconds_per_case=_seconds_per_case(adapter, train.plain()),
-        peak_memory_mb=memory.megabytes,
-        parameters=sum(p.numel() for p in adapter.model.parameters()),
-        trained_parameters=sum(
-            row["parameters"] for row in adapter.plan(config.lr) if row["trained"] == "yes"
-        ),
-    )
     kept = Kept(
         model=name,
         seed=seed,
@@ -214,46 +204,20 @@ def fine_tune(
         validation_patients=0 if validation is None else len({case.patient for case in validation.cases}),
     )
     return Tuned(
-        adapter,
-        result,
-        pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
-        kept,
-        _kept_cost(folder / "cost.json", cost, run, fresh),
+        adapter=adapter,
+        result=result,
+        kept=kept,
+        cost=meter.cost(name, adapter, lr=config.lr, predict=predict),
+        rows=pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
     )
 
 
 def training_record(run: Run, tuned: Sequence[Tuned]) -> dict[str, Any]:
     """How the trainings of a run went and what they cost, as fields of `RunContext`."""
-    by_model: dict[str, list[Cost]] = {}
-    for one in tuned:
-        by_model.setdefault(one.cost.model, []).append(one.cost)
     return {
         "learning": learning_curves(run.folder / "metrics.csv", [one.kept for one in tuned]),
-        "costs": tuple(_mean_cost(costs) for costs in by_model.values()),
+        "costs": mean_costs([one.cost for one in tuned]),
     }
-
-
-def _mean_cost(costs: Sequence[Cost]) -> Cost:
-    """Means over the training seeds; sizes are the same for all."""
-
-    def mean(name: str) -> float | None:
-        known = [value for cost in costs if (value := getattr(cost, name)) is not None]
-        return float(np.mean(known)) if known else None
-
-    return replace(
-        costs[0],
-        train_seconds=mean("train_seconds"),
-        predict_seconds_per_case=mean("predict_seconds_per_case"),
-        peak_memory_mb=mean("peak_memory_mb"),
-    )
-
-
-def _seconds_per_case(adapter: Strategy, data: CaseDataset, most: int = 32) -> float:
-    """Of prediction from preprocessed scans: new ones have no features yet."""
-    some = Subset(data, range(min(most, len(data))))
-    started = time.perf_counter()
-    predict_cases(adapter.model, some)
-    return (time.perf_counter() - started) / len(some)
 
 
 def _classifier(adapter: Strategy) -> Classifier:
@@ -277,34 +241,3 @@ def _accuracy(adapter: Strategy, data: CaseDataset | FeatureDataset | None) -> f
     if data is None or data.labels is None:
         return None
     return balanced_accuracy(data.labels, predict_cases(adapter.model, data))
-
-
-def _kept_cost(path: Path, cost: Cost, run: Run, fresh: bool) -> Cost:
-    """The cost of the training itself: a resumed run reads what the first one measured."""
-    if path.is_file():
-        return Cost(**json.loads(path.read_text(encoding="utf-8")))
-    kept = cost if fresh else replace(cost, train_seconds=None)  # stopped on the way: the time is not known
-    run.write_json(str(path.relative_to(run.folder)), asdict(kept))
-    return kept
-
-
-class _PeakMemory:
-    """Peak memory while it is open: of the GPU, else of the whole process; None where the system does not tell."""
-
-    megabytes: float | None = None
-
-    def __enter__(self) -> _PeakMemory:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with contextlib.suppress(OSError):  # Linux: the high-water mark begins anew
-                Path("/proc/self/clear_refs").write_text("5")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if torch.cuda.is_available():
-            self.megabytes = torch.cuda.max_memory_allocated() / 2**20
-            return
-        with contextlib.suppress(OSError, StopIteration):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            self.megabytes = int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024

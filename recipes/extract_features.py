@@ -80,6 +80,11 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         raise medtl.ConfigError(
             "Give --source DIR --labels CSV, or --target DIR alone for scans without labels (or try --smoke)."
         )
+    if config.views > 1 and config.augment == "none":
+        raise medtl.ConfigError(
+            f"{config.views} views without augmentation would all be the same: leave --views out, or give --augment "
+            "standard or strong."
+        )
     cases = medtl.collect_cases(
         source=config.source,
         labels=config.labels,

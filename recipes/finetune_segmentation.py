@@ -3,6 +3,7 @@ r"""Trains a network to segment scans of one site or several, and tests it on pa
 Writes every mask in its scan's own grid; with --target, also the masks of another site, where nothing was adapted.
 
     medtl run finetune_segmentation --source sample_data/site_a --masks sample_data/site_a/masks
+    medtl run finetune_segmentation --source sample_data/site_a --masks sample_data/site_a/masks --strategy last:2
     medtl run finetune_segmentation --smoke
 """
 
@@ -21,6 +22,9 @@ from medtl.config import SegmentationConfig
 class Config(SegmentationConfig):
     """Flags of this recipe."""
 
+    strategy: str = "full"
+    """What is trained and how; `medtl list strategies` shows them: head, full, last:2, gradual, layer_decay, ..."""
+
     epochs: int = 60
     """Passes over the training cases, at most."""
 
@@ -34,7 +38,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     config = run.config
     if not config.masks or not config.source:
         raise medtl.ConfigError("Give --source DIR --masks DIR (or try --smoke).")
-    hparams = medtl.parse_hparams("finetune", config.hparams)
+    way = medtl.SegmenterTuning.of_recipe(config)
     cases = medtl.collect_cases(
         source=config.source,
         labels=config.labels,
@@ -49,53 +53,38 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     preprocess = medtl.suggest_preprocess(
         cases.items(), config.image_size, intensity=config.intensity, keep_spacing=True
     )
-    network = medtl.choose_network(config.network, preprocess.spatial_dims)
-
-    def build(seed: int) -> medtl.Segmenter:
-        return medtl.build_segmenter(
-            config.encoder,
-            len(cases.classes),
-            network=network,
-            weights=config.weights,
-            in_channels=preprocess.channels,
-            seed=seed,
-        )
-
-    # Absent weights and an unknown loss are errors before anything is written.
-    medtl.SegmentationLoss(config.loss)
-    build(config.seed)
+    # Absent weights and an unknown strategy or loss are errors before anything is written.
+    plan = way.build(len(cases.classes), preprocess, config.seed).plan(config.lr)
 
     with run.open(command):
         say(f"Run: {run.name}")
         cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
         cohort.table.to_csv(run.folder / "cases.csv")
         say(table(cohort.summary()) + "\n" + "\n".join(cohort.table.warnings))
-        patch = cohort.patch(config.image_size, cube=network == "unet_3d")
-        loss = medtl.SegmentationLoss.balanced(config.loss, cohort.voxel_counts())
+        say(f"\nStrategy {config.strategy}:\n{table(plan)}\n")
+        patch = cohort.patch(config.image_size, cube=config.network == "unet_3d")
         held_out = [("source", "validation"), ("source", "test"), ("target", "test")]
         tested = [d for domain, split in held_out if (d := cohort.dataset(domain, split, patch=patch))]
-        writer = medtl.MaskWriter(run.folder, cases.labels)
+        writer, tuned = medtl.MaskWriter(run.folder, cases.labels), []
         for seed in config.training_seeds:
             say(f"Training, seed {seed}")
-            adapter = medtl.build_adapter("finetune", build(seed), seed=seed, criterion=loss, **hparams)
-            done = medtl.fit(
-                adapter,
-                cohort.dataset(
-                    "source", "train", with_labels=True, augment=config.augment, seed=seed, patch=patch
-                ),
-                folder=run.model_folder("finetune", seed),
-                config=medtl.FitConfig.of_recipe(
-                    config,
-                    batch_size=cohort.cases_per_batch(config.batch_size, patch),
+            tuned.append(
+                medtl.fine_tune_segmenter(
+                    way,
+                    run,
+                    cohort,
+                    name="finetune",
                     seed=seed,
-                    progress_bar=on_terminal(),
-                ),
-                validation=cohort.dataset("source", "validation", with_labels=True, patch=patch),
-                header=medtl.model_header(
-                    adapter, cases.classes, preprocess, labels=cases.labels, patch=patch
-                ),
-                metrics=run.metrics("finetune", seed),
+                    patch=patch,
+                    config=medtl.FitConfig.of_recipe(
+                        config,
+                        batch_size=cohort.cases_per_batch(config.batch_size, patch),
+                        seed=seed,
+                        progress_bar=on_terminal(),
+                    ),
+                )
             )
+            adapter, done = tuned[-1].adapter, tuned[-1].result
             say(f"Kept epoch {done.best_epoch + 1} of {done.epochs}")
             for data in tested:
                 writer.add(medtl.segment_cases(adapter.model, data, patch=patch), "finetune", seed)
@@ -105,6 +94,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             writer.finish(),
             title=f"Fine-tuning on {' and '.join(cohort.sites('source'))}",
             target_seen_unlabelled=False,
+            methods={"finetune": way.note},
+            **medtl.training_record(run, tuned),
         )
     say("\n" + table(results.summary_table()))
     say(f"\nReport: {page}")

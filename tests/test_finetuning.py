@@ -25,10 +25,13 @@ FLAGS: dict[str, Any] = {
 
 
 def test_hyper_parameters_of_all_and_of_one() -> None:
-    config = SimpleNamespace(**FLAGS, hparams=("mixup=0.2", "lp_ft.penalty=3", "last.dropout=0.1"))
+    flags = {**FLAGS, "hparams": ("mixup=0.2", "lp_ft.penalty=3", "last.dropout=0.1")}
+    config = SimpleNamespace(**flags, strategies="lp_ft,last:2,full")
     assert FineTuning.of_recipe(config, strategy="lp_ft").hparams == {"mixup": 0.2, "penalty": 3.0}
     assert FineTuning.of_recipe(config, strategy="last:2").hparams == {"mixup": 0.2, "dropout": 0.1}
     assert FineTuning.of_recipe(config, strategy="full").hparams == {"mixup": 0.2}
+    with pytest.raises(ConfigError, match="strategy 'last', which this run has not"):
+        FineTuning.of_recipe(SimpleNamespace(**flags), strategy="lp_ft")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from medtl import Adapter, FitResult, fit, segment_cases
+from medtl import Adapter, FitResult, build_segmenter, fit, segment_cases
+from medtl.checkpoints import load_weights
 from medtl.cli import main
 from medtl.data.dataset import CaseDataset
 from tests.masks import write_masked_site
@@ -309,6 +311,37 @@ class TestVolumes:
             assert mask.shape == scan.shape
             assert np.array_equal(mask.affine, scan.affine)
             assert mask.get_data_dtype().kind in "ui"
+
+
+class TestStrategies:
+    def test_what_is_frozen_stays_and_the_report_says_how_it_went(
+        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["run", "finetune_segmentation", "--source", "a", "--masks", "a/masks", *TINY, "--out", "r"]
+        assert main([*words, "--strategy", "last:1", "--epochs", "2"]) == 0
+        assert "encoder stem" in capsys.readouterr().out
+        trained = load_weights(two_sites / "r/checkpoints/finetune-seed0/model.safetensors")[1]
+        model = build_segmenter("test_resnet", 2, weights="random", in_channels=1)
+        stages = model.parameter_stages()
+        start = build_segmenter("test_resnet", 2, weights="random", in_channels=1, seed=0).state_dict()
+        assert all(torch.equal(trained[n], start[n]) for stage in stages[:-1] for n in stage)
+        assert not all(torch.equal(trained[n], start[n]) for n in stages[-1])
+        context = json.loads((two_sites / "r/report/results.json").read_text())["context"]
+        (cost,), (curve,) = context["costs"], context["learning"]
+        assert 0 < cost["trained_parameters"] < cost["parameters"]
+        assert cost["predict_seconds_per_case"] > 0
+        assert 0 <= curve["train_accuracy"] <= 1
+        assert curve["validation_accuracy"] == pytest.approx(
+            curve["validation_accuracies"][curve["kept_epoch"] - 1], abs=1e-6
+        )
+        assert "Strategy last:1" in (two_sites / "r/report/index.html").read_text()
+
+    def test_probe_is_refused_before_anything_is_written(
+        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = ["run", "finetune_segmentation", "--source", "a", "--masks", "a/masks", *TINY, "--out", "r"]
+        assert "take head" in error_of([*words, "--strategy", "probe"], capsys, 2)
+        assert not (two_sites / "r").exists()
 
 
 class TestBadInput:

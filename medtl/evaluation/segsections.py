@@ -11,7 +11,7 @@ from medtl.evaluation.measures import MEASURES
 from medtl.evaluation.names import role
 from medtl.evaluation.overlays import Overlay
 from medtl.evaluation.results import Block, Difference, Results, SegmentationRules, Settings
-from medtl.evaluation.trainsections import costs_section, learning_section, sizes_section
+from medtl.evaluation.trainsections import costs_section, learning_section, methods_table, sizes_section
 from medtl.evaluation.view import TONES, Cell, Section, Table, TableBuilder, name_cell, plain
 
 _DASH = "\N{EN DASH}"
@@ -300,7 +300,7 @@ def _calibration(results: Results, figures: dict[str, Drawing]) -> Section | Non
         "calibration",
         "Calibration of voxels",
         text=text,
-        tables=(*tables, fitted.build()),
+        tables=(*tables, fitted.build(), *methods_table(results)),
         figures=_figures(figures, "calibration"),
     )
 

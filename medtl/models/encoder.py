@@ -17,6 +17,7 @@ from medtl.errors import ConfigError
 from medtl.models.weights import (
     PACKAGED_ENCODER,
     KeyReport,
+    channel_values,
     check_encoder_name,
     load_pretrained,
     make_network,
@@ -70,10 +71,8 @@ class Encoder(nn.Module):
         self.num_features = int(width)  # type: ignore[arg-type]
         self.network = network.to(memory_format=torch.channels_last)
         for key in ("mean", "std"):
-            value = torch.tensor(getattr(key_report, key) or config[key], dtype=torch.float32)  # type: ignore[index]
-            value = value.expand(3) if len(value) == 1 else value
-            value = value if len(value) == in_channels else value.mean().repeat(in_channels)
-            self.register_buffer(key, value.view(1, -1, 1, 1))
+            values: Any = getattr(key_report, key) or config[key]  # type: ignore[index]
+            self.register_buffer(key, channel_values(values, in_channels))
 
     def forward(self, image: Tensor) -> Tensor:
         """Encodes images (B, C, H, W) with values in [0, 1] to features (B, F).
@@ -104,24 +103,11 @@ class Encoder(nn.Module):
         return {f"stage{depth}": features for depth, features in enumerate(pooled, 1)}
 
     def parameter_stages(self) -> list[list[str]]:
-        """Names of the encoder's parameters by stage, the stem first, as timm groups them for the layer decay of rates.
+        """Names of the encoder's parameters by stage, the stem first; see `network_stages`.
 
-        VGG's stages are what lies between two poolings. What has no weight matrix of its own (the norm after the last
-        stage of ConvNeXt or Swin) belongs to the stage before it. Every parameter is in exactly one stage; the names
-        are those of `named_parameters` of this module.
+        Every parameter is in exactly one stage; the names are those of `named_parameters` of this module.
         """
-        network: Any = self.network
-        matcher: Any = network.group_matcher(coarse=True)
-        if isinstance(network, VGG):
-            matcher = _vgg_block(network)
-        stages: list[list[str]] = []
-        for _, group in sorted(group_parameters(network, matcher).items()):
-            names = [f"network.{name}" for name in group]
-            if stages and all(self.get_parameter(name).ndim < 2 for name in names):
-                stages[-1] += names
-            else:
-                stages.append(names)
-        return stages
+        return [[f"network.{name}" for name in stage] for stage in network_stages(self.network)]
 
     def spec(self) -> dict[str, Any]:
         """What `build_encoder` needs to make this network again, as plain values; what is left out is the default."""
@@ -186,6 +172,24 @@ def build_encoder(
     else:
         report = load_pretrained(network, name, weights, in_channels, channel_rule)
     return Encoder(network, name, in_channels, report, image_size=image_size, channel_rule=channel_rule)
+
+
+def network_stages(network: nn.Module) -> list[list[str]]:
+    """Names of the parameters of a timm network by stage, the stem first, as timm groups them for the decay of rates.
+
+    VGG's stages are what lies between two poolings. What has no weight matrix of its own (the norm after the last stage
+    of ConvNeXt or Swin) belongs to the stage before it.
+    """
+    matcher: Any = network.group_matcher(coarse=True)  # type: ignore[operator]
+    if isinstance(network, VGG):
+        matcher = _vgg_block(network)
+    stages: list[list[str]] = []
+    for _, names in sorted(group_parameters(network, matcher).items()):
+        if stages and all(network.get_parameter(name).ndim < 2 for name in names):
+            stages[-1] += names
+        else:
+            stages.append(list(names))
+    return stages
 
 
 def _vgg_block(network: VGG) -> Callable[[str], int]:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtl.errors import ConfigError, DataError
 from medtl.models.decoder3d import VolumeNetwork
+from medtl.models.encoder import network_stages
 from medtl.models.networks import (
     NETWORKS,
     STACKED,
@@ -19,7 +20,7 @@ from medtl.models.networks import (
     check_network_name,
 )
 from medtl.models.output import Output
-from medtl.models.weights import load_pretrained_maps
+from medtl.models.weights import KeyReport, channel_values, load_pretrained_maps, make_network, map_name
 
 __all__ = ["NETWORKS", "Segmenter", "build_segmenter"]
 
@@ -85,15 +86,20 @@ class Segmenter(nn.Module):
             self.body = SliceNetwork(encoder, plain, in_channels * self.slices, num_classes, width)
             self.body.to(memory_format=torch.channels_last)
         self.num_features = self.body.num_features
-        config = self.body.encoder.model.pretrained_cfg
         for key in ("mean", "std"):
-            value = torch.tensor(config[key], dtype=torch.float32)
-            value = value if in_channels == 3 else value.mean().repeat(in_channels)
-            self.register_buffer(key, value.view(1, -1, 1, 1))
+            self.register_buffer(key, torch.empty(1, in_channels, 1, 1))
+        self.set_input_statistics(KeyReport("checkpoint"))
         for module in self.modules():
             if isinstance(module, _BatchNorm):
                 module.register_forward_pre_hook(_without_spread)
                 module.register_forward_hook(_after, always_call=True)
+
+    def set_input_statistics(self, report: KeyReport) -> None:
+        """Normalises as the weights expect: as `report` says, or timm for the architecture."""
+        config: Any = self.body.encoder.model.pretrained_cfg
+        for key in ("mean", "std"):
+            value = channel_values(getattr(report, key) or config[key], self.in_channels)
+            self.get_buffer(key).copy_(value)
 
     @property
     def head(self) -> nn.Module:
@@ -143,6 +149,19 @@ class Segmenter(nn.Module):
         place = torch.arange(depth, device=volume.device)
         shifts = range(-self.neighbours, self.neighbours + 1)
         return torch.cat([volume[:, :, (place + shift).clamp(0, depth - 1)] for shift in shifts], dim=1)
+
+    def parameter_stages(self) -> list[list[str]]:
+        """Names of the encoder's parameters by stage, the stem first; see `medtl.models.encoder.network_stages`.
+
+        Stages whose maps the decoder does not use are not there.
+        """
+        with torch.device("meta"):
+            stages = network_stages(make_network(self.encoder))
+        number = {map_name(name): n for n, stage in enumerate(stages) for name in stage}
+        found: dict[int, list[str]] = {}
+        for name, _ in self.body.encoder.named_parameters():
+            found.setdefault(number[map_name(name.removeprefix("model."))], []).append(f"body.encoder.{name}")
+        return [found[n] for n in sorted(found)]
 
     def spec(self) -> dict[str, Any]:
         """What `build_segmenter` needs to make this network again, as plain values."""
@@ -196,7 +215,9 @@ def build_segmenter(
         )
         if weights is not None:
             maps: nn.Module = model.body.encoder.model
-            model.weights = load_pretrained_maps(maps, encoder, weights, in_channels, model.slices)
+            report = load_pretrained_maps(maps, encoder, weights, in_channels, model.slices)
+            model.weights = report.origin
+            model.set_input_statistics(report)
     return model
 
 

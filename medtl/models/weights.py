@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -140,7 +140,7 @@ def load_pretrained(
 
 def load_pretrained_maps(
     features: nn.Module, name: str, weights: str, in_channels: int, slices: int = 1
-) -> str:
+) -> KeyReport:
     """Loads `weights` into timm's features-only variant of a network, by way of the whole network and its checks.
 
     timm renames layers there (`stages.0` becomes `stages_0`, a prefix `model.` or `body.`) and leaves out those behind
@@ -155,20 +155,20 @@ def load_pretrained_maps(
             repeated and divided by this number, so that equal slices give the response of the single slice.
 
     Returns:
-        Where the weights came from.
+        As `load_pretrained`.
 
     Raises:
         WeightsError: as `load_pretrained`; or a tensor that the whole network does not have.
     """
     if weights == "random":
-        return load_pretrained(features, name, weights, in_channels).origin
+        return load_pretrained(features, name, weights, in_channels)
     whole = make_network(name, in_channels)
-    origin = load_pretrained(whole, name, weights, in_channels).origin
-    values = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
-    first = {f"{conv}.weight".replace(".", "_") for conv in _first_convolutions(whole)}
+    report = load_pretrained(whole, name, weights, in_channels)
+    values = {map_name(key): value for key, value in whole.state_dict().items()}
+    first = {map_name(f"{conv}.weight") for conv in _first_convolutions(whole)}
     state, missing = {}, []
     for key, own in features.state_dict().items():
-        plain = key.removeprefix("model.").removeprefix("body.").replace(".", "_")
+        plain = map_name(key)
         value = values.get(plain)
         if value is not None and plain in first and slices > 1:
             value = value.repeat(1, slices, 1, 1) / slices
@@ -183,7 +183,20 @@ def load_pretrained_maps(
             f"{PACKAGED_ENCODER} or resnet34, or ask for --weights random."
         )
     features.load_state_dict(state)
-    return origin
+    return report
+
+
+def map_name(name: str) -> str:
+    """What the tensor `name` of a network and of its features-only variant have in common."""
+    return name.removeprefix("model.").removeprefix("body.").replace(".", "_")
+
+
+def channel_values(values: Sequence[float], in_channels: int) -> Tensor:
+    """(1, C, 1, 1): a mean or standard deviation by channel; those of RGB are averaged for other channels."""
+    value = torch.tensor(values, dtype=torch.float32)
+    value = value.expand(3) if len(value) == 1 else value
+    value = value if len(value) == in_channels else value.mean().repeat(in_channels)
+    return value.view(1, -1, 1, 1)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

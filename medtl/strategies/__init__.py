@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from medtl.adapters import convert, find_class, hyper_parameters, parse_pairs
-from medtl.errors import ConfigError
+from medtl.errors import ConfigError, near_matches
 from medtl.strategies.base import Strategy
 
 __all__ = ["Strategy", "available", "build_strategy", "parse_strategy_hparams", "strategy_class"]
@@ -44,14 +44,33 @@ def strategy_class(name: str) -> type[Strategy]:
     return found
 
 
-def parse_strategy_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
+def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str] = ()) -> dict[str, Any]:
     """Turns `["stages=2", "mixup=0.2"]` into typed arguments of strategy `name`.
 
+    `key=value` goes to every strategy, `STRATEGY.key=value` to that one alone.
+
+    Args:
+        name: the strategy.
+        pairs: what was given.
+        among: all strategies of the run, where there are more.
+
     Raises:
-        ConfigError: not `key=value`, an unknown key (near matches are named), or a value of another type.
+        ConfigError: not `key=value`, a strategy that is not of the run, an unknown key (near matches are named), or a
+            value of another type.
     """
     plain = _split(name)[0]
-    given = parse_pairs(f"Strategy {plain}", hyper_parameters(strategy_class(name)), pairs)
+    known = {plain, *(_split(other)[0] for other in among)}
+    own = []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        owner, dot, key = key.rpartition(".")
+        if dot and owner not in known:
+            raise ConfigError(
+                f"{pair!r} is for strategy {owner!r}, which this run has not. {near_matches(owner, known)}"
+            )
+        if owner in ("", plain):
+            own.append(f"{key}{equals}{value}")
+    given = parse_pairs(f"Strategy {plain}", hyper_parameters(strategy_class(name)), own)
     _argument(name, given)
     return given
 

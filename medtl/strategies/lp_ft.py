@@ -29,7 +29,7 @@ class LpFt(Strategy):
     statistics: with those of the batches the features, and with them the probe, would be others from the first step on.
 
     Args:
-        model: a model with a linear `head`.
+        model: a model with a linear `head` and nothing new before it but pooling of slices.
         penalty: inverse strength of the probe's L2 penalty (scikit-learn's C).
         lr_factor: of the learning rate, for all weights: the start is good.
         common: see `Strategy`.
@@ -43,6 +43,11 @@ class LpFt(Strategy):
         self._check("lr_factor", lr_factor, 0 < lr_factor <= 1, "above 0 and at most 1")
         if not isinstance(getattr(model, "head", None), nn.Linear):
             raise ConfigError(f"LpFt sets a linear head, and {type(model).__name__} has none. Take full.")
+        if getattr(model, "bottleneck", None):
+            raise ConfigError(
+                "LpFt begins with a linear probe of the encoder's features, and the dense layer before the head is "
+                "new: a probe behind it would rest on random weights. Take the linear head, or full."
+            )
         self.penalty, self.lr_factor = penalty, lr_factor
 
     def group(self, part: Part, lr: float) -> dict[str, Any]:

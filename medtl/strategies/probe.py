@@ -23,6 +23,10 @@ class Probe(Strategy):
     """
 
     on_features: ClassVar[bool] = True
+    tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "multilabel"})
+    why_not: ClassVar[str] = (
+        "the features that are computed once are one vector a slice, and a decoder needs maps; take head"
+    )
 
     def __init__(self, model: nn.Module, *, views: int = 4, lr_factor: float = 10.0, **common: Any) -> None:
         super().__init__(model, **common)

@@ -9,6 +9,7 @@ from torch import nn
 from medtl.adapters.parts import encoder_of
 from medtl.errors import ConfigError
 from medtl.models.encoder import Encoder
+from medtl.models.segmenter import Segmenter
 
 
 @dataclass
@@ -46,7 +47,7 @@ def model_parts(model: nn.Module, strategy: str) -> list[Part]:
                 f"Strategy {strategy} has to know which part of the model is pretrained: its encoder, or all but its "
                 f"head, and {type(model).__name__} has neither. Use build_classifier, or with_features(module)."
             )
-    inside = _stage_names(encoder) if encoder is not None else {}
+    inside = _stage_names(model, encoder) if encoder is not None else {}
     new = {id(p) for p in head.parameters()} if head is not None else set()
     parts: dict[str, Part] = {}
     for name, parameter in model.named_parameters():
@@ -61,12 +62,15 @@ def model_parts(model: nn.Module, strategy: str) -> list[Part]:
     return sorted(parts.values(), key=lambda p: order.index(p.name) if p.name in order else len(order))
 
 
-def _stage_names(encoder: nn.Module) -> dict[int, str]:
-    """The stage's name of every parameter of the encoder, by identity; one stage where timm does not say."""
-    if not isinstance(encoder, Encoder):
+def _stage_names(model: nn.Module, encoder: nn.Module) -> dict[int, str]:
+    """The stage's name of every parameter of the encoder, by identity; one stage where neither of the two says."""
+    for owner in (encoder, model):
+        if isinstance(owner, Encoder | Segmenter):
+            break
+    else:
         return {id(p): "encoder" for p in encoder.parameters()}
     names: dict[int, str] = {}
-    for number, stage in enumerate(encoder.parameter_stages()):
+    for number, stage in enumerate(owner.parameter_stages()):
         label = f"encoder stage {number}" if number else "encoder stem"
-        names |= {id(encoder.get_parameter(name)): label for name in stage}
+        names |= {id(owner.get_parameter(name)): label for name in stage}
     return names

@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from medtl.errors import ConfigError, WeightsError
-from medtl.models import build_classifier, build_encoder
+from medtl.models import build_classifier, build_encoder, build_segmenter
 from medtl.models.listing import list_encoders
 from medtl.models.weights import load_pretrained_maps
 
@@ -150,6 +150,18 @@ def test_radimagenet_files(tmp_path: Path, name: str) -> None:
     assert ours.key_report.text() == (
         f"file rad.pth: all {size} tensors of the encoder matched. Inputs are normalised as for RadImageNet."
     )
+
+
+def test_a_segmentation_network_normalises_as_its_weights_expect(tmp_path: Path) -> None:
+    theirs = torchvision.models.resnet18(weights=None)
+    body = torch.nn.Sequential(*list(theirs.children())[:-1])
+    torch.save({f"backbone.{k}": v for k, v in body.state_dict().items()}, tmp_path / "rad.pth")
+    model = build_segmenter("resnet18", 2, weights=str(tmp_path / "rad.pth"), in_channels=1)
+    assert (float(model.mean), float(model.std)) == (0.5, 0.5)
+    again = build_segmenter("resnet18", 2, weights=None, in_channels=1)
+    assert float(again.mean) != 0.5
+    again.load_state_dict(model.state_dict())
+    assert float(again.mean) == 0.5
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from medtl.adapters import Batch
 from medtl.errors import ConfigError, DataError
-from medtl.models import build_segmenter
+from medtl.models import build_classifier, build_encoder, build_segmenter
 from medtl.models.class_losses import ClassificationLoss
 from medtl.strategies import Strategy, available, build_strategy
 from medtl.strategies.average import Average
@@ -21,15 +21,11 @@ from medtl.training import FitConfig, fit
 from tests.adapters.toys import network
 from tests.strategies.test_strategies import Cases, batch, classifier, steps
 
+STAGES_NOT_KNOWN = {"last", "gradual", "layer_decay"}
 REFUSED = {
-    "last",
-    "gradual",
-    "layer_decay",
-    "bss",
-    "delta",
-    "lp_ft",
-}  # for lack of stages, an encoder, vectors of features
-ALWAYS_REFUSED = {"last", "gradual", "layer_decay"}
+    "own": {*STAGES_NOT_KNOWN, "bss", "delta", "lp_ft"},  # an encoder, vectors of features, a linear head
+    "segmenter": {"bss", "lp_ft", "probe"},
+}
 QUICK = {"batch_size": 8, "accelerator": "cpu", "tensorboard": False, "lr": 1e-3}
 
 
@@ -262,12 +258,7 @@ class TestOtherNetworks:
     """A network of one's own, and one for masks: each strategy works or says why not."""
 
     def check(self, name: str, model: nn.Module, data: Batch) -> None:
-        try:
-            strategy: Strategy = build_strategy(name, model)
-        except ConfigError:
-            assert name in REFUSED
-            return
-        assert name not in ALWAYS_REFUSED
+        strategy: Strategy = build_strategy(name, model)
         strategy.train()
         loss = strategy(data, None, progress=0.0)["loss"]
         assert torch.isfinite(loss)
@@ -275,12 +266,46 @@ class TestOtherNetworks:
 
     def test_own(self, name: str) -> None:
         image = torch.rand(4, 1, 16, 16)
-        self.check(name, network(), Batch(image=image, label=torch.tensor([0, 1, 0, 1])))
+        data = Batch(image=image, label=torch.tensor([0, 1, 0, 1]))
+        if name in STAGES_NOT_KNOWN:
+            with pytest.raises(ConfigError, match="are not known"):
+                build_strategy(name, network())
+        else:
+            try:
+                self.check(name, network(), data)
+            except ConfigError:
+                assert name in REFUSED["own"]
 
-    def test_segmenter(self, name: str) -> None:
-        model = build_segmenter("test_resnet", 2, weights="random", in_channels=1)
-        mask = (torch.rand(2, 32, 32) > 0.5).long()
-        self.check(name, model, Batch(image=torch.rand(2, 1, 32, 32), label=mask))
+    @pytest.mark.parametrize("kind", ["unet", "unet_2.5d", "unet_3d"])
+    def test_segmenter(self, name: str, kind: str) -> None:
+        model = build_segmenter("test_resnet", 2, network=kind, weights="random", in_channels=1)
+        size = (2, 32, 32) if kind == "unet" else (2, 4, 32, 32)
+        data = Batch(image=torch.rand(size).unsqueeze(1), label=(torch.rand(size) > 0.5).long())
+        if name in REFUSED["segmenter"]:
+            with pytest.raises(ConfigError, match=r"takes one vector|take head|linear head"):
+                build_strategy(name, model)
+        else:
+            self.check(name, model, data)
+
+
+@pytest.mark.parametrize("encoder", ["test_resnet", "vgg11", "convnext_atto", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("kind", ["unet_2.5d", "unet_3d"])
+def test_stages_of_a_segmentation_encoder_are_those_of_the_whole(encoder: str, kind: str) -> None:
+    """The stages that a decoder reads hold the same weights, stage by stage, as those of the encoder alone."""
+    model = build_segmenter(encoder, 2, network=kind, weights="random", in_channels=1)
+    stages = model.parameter_stages()
+    assert sorted(n for stage in stages for n in stage) == sorted(
+        f"body.encoder.{n}" for n, _ in model.body.encoder.named_parameters()
+    )
+    whole = build_encoder(encoder, weights="random", in_channels=1)
+    sizes = [[whole.get_parameter(n).shape for n in stage] for stage in whole.parameter_stages()]
+    found = [[model.get_parameter(n).shape for n in stage] for stage in stages]
+    assert found[1:-1] == sizes[1 : len(found) - 1]
+    frozen = build_strategy("last:1", model).pretrained
+    assert [all(p.requires_grad for p in part.parameters.values()) for part in frozen] == [
+        *[False] * (len(stages) - 1),
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +337,8 @@ def test_what_cannot_be_done_says_why() -> None:
         build_strategy("full", build_segmenter("test_resnet", 2, weights="random"), mixup=0.2)
     with pytest.raises(ConfigError, match="one vector of features"):
         build_strategy("bss", build_segmenter("test_resnet", 2, weights="random"))
+    with pytest.raises(ConfigError, match="dense layer before the head"):
+        build_strategy("lp_ft", build_classifier("test_resnet", 2, weights="random", bottleneck=8))
     strategy = build_strategy("lp_ft", classifier())
     with pytest.raises(DataError, match="one class alone"):
         strategy.on_fit_start({"source": [Batch(image=batch().image, label=torch.zeros(6).long())]})
