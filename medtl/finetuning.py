@@ -100,17 +100,15 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model after training.
+    """What is known of a training; the model itself is on disk.
 
     Attributes:
-        adapter: holds the model.
         result: what training did.
         kept: balanced accuracy (segmentation: mean Dice) of the kept weights on training and validation cases.
         cost: time, memory and size.
         rows: of a classifier, predictions of the tested cases as rows of the predictions table.
     """
 
-    adapter: Strategy
     result: FitResult
     kept: Kept
     cost: Cost
@@ -204,7 +202,6 @@ def fine_tune(
         validation_patients=0 if validation is None else len({case.patient for case in validation.cases}),
     )
     return Tuned(
-        adapter=adapter,
         result=result,
         kept=kept,
         cost=meter.cost(name, adapter, lr=config.lr, predict=predict),

@@ -20,7 +20,7 @@ from medtl.errors import DataError
 from medtl.finetuning import Tuned
 from medtl.inference import default_device, model_header
 from medtl.learning import Kept
-from medtl.models import build_segmenter
+from medtl.models import Segmenter, build_segmenter
 from medtl.models.losses import SegmentationLoss
 from medtl.models.networks import choose_network
 from medtl.runs import Run
@@ -97,7 +97,7 @@ def fine_tune_segmenter(
     seed: int,
     config: FitConfig,
     patch: Sequence[int],
-) -> Tuned:
+) -> tuple[Segmenter, Tuned]:
     """Trains once on the source's training cases.
 
     Args:
@@ -110,7 +110,8 @@ def fine_tune_segmenter(
         patch: size of the samples, see `Cohort.patch`.
 
     Returns:
-        What was trained; its `rows` are empty: masks are written case by case, by `MaskWriter`.
+        The network, and what is known of its training; `rows` are empty: masks are written case by case, by
+        `MaskWriter`.
 
     Raises:
         DataError: there are no training cases.
@@ -147,7 +148,8 @@ def fine_tune_segmenter(
         validation_patients=0 if validation is None else len({case.patient for case in validation.cases}),
     )
     cost = meter.cost(name, adapter, lr=config.lr, predict=predict)
-    return Tuned(adapter=adapter, result=result, kept=kept, cost=cost)
+    assert isinstance(adapter.model, Segmenter)
+    return adapter.model, Tuned(result=result, kept=kept, cost=cost)
 
 
 @torch.no_grad()

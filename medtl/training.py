@@ -42,7 +42,8 @@ class FitConfig:
     """How to train; every field has the same name as its flag where it has one.
 
     Attributes:
-        epochs: passes over the longer of source and target.
+        epochs: passes over the longer of source and target; 0 trains nothing and ends the training of a model that is
+            trained already.
         batch_size: cases of each domain in a step.
         lr: peak learning rate of AdamW; warms up over 10 % of the steps, then falls as a cosine.
         weight_decay: of AdamW.
@@ -80,6 +81,8 @@ class FitConfig:
             config: the recipe's configuration, a `medtl.config.TrainingConfig`.
             own: fields that the flags do not give as they are, such as `seed`.
         """
+        if config.epochs < 1:
+            raise ConfigError(f"epochs is {config.epochs}; expected at least 1.")
         flags = {
             "epochs": 1 if config.smoke else config.epochs,
             "batch_size": config.batch_size,
@@ -92,9 +95,9 @@ class FitConfig:
         return cls(**{**flags, **own})
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "devices"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        for name, least in (("epochs", 0), ("batch_size", 1), ("devices", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}.")
         if not self.lr > 0:
             raise ConfigError(f"lr is {self.lr}; expected a number above 0, for example 3e-4.")
 
@@ -198,22 +201,23 @@ def fit(
         loader = _plain_loader(validation, config) if validation is not None and len(validation) else None
         if resumed is not None:
             logger.info("Resuming %s from %s", folder.name, resumed.stem)
-        elif type(adapter).on_fit_start is not Adapter.on_fit_start:
+        elif config.epochs and type(adapter).on_fit_start is not Adapter.on_fit_start:
             adapter.to(trainer.strategy.root_device)
             adapter.on_fit_start({k: _plain_loader(d.plain(), config) for k, d in used.items()})
         if (
             metrics is not None
         ):  # also without a checkpoint: a kill may fall between an epoch's row and its checkpoint
             metrics.truncate(-1 if resumed is None else int(resumed.stem.split("-")[1]))
-        trainer.fit(
-            module,
-            val_dataloaders=loader,
-            ckpt_path=str(resumed) if resumed is not None else None,
-            weights_only=True,
-        )
+        if config.epochs:
+            trainer.fit(
+                module,
+                val_dataloaders=loader,
+                ckpt_path=str(resumed) if resumed is not None else None,
+                weights_only=True,
+            )
     hide_host(folder)
     adapter.to(trainer.strategy.root_device)
-    epochs = keeper.restore()
+    epochs = keeper.restore() if config.epochs else 0
     adapter.on_fit_end(module.plain_loaders())
     result = _save(adapter, folder, FitResult(epochs, keeper.best_epoch, keeper.losses, final), header)
     keeper.clean()

@@ -74,8 +74,9 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         rows = []
         for seed, (name, (method, options)) in itertools.product(config.training_seeds, models.items()):
             say(f"Training {name}, seed {seed}")
-            model, needs = build(seed), medtl.adapter_class(method).needs
-            if "source" not in needs:  # it begins where source-only ended
+            model, kind = build(seed), medtl.adapter_class(method)
+            ready = kind.source_weights and not options  # source-only's training is its own
+            if ready or "source" not in kind.needs:
                 medtl.restore_weights(model, run.model_folder("source_only", seed))
             source = cohort.dataset("source", "train", with_labels=True, augment=config.augment, seed=seed)
             loss = medtl.ClassificationLoss.of_labels(config.imbalance, source.labels, len(cases.classes))
@@ -84,11 +85,12 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                 adapter,
                 source,
                 cohort.dataset(
-                    "target", "test", augment=config.augment, seed=seed, strong="strong_view" in needs
+                    "target", "test", augment=config.augment, seed=seed, strong="strong_view" in kind.needs
                 ),
                 folder=run.model_folder(name, seed),
                 config=medtl.FitConfig.of_recipe(
                     config,
+                    **({"epochs": 0} if ready else {}),
                     batch_size=cohort.cases_per_batch(config.batch_size),
                     seed=seed,
                     progress_bar=on_terminal(),

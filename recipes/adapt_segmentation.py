@@ -85,8 +85,9 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
 
         def train(name: str, method: str, options: dict[str, Any], seed: int, **data: Any) -> medtl.Adapter:
             say(f"Training {name}, seed {seed}")
-            model = build(seed)
-            if "source" not in medtl.adapter_class(method).needs:  # it begins where source-only ended
+            model, kind = build(seed), medtl.adapter_class(method)
+            ready = kind.source_weights and not options  # source-only's training is its own
+            if ready or "source" not in kind.needs:
                 medtl.restore_weights(model, run.model_folder("source_only", seed))
             loss = medtl.SegmentationLoss.balanced(config.loss, cohort.voxel_counts())
             adapter = medtl.build_adapter(method, model, seed=seed, criterion=loss, **options)
@@ -96,6 +97,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                 folder=run.model_folder(name, seed),
                 config=medtl.FitConfig.of_recipe(
                     config,
+                    **({"epochs": 0} if ready else {}),
                     batch_size=cohort.cases_per_batch(config.batch_size, patch),
                     seed=seed,
                     progress_bar=on_terminal(),

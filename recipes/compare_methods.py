@@ -52,7 +52,9 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     encoders = listed(config.encoders, "--encoders")
     strategies = listed(config.strategies, "--strategies")
     ways = {
-        f"{encoder}/{strategy}": medtl.FineTuning.of_recipe(config, encoder=encoder, strategy=strategy)
+        (f"{encoder}/{strategy}" if len(encoders) > 1 else strategy): medtl.FineTuning.of_recipe(
+            config, encoder=encoder, strategy=strategy
+        )
         for encoder, strategy in itertools.product(encoders, strategies)
     }
     cases = medtl.collect_cases(
@@ -89,7 +91,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             run,
             cohort,
             medtl.PredictionTable.from_frame(predictions),
-            title=f"{len(ways)} ways of fine-tuning on {' and '.join(cohort.sites('source'))}",
+            title=f"{len(ways)} ways of fine-tuning {' and '.join(encoders)} on {' and '.join(cohort.sites('source'))}",
             reference_model=next(iter(ways)),
             target_seen_unlabelled=False,
             methods={name: way.note for name, way in ways.items()},

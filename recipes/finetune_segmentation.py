@@ -68,26 +68,24 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         writer, tuned = medtl.MaskWriter(run.folder, cases.labels), []
         for seed in config.training_seeds:
             say(f"Training, seed {seed}")
-            tuned.append(
-                medtl.fine_tune_segmenter(
-                    way,
-                    run,
-                    cohort,
-                    name="finetune",
+            model, done = medtl.fine_tune_segmenter(
+                way,
+                run,
+                cohort,
+                name="finetune",
+                seed=seed,
+                patch=patch,
+                config=medtl.FitConfig.of_recipe(
+                    config,
+                    batch_size=cohort.cases_per_batch(config.batch_size, patch),
                     seed=seed,
-                    patch=patch,
-                    config=medtl.FitConfig.of_recipe(
-                        config,
-                        batch_size=cohort.cases_per_batch(config.batch_size, patch),
-                        seed=seed,
-                        progress_bar=on_terminal(),
-                    ),
-                )
+                    progress_bar=on_terminal(),
+                ),
             )
-            adapter, done = tuned[-1].adapter, tuned[-1].result
-            say(f"Kept epoch {done.best_epoch + 1} of {done.epochs}")
+            tuned.append(done)
+            say(f"Kept epoch {done.result.best_epoch + 1} of {done.result.epochs}")
             for data in tested:
-                writer.add(medtl.segment_cases(adapter.model, data, patch=patch), "finetune", seed)
+                writer.add(medtl.segment_cases(model, data, patch=patch), "finetune", seed)
         results, page = medtl.report_run(
             run,
             cohort,

@@ -69,16 +69,16 @@ def test_a_run_says_how_training_went_and_what_it_cost(
     results = json.loads((tmp_path / "r/report/results.json").read_text())
     context = results["context"]
     costs = {c["model"]: c for c in context["costs"]}
-    assert set(costs) == {"test_resnet/probe", "test_resnet/last:1"}
-    probe, last = costs["test_resnet/probe"], costs["test_resnet/last:1"]
+    assert set(costs) == {"probe", "last:1"}
+    probe, last = costs["probe"], costs["last:1"]
     assert 0 < probe["trained_parameters"] < last["trained_parameters"] < last["parameters"]
     assert probe["train_seconds"] > 0
     assert len(context["learning"]) == 4
     assert all(0 <= c["train_accuracy"] <= 1 for c in context["learning"])
-    assert "equally often" in context["methods"]["test_resnet/probe"]
-    kept = json.loads((tmp_path / "r/checkpoints/test_resnet-probe-seed0/cost.json").read_text())
+    assert "equally often" in context["methods"]["probe"]
+    kept = json.loads((tmp_path / "r/checkpoints/probe-seed0/cost.json").read_text())
     (tmp_path / "r/DONE").unlink()  # stopped before the end: the costs are those that were measured
     assert main(["run", "compare_methods", "--resume", "r"]) == 0
     again = json.loads((tmp_path / "r/report/results.json").read_text())["context"]["costs"]
     assert [c["train_seconds"] for c in again] == [c["train_seconds"] for c in context["costs"]]
-    assert kept["model"] == "test_resnet/probe"
+    assert kept["model"] == "probe"

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from medtl.adapters import Adapter, build_adapter
+from medtl.adapters import Adapter, adapter_class, available, build_adapter
 from medtl.adapters.base import warm_cosine
-from medtl.checkpoints import SafetensorsIO, load_weights, read_header
+from medtl.checkpoints import SafetensorsIO, load_weights, read_header, restore_weights
 from medtl.errors import CheckpointError, ConfigError, DataError
 from medtl.runs import MetricsLog
 from medtl.training import FitConfig, fit
@@ -94,6 +94,28 @@ def test_frozen_norms_stand_still_in_fit(tmp_path: Path) -> None:
     config = FitConfig(epochs=2, batch_size=8, accelerator="cpu", tensorboard=False)
     fit(adapter, ToyData("source", 24), folder=tmp_path / "m", config=config, validation=ToyData("source", 8))
     assert all(torch.equal(value, before[key]) for key, value in adapter.model.named_buffers())
+
+
+@pytest.mark.parametrize("method", [m for m in available() if adapter_class(m).source_weights])
+def test_training_that_source_only_did_need_not_be_repeated(tmp_path: Path, method: str) -> None:
+    """What a method of `source_weights` would train equals source-only, so that its end alone gives the same model."""
+    trained, _ = train(tmp_path / "whole", method)
+    train(tmp_path / "source_only", "finetune")
+    model = network()
+    restore_weights(model, tmp_path / "source_only")
+    ended = build_adapter(method, model, seed=0)
+    result = fit(
+        ended,
+        ToyData("source", 24),
+        ToyData("target", 50, labelled=False),
+        folder=tmp_path / "end",
+        config=FitConfig(epochs=0, batch_size=16, **QUIET),
+        target_plain=ToyData("target", 50, labelled=False),
+    )
+    assert result.epochs == 0
+    for key, value in trained.state_dict().items():
+        if "num_batches_tracked" not in key:
+            assert torch.equal(value, ended.state_dict()[key]), key
 
 
 class StopError(Exception):
@@ -248,7 +270,7 @@ def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
 
 def test_wrong_configuration() -> None:
     with pytest.raises(ConfigError, match="epochs"):
-        FitConfig(epochs=0)
+        FitConfig(epochs=-1)
     with pytest.raises(ConfigError, match="lr"):
         FitConfig(lr=0.0)
 

@@ -25,6 +25,7 @@ class AdaBN(Adapter):
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})
     norms: ClassVar[frozenset[str]] = frozenset({"domain_specific"})
+    source_weights: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0) -> None:
         super().__init__(model, norm="domain_specific", statistics="target", label_smoothing=label_smoothing)

@@ -50,6 +50,8 @@ class Adapter(nn.Module):
         tasks: the tasks it supports; `why_not` says why it does not support the others.
         test_time: it is not trained: it adapts to each group of cases when they are predicted, see
             `medtl.adapters.test_time`.
+        source_weights: with default hyper-parameters its weights end as those of source-only, so that a recipe starts
+            from that model and leaves the training out (`FitConfig(epochs=0)`).
         model: what is saved and used to predict.
         criterion: the source's loss, `(logits, label) -> scalar`; None stands for cross-entropy, and in segmentation
             for `SegmentationLoss()`, Dice and cross-entropy.
@@ -60,6 +62,7 @@ class Adapter(nn.Module):
     why_not: ClassVar[str] = "the method is not defined for it"
     norms: ClassVar[frozenset[str]] = frozenset(get_args(Norm))
     test_time: ClassVar[bool] = False
+    source_weights: ClassVar[bool] = False
 
     def __init__(
         self,

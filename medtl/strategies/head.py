@@ -15,12 +15,15 @@ class Head(Strategy):
 
     Args:
         model: a `Classifier`, or any network with an `encoder` or a `head`.
-        lr_factor: of the learning rate: what is new has everything to learn.
+        lr_factor: of the learning rate: what is new has everything to learn. None is 10, and 3 in segmentation, whose
+            recipes have a higher rate: a decoder did not survive ten times that.
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, lr_factor: float = 10.0, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, lr_factor: float | None = None, **common: Any) -> None:
         super().__init__(model, **common)
+        if lr_factor is None:
+            lr_factor = 3.0 if getattr(model, "task", None) == "segmentation" else 10.0
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
         self.lr_factor = lr_factor
         self.freeze(lambda part, _: not part.pretrained)
