@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         build_segmenter,
         choose_network,
         class_weights,
+        weights_here,
         with_features,
     )
     from medtl.models.class_losses import ClassificationLoss, calibration_note
@@ -126,6 +127,7 @@ _HOME = {
     "strategy_class": "strategies",
     "suggest_preprocess": "data.preprocess",
     "training_record": "finetuning",
+    "weights_here": "models",
     "with_features": "models",
     "write_map": "data.write",
     "write_mask": "data.write",
@@ -202,6 +204,7 @@ __all__ = [
     "strategy_class",
     "suggest_preprocess",
     "training_record",
+    "weights_here",
     "with_features",
     "write_map",
     "write_mask",

@@ -7,10 +7,12 @@ from medtl.models.losses import LOSSES, SegmentationLoss, class_weights
 from medtl.models.networks import NETWORKS, choose_network
 from medtl.models.output import Output
 from medtl.models.segmenter import Segmenter, build_segmenter
+from medtl.models.weights import PACKAGED_ENCODER, weights_here
 
 __all__ = [
     "LOSSES",
     "NETWORKS",
+    "PACKAGED_ENCODER",
     "Classifier",
     "Encoder",
     "Output",
@@ -22,5 +24,6 @@ __all__ = [
     "build_segmenter",
     "choose_network",
     "class_weights",
+    "weights_here",
     "with_features",
 ]

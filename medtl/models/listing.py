@@ -8,7 +8,7 @@ import timm
 import torch
 
 from medtl.errors import ConfigError, near_matches
-from medtl.models.weights import PACKAGED_ENCODER, make_network, packaged_available
+from medtl.models.weights import make_network, weights_here
 
 MAX_COUNTED = 40
 """Parameters are counted for at most so many encoders: building one takes a twentieth of a second."""
@@ -33,14 +33,13 @@ def list_encoders(pattern: str | None) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         config: Any = timm.get_pretrained_cfg(name)
-        packaged = name.partition(".")[0] == PACKAGED_ENCODER and packaged_available()
         row = {"encoder": name}
         if len(names) <= MAX_COUNTED:
             row["parameters (M)"] = f"{_parameters(name) / 1e6:.1f}"
         row |= {
             "input": "x".join(map(str, config.input_size)),
             "licence": config.license or "",
-            "weights": "yes" if packaged else "hub",
+            "weights": "here" if weights_here(name) else "hub",
         }
         rows.append(row)
     return rows

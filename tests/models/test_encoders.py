@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder, build_segmenter
 from medtl.models.listing import list_encoders
-from medtl.models.weights import load_pretrained_maps
+from medtl.models.weights import load_pretrained_maps, weights_here
 
 FAMILIES = {
     "vgg11": 96,
@@ -271,3 +271,23 @@ def test_list_says_parameters() -> None:
     rows = {r["encoder"]: r for r in list_encoders("vgg16")}
     assert rows["vgg16.tv_in1k"]["parameters (M)"] == "14.7"  # without the wide layers
     assert "parameters (M)" not in list_encoders("resnet")[0]
+
+
+def test_weights_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the hub's cache, as its client lays it out: folders by repository, snapshots by commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert weights_here("tf_efficientnet_lite0")
+    assert not weights_here("resnet18")
+    assert not weights_here("test_resnet_of_mine")
+    repository = tmp_path / "models--timm--resnet18.a1_in1k"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    save_file(timm.create_model("resnet18").state_dict(), snapshot / "model.safetensors")
+    assert weights_here("resnet18")
+    assert not weights_here("resnet34")
+    assert {row["encoder"]: row["weights"] for row in list_encoders("resnet18.a1*")} == {
+        "resnet18.a1_in1k": "here"
+    }
+    assert build_encoder("resnet18").weights.startswith("imagenet")
