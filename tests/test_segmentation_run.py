@@ -335,6 +335,8 @@ class TestStrategies:
             curve["validation_accuracies"][curve["kept_epoch"] - 1], abs=1e-6
         )
         assert "Strategy last:1" in (two_sites / "r/report/index.html").read_text()
+        assert main(["predict", "r", "b", "--out", "p"]) == 0
+        assert len(list((two_sites / "p/masks").iterdir())) == 6
 
     def test_probe_is_refused_before_anything_is_written(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ import torch
 from medtl.adapters import Adapter, adapter_class, available, build_adapter
 from medtl.adapters.base import warm_cosine
 from medtl.checkpoints import SafetensorsIO, load_weights, read_header, restore_weights
+from medtl.config import TrainingConfig
 from medtl.errors import CheckpointError, ConfigError, DataError
 from medtl.runs import MetricsLog
 from medtl.training import FitConfig, fit
@@ -268,11 +270,18 @@ def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
         fit(adapter, ToyData("source", 8), folder=tmp_path / "x", config=FitConfig(**QUIET))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe(TrainingConfig):
+    epochs: int = 2
+
+
 def test_wrong_configuration() -> None:
     with pytest.raises(ConfigError, match="epochs"):
         FitConfig(epochs=-1)
     with pytest.raises(ConfigError, match="lr"):
         FitConfig(lr=0.0)
+    with pytest.raises(ConfigError, match="epochs is 0; expected at least 1"):
+        FitConfig.of_recipe(TrainingRecipe(epochs=0))
 
 
 def test_checkpoint_that_is_cut_short(tmp_path: Path) -> None:
