@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder, build_segmenter
+from medtl.models.depths import source_head
 from medtl.models.listing import list_encoders
 from medtl.models.weights import load_pretrained_maps, weights_here
 
@@ -284,10 +285,19 @@ def test_weights_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    save_file(timm.create_model("resnet18").state_dict(), snapshot / "model.safetensors")
+    theirs = timm.create_model("resnet18").eval()
+    save_file(theirs.state_dict(), snapshot / "model.safetensors")
     assert weights_here("resnet18")
     assert not weights_here("resnet34")
     assert {row["encoder"]: row["weights"] for row in list_encoders("resnet18.a1*")} == {
         "resnet18.a1_in1k": "here"
     }
-    assert build_encoder("resnet18").weights.startswith("imagenet")
+    ours = build_encoder("resnet18").eval()
+    assert ours.weights.startswith("imagenet")
+    head = source_head(ours, "imagenet")  # of the 1000 classes
+    assert head is not None
+    with torch.no_grad():
+        image = images(3, 64)
+        torch.testing.assert_close(
+            head(ours(image)), theirs((image - ours.mean) / ours.std), rtol=1e-4, atol=1e-5
+        )
