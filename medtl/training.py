@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from medtl.adapters.base import Adapter
 from medtl.checkpoints import Keeper, SafetensorsIO, last_epoch, load_weights, save_weights
-from medtl.data.batch import Batch, collate
-from medtl.data.dataset import CaseData, EpochSampler
+from medtl.data.batch import AheadLoader, Batch, collate
+from medtl.data.dataset import CaseData, CaseDataset, EpochSampler
 from medtl.data.seeds import derive_seed
 from medtl.errors import ConfigError, DataError
 from medtl.lightning import hide_host, quiet, tensorboard
@@ -364,7 +364,9 @@ class _Module(pl.LightningModule):
 
 
 def _loader(data: CaseData, config: FitConfig, **options: Any) -> DataLoader[Any]:
-    return DataLoader(
+    # A data set of one's own may draw from the global random state, which a thread must not share.
+    kind = AheadLoader if isinstance(data, CaseDataset) else DataLoader
+    return kind(
         cast("Dataset[Batch]", data),
         batch_size=config.batch_size,
         collate_fn=collate,

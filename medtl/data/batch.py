@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 
 @dataclass
@@ -64,3 +67,24 @@ def collate(samples: Sequence[Batch] | Batch) -> Batch:
         if present:
             stacked[field.name] = torch.stack(present)
     return Batch(**stacked)
+
+
+class AheadLoader(DataLoader[Any]):
+    """A `DataLoader` that makes the next batch in a thread while the present one is used.
+
+    One batch is ahead, so that a GPU does not wait for augmentation, nor a second core; what the batches hold and their
+    order are the same. Errors of the data set are raised where the batch is asked for. With worker processes it is a
+    plain `DataLoader`: they are ahead already. The data set must draw nothing from the global random state.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        return batches if self.num_workers else _ahead(batches)
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
