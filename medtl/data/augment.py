@@ -151,7 +151,7 @@ class _Random(Augmentation):
         angle = math.radians(10) * more
         self.reach = (math.cos(angle) + math.sin(angle) - 1 + 0.1 * more) / 2 + 0.04 * more
         self.geometry: dict[tuple[int, int], list[Any]] = {}
-        self.values: list[RandomizableTransform] = [
+        self.values: list[Any] = [
             *bias,
             *colour,
             RandAdjustContrast(prob=0.3 * more, gamma=(1 / (1 + 0.4 * more), 1 + 0.4 * more)),
@@ -183,7 +183,9 @@ class _Random(Augmentation):
         # Zero is what the resampling puts beyond the border.
         marks = None if label is None else (label - OUTSIDE).reshape(-1, *label.shape[-2:]).to(torch.float32)
         for transform in geometry:
-            planes = _plain(transform(planes))
+            if not _drawn(transform, planes):
+                continue
+            planes = _plain(transform(planes, randomize=False))
             if marks is not None:
                 nearest = (
                     {} if isinstance(transform, RandFlip) else {"mode": "nearest", "padding_mode": "zeros"}
@@ -197,21 +199,33 @@ class _Random(Augmentation):
     def _recolour(self, image: Tensor) -> Tensor:
         planes = image.clone().reshape(-1, *image.shape[-2:])
         for transform in self.values:
-            planes = _plain(transform(planes))
+            if _drawn(transform, planes):
+                planes = _plain(transform(planes, randomize=False))
         return planes.reshape(image.shape).clamp(0, 1).contiguous()
 
 
-class _Affine(RandAffine):
-    """Does nothing where nothing is drawn, also to an image that is larger than the result."""
+def _drawn(transform: Any, image: Tensor) -> bool:
+    """Draws a transform's numbers as its own call does; whether it acts.
 
-    def __call__(self, img: Any, randomize: bool = True, **options: Any) -> Any:  # type: ignore[override]
-        if randomize:
-            self.randomize()
-        if not self._do_transform:
-            return img
-        if randomize:  # MONAI's own call draws twice: the numbers that follow stay the same
+    Most do nothing to most images, and MONAI's call would wrap and unwrap the image all the same, which takes longer
+    than most of what is done to it.
+    """
+    if isinstance(transform, RandBiasField):
+        transform.randomize(img_size=image.shape[1:])
+    elif isinstance(transform, RandGaussianNoise):
+        transform.randomize(image, mean=transform.mean)
+    else:
+        transform.randomize(None)
+    return bool(transform._do_transform)
+
+
+class _Affine(RandAffine):
+    """Draws the numbers of its grid a second time where it acts, as MONAI's own call does."""
+
+    def randomize(self, data: Any | None = None) -> None:
+        super().randomize(data)
+        if self._do_transform:
             self.rand_affine_grid.randomize()
-        return super().__call__(img, randomize=False, **options)
 
 
 def _geometry(height: int, width: int, more: float, flip: bool) -> list[Any]:
@@ -237,7 +251,8 @@ class _RandSmooth(RandGaussianSmooth):
     """The blur with its border repeated outwards; alone it would draw a dark frame round the image."""
 
     def __call__(self, img: Any, randomize: bool = True) -> Any:
-        self.randomize()
+        if randomize:
+            self.randomize()
         if not self._do_transform:
             return img
         reach = 6  # more than the kernel's four standard deviations
@@ -252,8 +267,9 @@ class _RandColour(RandomizableTransform):
         super().__init__(prob)
         self.hue, self.saturation, self.gain = hue, saturation, gain
 
-    def __call__(self, image: Any) -> Any:
-        self.randomize(None)
+    def __call__(self, image: Any, randomize: bool = True) -> Any:
+        if randomize:
+            self.randomize(None)
         if not self._do_transform:
             return image
         angle = 2 * math.pi * self.R.uniform(-self.hue, self.hue)
