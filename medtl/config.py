@@ -57,7 +57,7 @@ class TrainingConfig(Config):
     """Folder of scans of the site where the model is wanted."""
 
     hparams: tuple[str, ...] = ()
-    """Hyper-parameters of the method as key=value ...; `medtl list methods NAME` shows them."""
+    """Hyper-parameters as key=value ...; `medtl list methods NAME` (or strategies NAME) shows them."""
 
     weights: str = "imagenet"
     """`imagenet`, a weights file, or `random`."""

@@ -25,7 +25,7 @@ class CostMeter:
 
     with CostMeter(run, folder) as meter:
         fit(adapter, train, folder=folder, config=config)
-    cost = meter.cost("full", adapter, lr=config.lr, predict_case=lambda: ...)
+    cost = meter.cost("full", adapter, lr=config.lr, predict=lambda: len(predict_cases(model, some)))
 
     The figures are kept in `cost.json` of the folder: a run that is resumed reads what was measured when the model was
     trained. Of a training that was stopped on the way the time is not known. Memory is the GPU's peak, else the

@@ -290,14 +290,7 @@ class _Module(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the adapter's groups; each keeps its own peak learning rate."""
         groups = self.adapter.param_groups(self.config.lr)
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            fused=str(self.config.precision).startswith(
-                "32"
-            ),  # Lightning clips no gradients of it in mixed precision
-        )
+        optimizer = torch.optim.AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay)
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
         return optimizer

@@ -342,7 +342,9 @@ class TestStrategies:
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         words = ["run", "finetune_segmentation", "--source", "a", "--masks", "a/masks", *TINY, "--out", "r"]
-        assert "take head" in error_of([*words, "--strategy", "probe"], capsys, 2)
+        text = error_of([*words, "--strategy", "probe"], capsys, 2)
+        assert "take head" in text
+        assert "medtl list strategies" in text
         assert not (two_sites / "r").exists()
 
 

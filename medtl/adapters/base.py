@@ -52,6 +52,7 @@ class Adapter(nn.Module):
             `medtl.adapters.test_time`.
         source_weights: with default hyper-parameters its weights end as those of source-only, so that a recipe starts
             from that model and leaves the training out (`FitConfig(epochs=0)`).
+        kind: `methods` or `strategies`: how `medtl list` names it.
         model: what is saved and used to predict.
         criterion: the source's loss, `(logits, label) -> scalar`; None stands for cross-entropy, and in segmentation
             for `SegmentationLoss()`, Dice and cross-entropy.
@@ -63,6 +64,7 @@ class Adapter(nn.Module):
     norms: ClassVar[frozenset[str]] = frozenset(get_args(Norm))
     test_time: ClassVar[bool] = False
     source_weights: ClassVar[bool] = False
+    kind: ClassVar[str] = "methods"
 
     def __init__(
         self,
@@ -225,7 +227,7 @@ class Adapter(nn.Module):
         if task in TASKS - self.tasks:
             raise ConfigError(
                 f"{type(self).__name__} does not support the task {task}: {self.why_not}. It is for "
-                f"{', '.join(sorted(self.tasks))}; see `medtl list methods` for others."
+                f"{', '.join(sorted(self.tasks))}; see `medtl list {self.kind}` for others."
             )
 
     def _given(self, batch: Batch | None, role: str) -> Batch:

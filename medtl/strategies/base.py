@@ -41,6 +41,7 @@ class Strategy(FineTune):
         parts: the encoder's stages, stem first, then what is new.
     """
 
+    kind: ClassVar[str] = "strategies"
     on_features: ClassVar[bool] = False
     argument: ClassVar[str | None] = None
     trained_part: ClassVar[str] = "some"

@@ -15,7 +15,7 @@ from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder, build_segmenter
 from medtl.models.depths import source_head
 from medtl.models.listing import list_encoders
-from medtl.models.weights import load_pretrained_maps, weights_here
+from medtl.models.weights import load_pretrained_maps, packaged_available, weights_here
 
 FAMILIES = {
     "vgg11": 96,
@@ -277,7 +277,7 @@ def test_list_says_parameters() -> None:
 def test_weights_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the hub's cache, as its client lays it out: folders by repository, snapshots by commit."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert weights_here("tf_efficientnet_lite0")
+    assert weights_here("tf_efficientnet_lite0") == packaged_available()
     assert not weights_here("resnet18")
     assert not weights_here("test_resnet_of_mine")
     repository = tmp_path / "models--timm--resnet18.a1_in1k"
