@@ -185,12 +185,9 @@ class _Random(Augmentation):
         for transform in geometry:
             if not _drawn(transform, planes):
                 continue
-            planes = _plain(transform(planes, randomize=False))
+            planes = transform.move(planes)
             if marks is not None:
-                nearest = (
-                    {} if isinstance(transform, RandFlip) else {"mode": "nearest", "padding_mode": "zeros"}
-                )
-                marks = _plain(transform(marks, randomize=False, **nearest))
+                marks = transform.move(marks, labels=True)
         moved = _middle(planes, size).reshape(*image.shape[:-2], *size)
         if marks is None or label is None:
             return moved, None
@@ -219,13 +216,39 @@ def _drawn(transform: Any, image: Tensor) -> bool:
     return bool(transform._do_transform)
 
 
+class _Flip(RandFlip):
+    """Its own call follows the metadata, which takes longer than the flip."""
+
+    def move(self, planes: Tensor, labels: bool = False) -> Tensor:
+        """What was drawn, done to (C, H, W)."""
+        return planes.flip(-1)
+
+
 class _Affine(RandAffine):
-    """Draws the numbers of its grid a second time where it acts, as MONAI's own call does."""
+    """The numbers and the arithmetic of its own call, without following the metadata."""
 
     def randomize(self, data: Any | None = None) -> None:
         super().randomize(data)
         if self._do_transform:
-            self.rand_affine_grid.randomize()
+            self.rand_affine_grid.randomize()  # a second time, as its own call does
+
+    def move(self, planes: Tensor, labels: bool = False) -> Tensor:
+        """What was drawn, done to (C, H, W); labels are those of the nearest pixel, and zero beyond the border."""
+        size = self.spatial_size
+        assert isinstance(size, tuple)
+        # (3, H, W): row, column and 1, in pixels from the middle.
+        grid = self.get_identity_grid(size, lazy=False).float()
+        self.rand_affine_grid(grid.shape[1:], randomize=False, lazy=True)
+        matrix = torch.as_tensor(self.rand_affine_grid.get_transformation_matrix(), dtype=grid.dtype)
+        row, column, _ = (matrix @ grid.flatten(1)).view_as(grid).double()
+        height, width = planes.shape[-2:]
+        # grid_sample counts from -1 to 1 and takes the column first.
+        places = torch.stack((column * (2 / max(2, width)), row * (2 / max(2, height))), dim=-1)
+        how = ("nearest", "zeros") if labels else ("bilinear", "border")
+        moved = torch.nn.functional.grid_sample(
+            planes.double()[None], places[None], *how, align_corners=False
+        )
+        return moved[0].float()
 
 
 def _geometry(height: int, width: int, more: float, flip: bool) -> list[Any]:
@@ -236,11 +259,9 @@ def _geometry(height: int, width: int, more: float, flip: bool) -> list[Any]:
         scale_range=(0.1 * more, 0.1 * more),
         translate_range=(0.04 * more * height, 0.04 * more * width),
         spatial_size=(height, width),
-        mode="bilinear",
-        padding_mode="border",
         cache_grid=True,
     )
-    return [*([RandFlip(prob=0.5, spatial_axis=1)] if flip else []), affine]
+    return [*([_Flip(prob=0.5, spatial_axis=1)] if flip else []), affine]
 
 
 def _plain(image: Any) -> Tensor:

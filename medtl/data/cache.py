@@ -65,6 +65,7 @@ class VolumeCache:
         self.preprocess = preprocess
         self.labels = labels
         self._verified: dict[str, Mapping[str, Any]] = {}  # sidecars by key
+        self._layouts: dict[Path, dict[str, Any]] = {}  # of the files that were checked
 
     def key(self, item: VolumeItem) -> str:
         """Name of the entry of `item` as its files are now.
@@ -229,7 +230,7 @@ class VolumeCache:
         """The entry's arrays, or None if it is absent or damaged. Checked once by each process."""
         facts = self.folder / f"{key}.json"
         files = [self.folder / f"{key}{suffix}.npy" for suffix in suffixes]
-        if not facts.exists():
+        if key not in self._verified and not facts.exists():
             return None
         try:
             if key not in self._verified:
@@ -237,8 +238,9 @@ class VolumeCache:
                 for suffix, file in zip(suffixes, files, strict=True):
                     if sidecar["blake2b" + suffix] != _digest(file.read_bytes()):
                         raise ValueError("checksum")
+                    self._layouts[file] = _layout(file)
                 self._verified[key] = sidecar
-            return [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+            return [np.memmap(file, mode="r", **self._layouts[file]) for file in files]
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("The cache entry of case %r is damaged: it is computed again.", name)
             facts.unlink(missing_ok=True)
@@ -280,6 +282,13 @@ def _sample(mask: NDArray[np.uint8], index: int) -> NDArray[np.int32]:
         generator = np.random.default_rng(derive_seed(0, "foreground", index))
         places = np.sort(generator.choice(places, MAX_POINTS, replace=False))
     return np.stack(np.unravel_index(places, mask.shape), axis=1).astype(np.int32)
+
+
+def _layout(file: Path) -> dict[str, Any]:
+    """What is needed to map an array without parsing its header again, which takes longer than the mapping."""
+    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    order = "C" if array.flags.c_contiguous else "F"
+    return {"dtype": array.dtype, "offset": array.offset, "shape": array.shape, "order": order}
 
 
 def _digest(data: bytes) -> str:

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from monai.transforms.spatial.array import RandFlip
 
-from medtl.data.augment import _RandSmooth, augmentation
+from medtl.data.augment import _drawn, _geometry, _RandSmooth, augmentation
 from medtl.errors import ConfigError
 
 IMAGES = {
@@ -84,6 +85,24 @@ def test_faults():
         augmentation("stron", 2, 3)
     with pytest.raises(ConfigError, match="2 or 3 dimensions"):
         augmentation("standard", 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "how"), [(False, {}), (True, {"mode": "nearest", "padding_mode": "zeros"})]
+)
+@pytest.mark.parametrize("size", [(32, 40), (33, 64), (1, 5)])
+def test_geometry_is_that_of_monai_bit_for_bit(size, labels, how):
+    planes = torch.rand(3, size[0] + 6, size[1] + 6, generator=torch.Generator().manual_seed(0))
+    acted = 0
+    for transform in _geometry(*size, more=1.6, flip=True):
+        for seed in range(30):
+            transform.set_random_state(seed)
+            if _drawn(transform, planes):
+                more = {} if isinstance(transform, RandFlip) else {"padding_mode": "border", **how}
+                expected = transform(planes, randomize=False, **more)
+                assert torch.equal(transform.move(planes, labels), expected.as_tensor())
+                acted += 1
+    assert acted > 30
 
 
 def smooth_case(dims, size=48, seed=0):

@@ -90,8 +90,20 @@ def test_an_interrupted_write_is_completed(tmp_path, items, reads):
     cache = VolumeCache(tmp_path / "cache", SPEC)
     cache.get(items[0])
     (tmp_path / "cache" / f"{cache.key(items[0])}.json").unlink()
-    cache.get(items[0])
+    VolumeCache(tmp_path / "cache", SPEC).get(items[0])
     assert reads == ["c0", "c0"]
+
+
+def test_an_entry_that_goes_while_it_is_in_use_is_made_again(tmp_path, items, reads, caplog):
+    cache = VolumeCache(tmp_path / "cache", SPEC)
+    expected = np.array(cache.get(items[0]))
+    file = tmp_path / "cache" / f"{cache.key(items[0])}.npy"
+    for spoil in (file.unlink, lambda: file.write_bytes(file.read_bytes()[:-2])):
+        spoil()
+        caplog.clear()
+        np.testing.assert_array_equal(cache.get(items[0]), expected)
+        assert "'c0' is damaged" in caplog.text
+    assert reads == ["c0", "c0", "c0"]
 
 
 def test_prepare_reports_progress_and_returns_what_cannot_be_read(tmp_path, items, reads):

@@ -180,6 +180,14 @@ class Numbers(Dataset[Batch]):
         return Batch(image=torch.full((1, 2, 2), float(index)))
 
 
+@pytest.fixture
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch computes on one of two cores."""
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+
+
+@pytest.mark.usefixtures("one_core")
 def test_one_batch_is_made_ahead_and_nothing_else_changes() -> None:
     plain = DataLoader(Numbers(5), 2, collate_fn=collate)
     data = Numbers(5)
@@ -194,6 +202,15 @@ def test_one_batch_is_made_ahead_and_nothing_else_changes() -> None:
     assert data.asked == [0, 1, 2, 3]
 
 
+def test_no_thread_takes_turns_with_torch_on_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: torch.get_num_threads())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    data = Numbers(5)
+    next(iter(AheadLoader(data, 2, collate_fn=collate)))
+    assert data.asked == [0, 1]
+
+
+@pytest.mark.usefixtures("one_core")
 def test_an_error_of_the_data_arrives_where_the_batch_is_asked_for() -> None:
     batches = iter(AheadLoader(Numbers(6), 2, collate_fn=collate))
     assert float(next(batches).image[1, 0, 0, 0]) == 1
