@@ -24,6 +24,8 @@ from medtl.runs import atomic_write
 
 CHECKPOINT_SHARE = 0.02
 """Share of the training time that checkpoints may take."""
+CHECKPOINT_SECONDS = 5.0
+"""What takes less than this is trained again after a kill."""
 
 _EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
 
@@ -133,7 +135,7 @@ class Keeper(Checkpoint):
         self.losses: dict[str, float] = {}
         self._best_state: dict[str, Tensor] | None = None  # not yet in its file
         self._cost = 0.0
-        self._written_at = -math.inf
+        self._written_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs."""
@@ -158,7 +160,7 @@ class Keeper(Checkpoint):
         self.losses = dict(pl_module.last_losses)  # type: ignore[arg-type]
         last = trainer.should_stop or epoch + 1 == trainer.max_epochs
         # Several processes agree by writing every epoch: a checkpoint is the work of all of them.
-        due = time.monotonic() - self._written_at > self._cost / CHECKPOINT_SHARE
+        due = time.monotonic() - self._written_at > max(self._cost / CHECKPOINT_SHARE, CHECKPOINT_SECONDS)
         if last or due or trainer.world_size > 1:
             self._write(trainer, epoch)
 
@@ -177,6 +179,7 @@ class Keeper(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was killed after its last epoch, before its final weights were written, trains no further."""
+        self._written_at = time.monotonic()
         trainer.should_stop = trainer.should_stop or self._exhausted(trainer.current_epoch - 1)
 
     def _exhausted(self, epoch: int) -> bool:

@@ -305,7 +305,10 @@ class _Module(pl.LightningModule):
         """Sets learning rate and random state from the step's number alone."""
         if batch_idx == 0:
             self._sums = {}
-        torch.manual_seed(derive_seed(self.config.seed, "step", self.global_step))
+        seed = derive_seed(self.config.seed, "step", self.global_step)
+        # On a CPU torch's own call takes a millisecond for accelerators that are not used.
+        seeded = torch.default_generator if self.device.type == "cpu" else torch
+        seeded.manual_seed(seed)
         optimizer = self.optimizers()
         progress = self.global_step / self.num_steps
         for group in optimizer.param_groups:  # type: ignore[union-attr]

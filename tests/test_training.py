@@ -126,7 +126,8 @@ class StopError(Exception):
 
 @pytest.mark.parametrize("method", ["finetune", "adabn", "dann"])
 def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", 1e9)  # after every epoch
+    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SECONDS", 0.0)  # after every epoch
     whole, _ = train(tmp_path / "whole" / method, method, epochs=4)
     calls = 0
 
@@ -154,8 +155,14 @@ def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch:
     assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
 
-def test_fast_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", 1e-9)
+@pytest.mark.parametrize(
+    ("share", "seconds", "expected"), [(1e-9, 0, [0, 4]), (1e9, 0, [0, 1, 2, 3, 4]), (1e9, 60, [4])]
+)
+def test_fast_epochs_are_not_all_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, seconds: float, expected: list[int]
+) -> None:
+    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", share)
+    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SECONDS", seconds)
     written = []
     save = SafetensorsIO.save_checkpoint
     monkeypatch.setattr(
@@ -164,7 +171,7 @@ def test_fast_epochs_are_not_all_written(tmp_path: Path, monkeypatch: pytest.Mon
         lambda self, c, p, **o: (written.append(Path(p).stem), save(self, c, p)),
     )
     train(tmp_path / "dann", epochs=5)
-    assert written == ["epoch-0000", "epoch-0004"]
+    assert written == [f"epoch-{epoch:04d}" for epoch in expected]
 
 
 def test_killed_between_the_first_row_and_the_first_checkpoint(
@@ -182,8 +189,10 @@ def test_killed_between_the_first_row_and_the_first_checkpoint(
 SCRIPT = """
 import sys, time
 from pathlib import Path
+import medtl.checkpoints
 from medtl.adapters import Adapter
 from tests.test_training import train
+medtl.checkpoints.CHECKPOINT_SECONDS = 0
 if sys.argv[2] == "slow":
     Adapter.on_step_end = lambda self: time.sleep(0.05)
 train(Path(sys.argv[1]), epochs=4)

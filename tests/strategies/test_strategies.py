@@ -124,6 +124,7 @@ class TestEveryStrategy:
 @pytest.mark.parametrize("name", available())
 def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SECONDS", 0.0)
     config = FitConfig(
         epochs=3, batch_size=8, steps_per_epoch=3, accelerator="cpu", tensorboard=False, lr=1e-3
     )
