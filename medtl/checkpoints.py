@@ -179,7 +179,6 @@ class Keeper(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was killed after its last epoch, before its final weights were written, trains no further."""
-        self._written_at = time.monotonic()
         trainer.should_stop = trainer.should_stop or self._exhausted(trainer.current_epoch - 1)
 
     def _exhausted(self, epoch: int) -> bool:

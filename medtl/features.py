@@ -160,11 +160,7 @@ def extract_features(
     Raises:
         ConfigError: no such depth, or several views of data without augmentation, which would all be the same.
     """
-    if views < 1 or (views > 1 and data.augment == "none"):
-        raise ConfigError(
-            f"Got {views} views with augmentation {data.augment!r}; expected 1 view, the scans as they are, or more "
-            "with augmentation standard or strong."
-        )
+    check_views(views, data.augment)
     keys = _digests(encoder, data, views, depth)
     device = device or default_device()
     plain, epoch = data.plain(), data.epoch
@@ -202,6 +198,15 @@ def extract_features(
         sites=data.sites,
         key=keys[-1],
     )
+
+
+def check_views(views: int, augment: str) -> None:
+    """Raises ConfigError for no view, and for several that would all be the same."""
+    if views < 1 or (views > 1 and augment == "none"):
+        raise ConfigError(
+            f"Got {views} views with augmentation {augment!r}; expected 1 view, the scans as they are, or more with "
+            "augmentation standard or strong."
+        )
 
 
 def feature_table(data: FeatureDataset) -> pd.DataFrame:

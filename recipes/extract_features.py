@@ -74,17 +74,18 @@ class Config(OneEncoder, BaseConfig):
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
+    import numpy as np  # here, not above: the list of recipes and --help load none of it
+
+    from medtl.evaluation import Section, TableBuilder
+    from medtl.features import check_views
+
     run = medtl.Run.plan(Path(__file__).stem, config.reduced())
     config = run.config
     if bool(config.source) != (config.labels is not None) or not (config.source or config.target):
         raise medtl.ConfigError(
             "Give --source DIR --labels CSV, or --target DIR alone for scans without labels (or try --smoke)."
         )
-    if config.views > 1 and config.augment == "none":
-        raise medtl.ConfigError(
-            f"{config.views} views without augmentation would all be the same: leave --views out, or give --augment "
-            "standard or strong."
-        )
+    check_views(config.views, config.augment)
     cases = medtl.collect_cases(
         source=config.source,
         labels=config.labels,
@@ -99,10 +100,6 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         in_channels=preprocess.channels,
         image_size=preprocess.image_size,
     )
-
-    import numpy as np  # not for --help
-
-    from medtl.evaluation import Section, TableBuilder
 
     with run.open(command):
         say(f"Run: {run.name}")

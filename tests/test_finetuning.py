@@ -30,7 +30,7 @@ def test_hyper_parameters_of_all_and_of_one() -> None:
     assert FineTuning.of_recipe(config, strategy="lp_ft").hparams == {"mixup": 0.2, "penalty": 3.0}
     assert FineTuning.of_recipe(config, strategy="last:2").hparams == {"mixup": 0.2, "dropout": 0.1}
     assert FineTuning.of_recipe(config, strategy="full").hparams == {"mixup": 0.2}
-    with pytest.raises(ConfigError, match="strategy 'last', which this run has not"):
+    with pytest.raises(ConfigError, match="strategy 'last', which is not among this run's"):
         FineTuning.of_recipe(SimpleNamespace(**flags), strategy="lp_ft")
 
 

@@ -66,7 +66,7 @@ def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str]
         owner, dot, key = key.rpartition(".")
         if dot and owner not in known:
             raise ConfigError(
-                f"{pair!r} is for strategy {owner!r}, which this run has not. {near_matches(owner, known)}"
+                f"{pair!r} is for strategy {owner!r}, which is not among this run's. {near_matches(owner, known)}"
             )
         if owner in ("", plain):
             own.append(f"{key}{equals}{value}")

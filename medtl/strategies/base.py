@@ -108,8 +108,8 @@ class Strategy(FineTune):
         if len(self.pretrained) < 2:
             raise ConfigError(
                 f"{type(self).__name__} treats the stages of an encoder differently, and those of "
-                f"{type(self.model).__name__} are not known. It is for classifiers on timm encoders "
-                "(build_classifier); full, head, norms and lora take any network."
+                f"{type(self.model).__name__} are not known. It is for networks on timm encoders "
+                "(build_classifier, build_segmenter); full, head, norms and lora take any network."
             )
         return self.pretrained
 

@@ -42,10 +42,13 @@ class LpFt(Strategy):
         self._check("penalty", penalty, penalty > 0, "above 0")
         self._check("lr_factor", lr_factor, 0 < lr_factor <= 1, "above 0 and at most 1")
         if not isinstance(getattr(model, "head", None), nn.Linear):
-            raise ConfigError(f"LpFt sets a linear head, and {type(model).__name__} has none. Take full.")
+            raise ConfigError(
+                f"lp_ft begins with a linear probe of the encoder's features, and {type(model).__name__} has no linear "
+                "head to put it into. Take head, or full."
+            )
         if getattr(model, "bottleneck", None):
             raise ConfigError(
-                "LpFt begins with a linear probe of the encoder's features, and the dense layer before the head is "
+                "lp_ft begins with a linear probe of the encoder's features, and the dense layer before the head is "
                 "new: a probe behind it would rest on random weights. Take the linear head, or full."
             )
         self.penalty, self.lr_factor = penalty, lr_factor
@@ -71,7 +74,7 @@ class LpFt(Strategy):
             for batch in loaders["source"]:
                 if batch.label is None or batch.label.is_floating_point():
                     raise ConfigError(
-                        "LpFt needs one class a case for its probe. Take full for several findings."
+                        "lp_ft needs one class a case for its probe. Take full for several findings."
                     )
                 features.append(self.model(batch.image.to(device)).features.double().cpu().numpy())
                 labels.append(batch.label.numpy())
