@@ -6,13 +6,12 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from medtl.data.grid import Grid
@@ -25,6 +24,7 @@ from medtl.data.volume import read_volume
 from medtl.errors import DataError
 from medtl.files import atomic_write
 from medtl.labelmap import LabelMap
+from medtl.parallel import map_items
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,8 @@ class VolumeCache:
         Returns:
             A rejection, with its `item`, for each that cannot be read.
         """
-        return _run(self._prepare_one, list(items), jobs, progress)
+        found = map_items(self._prepare_one, list(items), jobs=jobs, progress=progress)
+        return tuple(r for r in found if r is not None)
 
     def prepare_masks(
         self,
@@ -187,7 +188,9 @@ class VolumeCache:
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Rejection, ...]:
         """As `prepare`, for the masks of cases that have one."""
-        return _run(self._prepare_mask, [c for c in cases if c.mask_item is not None], jobs, progress)
+        masked = [c for c in cases if c.mask_item is not None]
+        found = map_items(self._prepare_mask, masked, jobs=jobs, progress=progress)
+        return tuple(r for r in found if r is not None)
 
     def _prepare_one(self, item: VolumeItem) -> Rejection | None:
         try:
@@ -249,22 +252,6 @@ class VolumeCache:
 
 
 _ALTERED = "The cache entry of case {!r} was altered while it was written: try again."
-
-
-def _run(
-    work: Callable[[Any], Rejection | None],
-    todo: Sequence[VolumeItem | Case],
-    jobs: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Rejection, ...]:
-    found: list[Rejection] = []
-    results = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(delayed(work)(t) for t in todo)
-    for done, rejection in enumerate(results, start=1):
-        if rejection is not None:
-            found.append(rejection)
-        if progress is not None:
-            progress(done, len(todo))
-    return tuple(found)
 
 
 def _key(item: VolumeItem | MaskItem, name: str, rest: str) -> str:

@@ -21,6 +21,7 @@ from medtl.evaluation.empty import STATUSES, EmptyPolicy
 from medtl.evaluation.masks import MaskError, read_label_map
 from medtl.evaluation.segtable import SegmentationTable, find_labels
 from medtl.labelmap import LabelMap
+from medtl.parallel import map_items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +91,7 @@ def measure_cases(
         )
         for rows in table.cases.values()
     ]
-    done = _parallel(measure_case, tasks, jobs, progress)
+    done = map_items(measure_case, tasks, jobs=jobs, progress=progress)
     _raise([fault for outcome in done for fault in outcome.faults])
     numbers = {row: values for outcome in done for row, values in outcome.values.items()}
     records: list[dict[str, Any]] = []
@@ -132,7 +133,7 @@ def _values_of(path: Path) -> set[int] | str:
 def _labels_of(table: SegmentationTable, jobs: int) -> tuple[LabelMap, tuple[str, ...]]:
     """Names for the values that are found; reads every file."""
     paths = list(dict.fromkeys(path for path in (*table.reference, *table.mask) if path is not None))
-    values = dict(zip(paths, _parallel(_values_of, paths, jobs, None), strict=True))
+    values = dict(zip(paths, map_items(_values_of, paths, jobs=jobs), strict=True))
     sides: list[set[int]] = []
     faults: list[tuple[int, str]] = []
     for what, column in (("reference", table.reference), ("mask", table.mask)):
@@ -171,22 +172,6 @@ def _raise(faults: list[tuple[int, str]]) -> None:
     if rows:
         named = "; ".join(f"{reason}, at {lines(np.array(found))}" for reason, found in rows.items())
         raise DataError(f"The masks of the table cannot be measured: {named}.")
-
-
-def _parallel(
-    work: Callable[[Any], Any], items: list[Any], jobs: int, progress: Callable[[int, int], None] | None
-) -> list[Any]:
-    from joblib import Parallel, delayed
-
-    done: list[Any] = []
-    stream = Parallel(n_jobs=jobs, prefer="threads", return_as="generator")(
-        delayed(work)(item) for item in items
-    )
-    for outcome in stream:
-        done.append(outcome)
-        if progress is not None:
-            progress(len(done), len(items))
-    return done
 
 
 __all__ = ["COLUMNS", "STATUSES", "TOLERANCE", "EmptyPolicy", "measure_cases"]

@@ -301,6 +301,6 @@ def test_resampling_is_quick(binary: Maker) -> None:
 
     frame = binary(seeds=("0",), models=("a", "b"), external=150, test=150, validation=100)
     table = PredictionTable.from_frame(frame)
-    started = time.perf_counter()
+    started = time.process_time()
     evaluate(table)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10  # of the processor, whatever else it does

@@ -407,9 +407,9 @@ def test_twelve_models_in_reasonable_time() -> None:
 
     skill = {f"{e}/{s}": 1.0 + 0.1 * k for k, e in enumerate((*ENCODERS, "vit")) for s in STRATEGIES}
     table = PredictionTable.from_frame(make(skill, seeds=("0", "1", "2")))
-    started = time.perf_counter()
+    started = time.process_time()
     evaluate(table)
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_a_page_without_predictions(tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ def test_bootstrap_agrees_with_delong_where_patients_are_rows() -> None:
 def test_two_thousand_resamples_of_a_thousand_cases_are_quick() -> None:
     rng = np.random.default_rng(0)
     y = rng.random(1000) < 0.4
-    started = time.perf_counter()
+    started = time.process_time()
     interval(rng.normal(size=1000) + y, y, np.arange(1000), 2000)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def coverage(num_images: int, shift: float, patients: int, trials: int, by_patient: bool) -> float:
