@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         write_report,
     )
     from medtl.evaluation.evaluate import evaluate
-    from medtl.features import FeatureDataset, extract_features, feature_table, knn_logits
+    from medtl.features import FeatureDataset, extract_depths, extract_features, feature_table, knn_logits
     from medtl.finetuning import FineTuning, fine_tune, training_record
     from medtl.inference import load_trained, model_header, predict_adapted, predict_cases, prediction_rows
     from medtl.labelmap import LabelMap
@@ -104,6 +104,7 @@ _HOME = {
     "collect_cases": "data.cases",
     "environment": "runs",
     "evaluate": "evaluation",
+    "extract_depths": "features",
     "extract_features": "features",
     "feature_table": "features",
     "fine_tune": "finetuning",
@@ -181,6 +182,7 @@ __all__ = [
     "collect_cases",
     "environment",
     "evaluate",
+    "extract_depths",
     "extract_features",
     "feature_table",
     "fine_tune",

@@ -7,20 +7,16 @@ feature_table(train).to_csv("features.csv")                     # for scikit-lea
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -30,14 +26,12 @@ from medtl.data.batch import Batch, collate
 from medtl.data.dataset import CaseDataset
 from medtl.data.table import Case
 from medtl.errors import ConfigError, DataError
-from medtl.files import atomic_write
+from medtl.featurestore import FeatureStore
 from medtl.inference import default_device
 from medtl.models.classifier import encode_slices
 from medtl.models.encoder import Encoder
 
-logger = logging.getLogger(__name__)
-
-FORMAT = 2
+FORMAT = 3
 """Version of the kept files: a change makes older ones unreachable."""
 SHARD = 512
 """Images, or slices of volumes, in a file: what a killed extraction loses at most."""
@@ -52,9 +46,6 @@ class FeatureDataset(Dataset[Batch]):
         classes: names of the classes.
         labels: N class indices, or None.
         sites: names of the sites; by default those of the cases, sorted.
-
-    Attributes:
-        key: digest of what the features were made from; empty if that is not known.
     """
 
     def __init__(
@@ -65,7 +56,6 @@ class FeatureDataset(Dataset[Batch]):
         classes: Sequence[str],
         labels: Sequence[int] | None = None,
         sites: Sequence[str] | None = None,
-        key: str = "",
     ) -> None:
         if features.ndim not in (3, 4) or len(features) != len(cases):
             raise DataError(
@@ -77,7 +67,6 @@ class FeatureDataset(Dataset[Batch]):
         self.classes = tuple(classes)
         self._labels = None if labels is None else tuple(labels)
         self.sites = tuple(sites) if sites is not None else tuple(sorted({case.site for case in cases}))
-        self.key = key
         self.epoch = 0
         self._label = None if self._labels is None else torch.tensor(self._labels)
         self._site = torch.tensor([self.sites.index(case.site) for case in self.cases])
@@ -87,6 +76,11 @@ class FeatureDataset(Dataset[Batch]):
         """Class index of each case, or None."""
         return self._labels
 
+    @property
+    def vectors(self) -> Tensor:
+        """(N, V, F): the features of images, and the mean over the slices of volumes."""
+        return self.features.mean(2) if self.features.ndim == 4 else self.features
+
     def plain(self) -> FeatureDataset:
         """The same cases, each by its view without augmentation."""
         return FeatureDataset(
@@ -95,7 +89,6 @@ class FeatureDataset(Dataset[Batch]):
             classes=self.classes,
             labels=self.labels,
             sites=self.sites,
-            key=self.key,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -128,7 +121,6 @@ class FeatureDataset(Dataset[Batch]):
         )
 
 
-@torch.no_grad()
 def extract_features(
     encoder: Encoder,
     data: CaseDataset,
@@ -142,15 +134,16 @@ def extract_features(
 ) -> FeatureDataset:
     """Encodes every case once a view, and keeps the result: what is there already is not computed again.
 
-    A view is kept by itself, so that data sets which differ in augmentation, seed or number of views share those that
-    they have in common. Features are float32: in half precision the logits of a trained probe (standard deviation 9)
-    moved by 1e-3, which is 50 times what another batch size does, and the scans in the cache take more room anyway.
+    A view of a case is kept by itself, so that data sets which differ in cases, augmentation, seed or number of views
+    share what they have in common. Features are float32: in half precision the logits of a trained probe (standard
+    deviation 9) moved by 1e-3, which is 50 times what another batch size does, and the scans in the cache take more
+    room anyway.
 
     Args:
         encoder: is put into eval mode meanwhile.
         data: cases with their augmentation, which views 1, 2, ... show (that of epochs 1, 2, ...); view 0 is plain.
-        folder: of all extractions; each view has a subfolder named by a digest of the encoder's weights, the
-            preprocessed scans, their order and, beyond view 0, the augmentation and its seed.
+        folder: of all extractions; see `FeatureStore`. Features are kept by a digest of the encoder's weights, the
+            preprocessed scan and, beyond view 0, the augmentation, its seed and the place of the case in the data.
         views: V.
         depth: `last`, or a name that `Encoder.features_at` gives, such as `stage3`.
         batch_size: images or slices at once.
@@ -161,43 +154,39 @@ def extract_features(
         ConfigError: no such depth, or several views of data without augmentation, which would all be the same.
     """
     check_views(views, data.augment)
-    keys = _digests(encoder, data, views, depth)
-    device = device or default_device()
-    plain, epoch = data.plain(), data.epoch
-    parts: list[list[Tensor]] = []
-    depths = data.cache.preprocess.num_slices or 1
-    size = max(1, SHARD // depths)
-    with modes_kept(encoder):
-        encoder.to(device).eval()
-        try:
-            for view in range(views):
-                shown = data if view else plain
-                shown.set_epoch(view)
-                parts.append([])
-                for shard in range(math.ceil(len(data) / size)):
-                    places = range(shard * size, min((shard + 1) * size, len(data)))
-                    path = folder / keys[view] / f"{shard:05d}.safetensors"
-                    features = _read(path, len(places))
-                    if features is None:
-                        loader = DataLoader(
-                            Subset(shown, places), max(1, batch_size // depths), collate_fn=collate
-                        )
-                        batches = [_encode(encoder, batch.image.to(device), depth) for batch in loader]
-                        features = torch.cat(batches)
-                        _write(path, features)
-                    parts[-1].append(features)
-                    if progress is not None:
-                        progress(view * len(data) + places.stop, views * len(data))
-        finally:
-            data.set_epoch(epoch)
-    return FeatureDataset(
-        torch.stack([torch.cat(shards) for shards in parts], dim=1),
-        data.cases,
-        classes=data.classes,
-        labels=data.labels,
-        sites=data.sites,
-        key=keys[-1],
-    )
+    work = _Encoding(encoder, data, folder, batch_size, device)
+    if depth != "last":
+        known = work.depths()
+        if depth not in known:
+            raise ConfigError(
+                f"Encoder {encoder.name} has no depth {depth!r}. There are: last, {', '.join(known)}."
+            )
+        depth = "last" if depth == known[-1] else depth
+    parts = []
+    for view in range(views):
+        report = None if progress is None else _shifted(progress, view * len(data), views * len(data))
+        parts.append(work.view(view, (depth,), report)[depth])
+    return _dataset(data, torch.stack(parts, dim=1))
+
+
+def extract_depths(
+    encoder: Encoder,
+    data: CaseDataset,
+    folder: Path,
+    *,
+    batch_size: int = 64,
+    device: torch.device | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, FeatureDataset]:
+    """As `extract_features` of the plain view, for every depth in one pass.
+
+    Returns:
+        By name, `stage1` (shallow) first; the last one is what `extract_features` calls `last`, and is kept as that.
+    """
+    work = _Encoding(encoder, data, folder, batch_size, device)
+    names = work.depths()
+    found = work.view(0, (*names[:-1], "last"), progress)
+    return dict(zip(names, (_dataset(data, features[:, None]) for features in found.values()), strict=True))
 
 
 def check_views(views: int, augment: str) -> None:
@@ -214,7 +203,7 @@ def feature_table(data: FeatureDataset) -> pd.DataFrame:
 
     Features of a volume are the mean over its slices.
     """
-    features = data.features.mean(2) if data.features.ndim == 4 else data.features
+    features = data.vectors
     num, views, width = features.shape
     columns = {
         "case": [c.case for c in data.cases],
@@ -243,63 +232,103 @@ def knn_logits(train: FeatureDataset, test: FeatureDataset, k: int = 5) -> NDArr
     """
     if train.labels is None:
         raise DataError("Nearest neighbours vote by their labels, and the training cases have none.")
-    x, y = _vectors(train.features).flatten(0, 1), np.repeat(train.labels, train.features.shape[1])
+    x, y = train.vectors.flatten(0, 1), np.repeat(train.labels, train.features.shape[1])
     if not 1 <= k <= len(x):
         raise DataError(f"There are {len(x)} training vectors, too few for k = {k}.")
     nearest = KNeighborsClassifier(n_neighbors=k, metric="cosine").fit(x.numpy(), y)
     votes = np.zeros((len(test), len(train.classes)))
-    votes[:, nearest.classes_] = nearest.predict_proba(_vectors(test.features)[:, 0].numpy()) * k
+    votes[:, nearest.classes_] = nearest.predict_proba(test.vectors[:, 0].numpy()) * k
     return np.asarray(np.log((votes + 1 / votes.shape[1]) / (k + 1)))
 
 
-def _vectors(features: Tensor) -> Tensor:
-    return features.mean(2) if features.ndim == 4 else features
+class _Encoding:
+    """One encoder over one data set, with what is kept of it."""
+
+    def __init__(
+        self, encoder: Encoder, data: CaseDataset, folder: Path, batch_size: int, device: torch.device | None
+    ) -> None:
+        self.encoder, self.data, self.folder = encoder, data, folder
+        self.batch_size, self.device = batch_size, device or default_device()
+        self.keys = []
+        for case in data.cases:
+            assert case.item is not None
+            self.keys.append(data.cache.key(case.item))
+        digest = hashlib.sha256(json.dumps([FORMAT, encoder.name]).encode())
+        for name, tensor in encoder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        self.digest = digest.hexdigest()
+
+    def depths(self) -> list[str]:
+        """Names of all depths, the last one last."""
+        with self._ready():
+            return list(self._encode(self.data.plain()[0].image[None], ()))
+
+    def view(
+        self, view: int, depths: Sequence[str], progress: Callable[[int, int], None] | None
+    ) -> dict[str, Tensor]:
+        """Features (N, F), or (N, D, F) of volumes, by depth; those that are missing are computed and kept."""
+        data = self.data if view else self.data.plain()
+        shown: tuple[str | int, ...] = (data.augment, data.seed, data.stream, view) if view else ()
+        keys = [f"{key}-{place}" for place, key in enumerate(self.keys)] if view else self.keys
+        stores = {depth: FeatureStore(self.folder / self._name(depth, shown)) for depth in depths}
+        found = {depth: store.read(keys) for depth, store in stores.items()}
+        missing = [i for i, key in enumerate(keys) if any(key not in kept for kept in found.values())]
+        slices = data.cache.preprocess.num_slices or 1
+        size, batch_size = max(1, SHARD // slices), max(1, self.batch_size // slices)
+        before, done = data.epoch, len(keys) - len(missing)
+        if progress is not None and done:
+            progress(done, len(keys))
+        data.set_epoch(view)
+        try:
+            with self._ready() if missing else nullcontext():
+                for start in range(0, len(missing), size):
+                    places = missing[start : start + size]
+                    new = [keys[place] for place in places]
+                    loader = DataLoader(Subset(data, places), batch_size, collate_fn=collate)
+                    batches = [self._encode(batch.image, depths) for batch in loader]
+                    for depth in depths:
+                        features = torch.cat([batch[depth] for batch in batches])
+                        stores[depth].add(new, features)
+                        found[depth].update(zip(new, features, strict=True))
+                    done += len(places)
+                    if progress is not None:
+                        progress(done, len(keys))
+        finally:
+            data.set_epoch(before)
+        return {depth: torch.stack([kept[key] for key in keys]) for depth, kept in found.items()}
+
+    def _name(self, depth: str, shown: Sequence[str | int]) -> str:
+        return hashlib.sha256(json.dumps([self.digest, depth, *shown]).encode()).hexdigest()[:32]
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Within it, the encoder is in eval mode on the device; afterwards it is as it was and where it was."""
+        home = next(self.encoder.parameters()).device
+        with modes_kept(self.encoder), torch.no_grad():
+            self.encoder.to(self.device).eval()
+            try:
+                yield
+            finally:
+                self.encoder.to(home)
+
+    def _encode(self, image: Tensor, depths: Sequence[str]) -> dict[str, Tensor]:
+        """Features of a batch, (B, F) or (B, D, F), on the CPU, by depth; without depths, of all by their own names."""
+        image = image.to(self.device)
+        if tuple(depths) == ("last",):
+            return {"last": encode_slices(self.encoder, image).float().cpu()}
+        slices = image.transpose(1, 2).flatten(0, 1) if image.ndim == 5 else image
+        found = self.encoder.features_at(slices)
+        if depths:
+            found["last"] = list(found.values())[-1]
+            found = {depth: found[depth] for depth in depths}
+        lead = (len(image), image.shape[2]) if image.ndim == 5 else (len(image),)
+        return {depth: features.float().cpu().reshape(*lead, -1) for depth, features in found.items()}
 
 
-def _encode(encoder: Encoder, image: Tensor, depth: str) -> Tensor:
-    if depth == "last":
-        return encode_slices(encoder, image).float().cpu()
-    slices = image.transpose(1, 2).flatten(0, 1) if image.ndim == 5 else image
-    found = encoder.features_at(slices)
-    if depth not in found:
-        raise ConfigError(
-            f"Encoder {encoder.name} has no depth {depth!r}. There are: last, {', '.join(found)}."
-        )
-    features = found[depth].float().cpu()
-    return features.view(len(image), -1, features.shape[1]) if image.ndim == 5 else features
+def _shifted(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int, int], None]:
+    return lambda done, _: progress(before + done, total)
 
 
-def _digests(encoder: Encoder, data: CaseDataset, views: int, depth: str) -> list[str]:
-    """Of each view, of everything that its features depend on; no name is in it."""
-    digest = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(json.dumps([FORMAT, encoder.name, depth]).encode())
-    for case in data.cases:
-        assert case.item is not None
-        digest.update(data.cache.key(case.item).encode())
-    digests = [digest]
-    for view in range(1, views):
-        digests.append(digest.copy())
-        digests[-1].update(json.dumps([data.augment, data.seed, data.stream, view]).encode())
-    return [d.hexdigest()[:32] for d in digests]
-
-
-def _write(path: Path, features: Tensor) -> None:
-    tensor = features.contiguous()
-    check = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-    atomic_write(path, save({"features": tensor}, metadata={"sha256": check}))
-
-
-def _read(path: Path, num: int) -> Tensor | None:
-    """What was kept, if it is whole."""
-    if not path.is_file():
-        return None
-    with contextlib.suppress(SafetensorError, KeyError, OSError), safe_open(path, framework="pt") as file:
-        features: Tensor = file.get_tensor("features")
-        check = hashlib.sha256(features.numpy().tobytes()).hexdigest()
-        if len(features) == num and (file.metadata() or {}).get("sha256") == check:
-            return features
-    logger.warning("Kept features are damaged and are computed again: %s", path.name)
-    return None
+def _dataset(data: CaseDataset, features: Tensor) -> FeatureDataset:
+    return FeatureDataset(features, data.cases, classes=data.classes, labels=data.labels, sites=data.sites)

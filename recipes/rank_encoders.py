@@ -77,8 +77,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
 
     from medtl import rankpage
     from medtl.distance import advise, domain_distance, skill
-    from medtl.models.depths import encode_depths, source_head
     from medtl.models.ranking import Candidate, rank_candidates
+    from medtl.models.source_head import source_head, source_probabilities
 
     given = config.reduced()
     pairs = candidates(given)
@@ -120,21 +120,23 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         target = cohort.dataset("target", "test")
         assert source is not None
         labels, patients = np.array(source.labels), np.array([c.patient for c in chosen])
-        batch, last, depths, distances = cohort.cases_per_batch(config.batch_size), {}, {}, {}
+        kept, last, depths, distances = run.cache / "features", {}, {}, {}
         for name, encoder in encoders.items():
             head = source_head(encoder, pairs[name][1])
-            features, probs = encode_depths(
-                encoder, source, batch_size=batch, head=head, progress=progress(f"Features of {name}")
+            found = medtl.extract_depths(
+                encoder, source, kept, batch_size=config.batch_size, progress=progress(f"Features of {name}")
             )
-            last[name] = Candidate(list(features.values())[-1], probs)
-            depths[name] = {depth: Candidate(values) for depth, values in features.items()}
+            depths[name] = {depth: Candidate(data.vectors[:, 0].numpy()) for depth, data in found.items()}
+            end = list(found)[-1]
+            probs = None if head is None else source_probabilities(head, found[end].features[:, 0])
+            last[name] = Candidate(depths[name][end].features, probs)
             if target is not None:
-                there, _ = encode_depths(
-                    encoder, target, batch_size=batch, progress=progress("At the target")
+                there = medtl.extract_features(
+                    encoder, target, kept, batch_size=config.batch_size, progress=progress("At the target")
                 )
                 distances[name] = domain_distance(
                     last[name].features,
-                    list(there.values())[-1],
+                    there.vectors[:, 0].numpy(),
                     patients,
                     [c.patient for c in target.cases],
                     seed=config.seed,

@@ -15,7 +15,7 @@ import medtl
 from medtl import features as module
 from medtl.cli import main
 from medtl.errors import ConfigError, DataError
-from medtl.features import FeatureDataset, extract_features, feature_table, knn_logits
+from medtl.features import FeatureDataset, extract_depths, extract_features, feature_table, knn_logits
 from medtl.inference import predict_cases
 from tests.scans import write_site
 
@@ -55,46 +55,114 @@ def test_features_are_the_encoders(cohort: medtl.Cohort, tmp_path: Path) -> None
         extract_features(network, scans, tmp_path / "f", depth="stage9")
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the batches that an encoder is given."""
+    sizes: list[int] = []
+    encode = module._Encoding._encode
+
+    def counted(self: Any, image: torch.Tensor, depths: Any) -> Any:
+        sizes.append(len(image) if depths else 0)  # without depths, one image is asked for their names
+        return encode(self, image, depths)
+
+    monkeypatch.setattr(module._Encoding, "_encode", counted)
+    return sizes
+
+
 def test_what_is_kept_is_not_computed_again(
-    cohort: medtl.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cohort: medtl.Cohort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    encoded: list[int],
 ) -> None:
     monkeypatch.setattr(module, "SHARD", 6)
-    encoded = []
-    encode = module._encode
-    monkeypatch.setattr(module, "_encode", lambda e, i, d: (encoded.append(len(i)), encode(e, i, d))[1])
     scans = data(cohort)
-    first = extract_features(encoder(), scans, tmp_path / "f")
-    assert sum(encoded) == len(scans)
+    steps: list[tuple[int, int]] = []
+    first = extract_features(encoder(), scans, tmp_path / "f", progress=lambda *step: steps.append(step))
+    assert sum(encoded) == len(scans) == 18
+    assert steps == [(6, 18), (12, 18), (18, 18)]
     again = extract_features(encoder(), scans, tmp_path / "f")
-    assert sum(encoded) == len(scans)
+    assert sum(encoded) == 18
     assert torch.equal(first.features, again.features)
-    shards = sorted((tmp_path / "f" / first.key).iterdir())
+    shards = sorted((tmp_path / "f").glob("*/*"), key=lambda path: path.stat().st_size)
     assert len(shards) == 3
-    shards[1].unlink()  # killed before it was written
-    broken = bytearray(shards[2].read_bytes())
-    broken[-1] ^= 255
-    shards[2].write_bytes(broken)
+    for place, byte in ((1, -1), (2, 12)):  # the last number of one, the header of another
+        broken = bytearray(shards[place].read_bytes())
+        broken[byte] ^= 255
+        shards[place].write_bytes(broken)
     with caplog.at_level(logging.WARNING, logger="medtl"):
         mended = extract_features(encoder(), scans, tmp_path / "f")
-    assert sum(encoded) == len(scans) + len(scans) - 6
+    assert sum(encoded) == 18 + 12
     assert torch.equal(first.features, mended.features)
-    assert "damaged" in caplog.text
-    assert extract_features(encoder(seed=1), scans, tmp_path / "f").key != first.key
-    assert (
-        extract_features(encoder(), data(cohort, "none"), tmp_path / "f").key == first.key
-    )  # one view: not augmented
+    assert caplog.text.count("damaged") == 2
+    extract_features(encoder(seed=1), scans, tmp_path / "f")
+    assert sum(encoded) == 18 + 12 + 18
+    extract_features(encoder(), data(cohort, "none"), tmp_path / "f")  # one view: not augmented
+    assert sum(encoded) == 18 + 12 + 18
 
 
-def test_views_are_shared_between_data_sets(cohort: medtl.Cohort, tmp_path: Path) -> None:
-    def views(num: int, seed: int) -> set[str]:
+def test_stopped_extraction_gives_the_same_bits(
+    cohort: medtl.Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHARD", 6)
+    whole = extract_features(encoder(), data(cohort), tmp_path / "whole", views=2)
+
+    def stop(done: int, _: int) -> None:
+        if done == 24:  # in the second view
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(encoder(), data(cohort), tmp_path / "cut", views=2, progress=stop)
+    resumed = extract_features(encoder(), data(cohort), tmp_path / "cut", views=2)
+    assert torch.equal(whole.features, resumed.features)
+
+
+def test_cases_are_shared_between_data_sets(cohort: medtl.Cohort, tmp_path: Path, encoded: list[int]) -> None:
+    """Whoever encoded a case, in whatever company, nobody does so again; but a view of another seed is another."""
+    chosen, network = cohort.select("source", "train"), encoder()
+    some = cohort.dataset("source", "train", with_labels=True, cases=chosen[4:9])
+    every = cohort.dataset("source", "train", with_labels=True, cases=chosen[::-1])
+    assert some is not None
+    assert every is not None
+    few = extract_features(network, some, tmp_path / "f")
+    assert sum(encoded) == 5
+    found = extract_features(network, every, tmp_path / "f")
+    assert sum(encoded) == 18
+    assert torch.equal(found.features.flip(0)[4:9], few.features)
+    with torch.no_grad():
+        for place in (0, 8, 17):
+            expected = network.eval()(every[place].image[None])[0]
+            torch.testing.assert_close(found.features[place, 0], expected)
+
+
+def test_depths_in_one_pass(cohort: medtl.Cohort, tmp_path: Path, encoded: list[int]) -> None:
+    network, scans = encoder(), data(cohort)
+    found = extract_depths(network, scans, tmp_path / "f")
+    assert sum(encoded) == 18
+    assert list(found) == [f"stage{k}" for k in range(1, 6)]
+    for depth in (*found, "last"):
+        kept = extract_features(network, scans, tmp_path / "f", depth=depth)
+        assert torch.equal(kept.features, found["stage5" if depth == "last" else depth].features)
+    assert sum(encoded) == 18
+    alone = extract_features(network, scans, tmp_path / "other", depth="stage2")
+    torch.testing.assert_close(alone.features, found["stage2"].features)
+    torch.testing.assert_close(
+        found["stage5"].features, extract_features(network, scans, tmp_path / "other").features
+    )
+    assert network.training  # as it was
+
+
+def test_views_are_shared_between_data_sets(cohort: medtl.Cohort, tmp_path: Path, encoded: list[int]) -> None:
+    def views(num: int, seed: int) -> int:
         scans = cohort.dataset("source", "train", with_labels=True, augment="standard", seed=seed)
-        before = set((tmp_path / "f").glob("*"))
+        before = sum(encoded)
         extract_features(encoder(), scans, tmp_path / "f", views=num)
-        return {path.name for path in set((tmp_path / "f").glob("*")) - before}
+        return sum(encoded) - before
 
-    assert len(views(2, seed=0)) == 2
-    assert len(views(3, seed=0)) == 1  # one more
-    assert len(views(3, seed=1)) == 2  # the one without augmentation is there
+    assert views(2, seed=0) == 2 * 18
+    assert views(3, seed=0) == 18  # one more
+    assert views(3, seed=1) == 2 * 18  # the one without augmentation is there
     with pytest.raises(ConfigError, match="3 views with augmentation 'none'"):
         extract_features(encoder(), data(cohort, "none"), tmp_path / "f", views=3)
 

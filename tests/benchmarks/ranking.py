@@ -27,14 +27,15 @@ from medtl import (
     build_classifier,
     build_encoder,
     collect_cases,
+    extract_features,
     fit,
     predict_cases,
     suggest_preprocess,
 )
 from medtl.cli import table
 from medtl.evaluation.discrimination import auroc
-from medtl.models.depths import encode_depths, source_head
 from medtl.models.ranking import SCORES, Candidate, rank_candidates
+from medtl.models.source_head import source_head, source_probabilities
 
 ROOT = Path(__file__).parents[2]
 ENCODER = "tf_efficientnet_lite0"
@@ -78,8 +79,10 @@ def measure(name: str, folder: Path, epochs: int, **where: Any) -> None:
     sets = weight_sets(folder)
     for label, weights in sets.items():
         encoder = build_encoder(ENCODER, weights=weights, in_channels=preprocess.channels)
-        features, probs = encode_depths(encoder, seen, head=source_head(encoder, weights))
-        candidates[label] = Candidate(list(features.values())[-1], probs)
+        features = extract_features(encoder, seen, folder / "features")
+        head = source_head(encoder, weights)
+        probs = None if head is None else source_probabilities(head, features.features[:, 0])
+        candidates[label] = Candidate(features.vectors[:, 0].numpy(), probs)
     encoded = time.perf_counter() - started
     started = time.perf_counter()
     who = np.array([c.patient for c in chosen])

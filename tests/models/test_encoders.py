@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder, build_segmenter
-from medtl.models.depths import source_head
 from medtl.models.listing import list_encoders
+from medtl.models.source_head import source_head
 from medtl.models.weights import load_pretrained_maps, packaged_available, weights_here
 
 FAMILIES = {

@@ -1,8 +1,7 @@
-"""Features of every depth of a frozen encoder, case by case, and what its own head says of them."""
+"""The head that an encoder was trained with, and what it says of scans: LEEP asks for that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +10,24 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from medtl.data.batch import collate
-from medtl.data.dataset import CaseDataset
 from medtl.models import weights as sources
 from medtl.models.encoder import Encoder
 
-Floats = NDArray[np.float32]
-
 
 @torch.no_grad()
-def encode_depths(
-    encoder: Encoder,
-    data: CaseDataset,
-    *,
-    batch_size: int = 32,
-    head: nn.Module | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Floats], Floats | None]:
-    """Features of each case at each depth, without augmentation; of a volume the mean over its slices.
+def source_probabilities(head: nn.Module, features: Tensor) -> NDArray[np.float32]:
+    """What the head says of each case, by the mean over the slices of a volume.
 
     Args:
-        encoder: is put into eval mode.
-        data: cases; labels are not looked at.
-        batch_size: cases of a step.
-        head: makes logits of the encoder's own classes from the last features.
-        progress: called with (done, all) cases.
+        head: as from `source_head`.
+        features: (N, F), or (N, D, F) of volumes.
 
     Returns:
-        (n, F) by name of the depth, the last one last; and (n, Z) probabilities of the head's classes, or None.
+        (N, Z) probabilities of the head's own classes.
     """
-    encoder.eval()
-    found: dict[str, list[Floats]] = {}
-    probs: list[Floats] = []
-    done = 0
-    for batch in DataLoader(data.plain(), batch_size=batch_size, collate_fn=collate):
-        image: Tensor = batch.image
-        slices = image if image.ndim == 4 else image.transpose(1, 2).flatten(0, 1)
-        depths = encoder.features_at(slices)
-        for name, features in depths.items():
-            found.setdefault(name, []).append(_by_case(features, len(image)))
-        if head is not None:
-            last = list(depths.values())[-1]
-            probs.append(_by_case(head(last).softmax(dim=1), len(image)))
-        done += len(image)
-        if progress is not None:
-            progress(done, len(data))
-    joined = {name: np.concatenate(parts) for name, parts in found.items()}
-    return joined, np.concatenate(probs) if probs else None
+    probs: Tensor = head(features).softmax(dim=-1)
+    return np.asarray((probs.mean(1) if probs.ndim == 3 else probs).numpy(), dtype=np.float32)
 
 
 def source_head(encoder: Encoder, weights: str) -> nn.Module | None:
@@ -101,8 +69,3 @@ def _state(name: str, weights: str) -> dict[str, Tensor]:
 def _ending(state: dict[str, Tensor], key: str) -> Tensor | None:
     """The tensor of that name, behind any prefix."""
     return next((v for k, v in state.items() if k == key or k.endswith(f".{key}")), None)
-
-
-def _by_case(values: Tensor, num_cases: int) -> Floats:
-    mean = values.float().reshape(num_cases, -1, values.shape[1]).mean(dim=1)
-    return np.asarray(mean.cpu().numpy())
