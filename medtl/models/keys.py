@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from medtl.models.torchvision_names import MEAN, STD, torchvision_names
+
 _FIRST_CHILD = re.compile(r"((?:[A-Za-z_]\w*\.)*)0\.")
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
@@ -18,8 +20,8 @@ def own_names(
 
     Tried are: the names as they are; without the prefix that wrappers put before them (`module.`, `encoder.`,
     `backbone.`); numbers in place of the network's children, as `nn.Sequential(*children)` has them (RadImageNet's
-    files). Names of timm and torchvision are the same for ResNet, VGG, DenseNet and Inception-v3; those that
-    torchvision's first DenseNet files have (`norm.1`) are understood.
+    files); torchvision's names. For ResNet, VGG, DenseNet and Inception-v3 these are timm's too; those of torchvision's
+    first DenseNet files (`norm.1`) are understood.
 
     Args:
         state: tensors of the file by name.
@@ -34,6 +36,8 @@ def _candidates(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], children: Sequence[str]
 ) -> Iterator[dict[str, Tensor]]:
     yield dict(state)
+    if (translated := torchvision_names(state)) is not None:
+        yield translated
     first = next(iter(own))
     for prefix in sorted({k.removesuffix(first) for k in state if k.endswith(f".{first}")}):
         yield {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -51,7 +55,8 @@ def input_statistics(state: Mapping[str, Tensor]) -> tuple[str, tuple[float, ...
 
     torchxrayvision scales images to [-1024, 1024] (its `utils.normalize`; known by `op_threshs`, or by a grey DenseNet
     with its 18 findings). RadImageNet scales them to [-1, 1] (its `pytorch_example.ipynb`; known by numbered children
-    of `backbone`). Checkpoints of medtl hold their own.
+    of `backbone`). Torchvision's ViT and others expect those of ImageNet, which timm's ViT does not. Checkpoints of
+    medtl hold their own.
 
     Returns:
         Whose they are, the mean and the standard deviation of each channel (one for all where there is one).
@@ -62,6 +67,8 @@ def input_statistics(state: Mapping[str, Tensor]) -> tuple[str, tuple[float, ...
         return "torchxrayvision", (0.5,), (1 / 2048,)
     if any(re.match(r"(module\.)?backbone\.0\.(conv\.|conv0\.)?weight$", k) for k in state):
         return "RadImageNet", (0.5,), (0.5,)
+    if torchvision_names(state) is not None:
+        return "torchvision", MEAN, STD
     for prefix in (key.removesuffix("mean") for key in state if re.fullmatch(r"([\w.]+\.)?mean", key)):
         if f"{prefix}std" in state and any(key.startswith(f"{prefix}network.") for key in state):
             mean, std = (tuple(state[f"{prefix}{k}"].flatten().tolist()) for k in ("mean", "std"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medtl.models import weights as sources
 from medtl.models.encoder import Encoder
+from medtl.models.torchvision_names import torchvision_names
 
 
 @torch.no_grad()
@@ -54,7 +55,8 @@ def source_head(encoder: Encoder, weights: str) -> nn.Module | None:
 
 def _state(name: str, weights: str) -> dict[str, Tensor]:
     if weights != "imagenet":
-        return sources.read_state(Path(weights))
+        state = sources.read_state(Path(weights))
+        return torchvision_names(state) or state
     packaged = sources._packaged_file()
     if name == sources.PACKAGED_ENCODER and packaged is not None:
         return dict(
@@ -62,8 +64,7 @@ def _state(name: str, weights: str) -> dict[str, Tensor]:
         )
     cached = sources._cached_file(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
     options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
-    state: dict[str, Tensor] = timm.create_model(name, pretrained=True, **options).state_dict()
-    return state
+    return dict(timm.create_model(name, pretrained=True, **options).state_dict())
 
 
 def _ending(state: dict[str, Tensor], key: str) -> Tensor | None:

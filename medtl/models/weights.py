@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from medtl.errors import ConfigError, WeightsError, near_matches
 from medtl.models.keys import input_statistics, own_names
+from medtl.models.torchvision_names import check_torchvision
 
 logger = logging.getLogger(__name__)
 
@@ -270,6 +271,8 @@ def _load_state(
     own = network.state_dict()
     statistics = input_statistics(state) or ("", (), ())
     given = own_names(state, own, [child for child, _ in network.named_children()])
+    if statistics[0] == "torchvision":
+        check_torchvision(name, given, origin)
     state = dict(given)
     for conv in _first_convolutions(network):
         key = f"{conv}.weight"

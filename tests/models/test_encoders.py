@@ -123,6 +123,62 @@ def test_resnet50_and_inception_of_torchvision(tmp_path: Path) -> None:
     assert any(k.startswith("AuxLogits") for k in ours_i.key_report.ignored)
 
 
+TORCHVISION = {
+    "efficientnet_b0": ("efficientnet_b0", 64),
+    "efficientnet_b1": ("efficientnet_b1", 64),
+    "convnext_tiny": ("convnext_tiny", 64),
+    "vit_b_32": ("vit_base_patch32_224", 224),
+    "swin_t": ("swin_tiny_patch4_window7_224", 224),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("theirs", TORCHVISION)
+def test_other_names_of_torchvision(tmp_path: Path, theirs: str) -> None:
+    """Every parameter is drawn anew: scales that begin at 1e-6 would hide what stands behind them."""
+    name, size = TORCHVISION[theirs]
+    network = torchvision.models.get_model(theirs, weights=None).eval()
+    torch.manual_seed(0)
+    for key, tensor in network.state_dict().items():
+        if tensor.ndim < 2 and tensor.is_floating_point():
+            positive = key.endswith(("weight", "running_var"))
+            tensor.copy_(torch.rand_like(tensor) + 0.5 if positive else torch.randn_like(tensor) / 10)
+        elif tensor.is_floating_point():
+            tensor.copy_(torch.randn_like(tensor) / tensor[0].numel() ** 0.5)
+    image = images(3, size).double() * torch.tensor([1, 0.1]).view(2, 1, 1, 1)
+    if theirs.startswith("efficientnet"):  # its signal dies out unless the statistics fit
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.momentum = 1.0
+        network.train()(image.float().repeat(8, 1, 1, 1))
+        network.eval()
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "w.pth")
+    ours = build_encoder(name, weights=str(tmp_path / "w.pth"), image_size=size).eval().double()
+    assert ours.key_report.statistics == "torchvision"
+    torch.testing.assert_close(ours.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]).double())
+    head = "heads" if theirs.startswith("vit") else "head" if theirs.startswith("swin") else "classifier"
+    if theirs.startswith("convnext"):
+        network.classifier[2] = torch.nn.Identity()
+    else:
+        setattr(network, head, torch.nn.Identity())
+    expected = network.double()((image - ours.mean) / ours.std)
+    assert expected.std(0).mean() > 1e-3  # the two images differ
+    assert source_head(ours, str(tmp_path / "w.pth")) is not None  # LEEP asks for it
+    torch.testing.assert_close(ours(image), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_efficientnets_that_only_look_like_torchvisions(tmp_path: Path) -> None:
+    network = torchvision.models.efficientnet_b0(weights=None)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="Take --encoder efficientnet_b0"):
+        build_encoder("tf_efficientnet_b0.in1k", weights=str(tmp_path / "w.pth"))
+    with torch.device("meta"):
+        shapes = torchvision.models.efficientnet_b5(weights=None).state_dict()
+    save_file({k: torch.zeros(v.shape, dtype=v.dtype) for k, v in shapes.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="B5 or larger"):
+        build_encoder("efficientnet_b5", weights=str(tmp_path / "w.safetensors"))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vgg16", "resnet50", "inception_v3"])
 def test_state_dicts_of_timm(tmp_path: Path, name: str) -> None:
