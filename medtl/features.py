@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -30,6 +29,7 @@ from medtl.featurestore import FeatureStore
 from medtl.inference import default_device
 from medtl.models.classifier import encode_slices
 from medtl.models.encoder import Encoder
+from medtl.models.neighbours import NeighbourHead
 
 FORMAT = 3
 """Version of the kept files: a change makes older ones unreachable."""
@@ -232,13 +232,11 @@ def knn_logits(train: FeatureDataset, test: FeatureDataset, k: int = 5) -> NDArr
     """
     if train.labels is None:
         raise DataError("Nearest neighbours vote by their labels, and the training cases have none.")
-    x, y = train.vectors.flatten(0, 1), np.repeat(train.labels, train.features.shape[1])
-    if not 1 <= k <= len(x):
-        raise DataError(f"There are {len(x)} training vectors, too few for k = {k}.")
-    nearest = KNeighborsClassifier(n_neighbors=k, metric="cosine").fit(x.numpy(), y)
-    votes = np.zeros((len(test), len(train.classes)))
-    votes[:, nearest.classes_] = nearest.predict_proba(test.vectors[:, 0].numpy()) * k
-    return np.asarray(np.log((votes + 1 / votes.shape[1]) / (k + 1)))
+    x = train.vectors
+    head = NeighbourHead(x.shape[-1], len(train.classes), k)
+    head.remember(x.flatten(0, 1), torch.tensor(train.labels).repeat_interleave(x.shape[1]))
+    logits = torch.cat([head(part) for part in torch.split(test.vectors[:, 0], 1024)])
+    return np.asarray(logits.numpy(), dtype=np.float64)
 
 
 class _Encoding:

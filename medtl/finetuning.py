@@ -76,7 +76,7 @@ class FineTuning:
         """The untrained model inside its strategy.
 
         Raises:
-            ConfigError: an unknown name, or a strategy that the encoder cannot do.
+            ConfigError: an unknown name, or a strategy that does not go with the encoder, the head or `imbalance`.
             WeightsError: the weights are absent or of another encoder.
         """
         model = build_classifier(
@@ -89,7 +89,13 @@ class FineTuning:
             pooling="attention" if preprocess.spatial_dims == 3 else "mean",
             seed=seed,
         )
-        return build_strategy(self.strategy, model, seed=seed, **self.hparams)
+        strategy = build_strategy(self.strategy, model, seed=seed, **self.hparams)
+        if not strategy.trains and self.imbalance != "none":
+            raise ConfigError(
+                f"--imbalance {self.imbalance} acts in training, and strategy {self.strategy} trains nothing. Leave "
+                "one of them out."
+            )
+        return strategy
 
     @property
     def note(self) -> str:

@@ -169,7 +169,8 @@ def fit(
         return FitResult(saved["fit"]["epochs"], saved["fit"]["best_epoch"], saved["fit"]["losses"], final)
 
     folder.mkdir(parents=True, exist_ok=True)
-    if adapter.test_time:
+    if not adapter.trains:
+        adapter.on_fit_start({k: _plain_loader(d.plain(), config) for k, d in used.items()})
         return _save(adapter, folder, FitResult(0, 0, {}, final), header)
     module = _Module(adapter, used, config, given, target_plain, metrics)
     keeper = Keeper(adapter, folder, config.patience)

@@ -82,7 +82,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
                     ),
                 )
             )
-            say(f"Kept epoch {tuned[-1].result.best_epoch + 1} of {tuned[-1].result.epochs}")
+            if (result := tuned[-1].result).epochs:
+                say(f"Kept epoch {result.best_epoch + 1} of {result.epochs}")
         predictions = run.write_table("predictions.csv", [t.rows for t in tuned])
         results, page = medtl.report_run(
             run,

@@ -50,6 +50,7 @@ class Adapter(nn.Module):
         tasks: the tasks it supports; `why_not` says why it does not support the others.
         test_time: it is not trained: it adapts to each group of cases when they are predicted, see
             `medtl.adapters.test_time`.
+        trains: `fit` takes steps; where it does not, it calls `on_fit_start` and saves the model.
         source_weights: with default hyper-parameters its weights end as those of source-only, so that a recipe starts
             from that model and leaves the training out (`FitConfig(epochs=0)`).
         kind: `methods` or `strategies`: how `medtl list` names it.
@@ -63,6 +64,7 @@ class Adapter(nn.Module):
     why_not: ClassVar[str] = "the method is not defined for it"
     norms: ClassVar[frozenset[str]] = frozenset(get_args(Norm))
     test_time: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     source_weights: ClassVar[bool] = False
     kind: ClassVar[str] = "methods"
 

@@ -55,6 +55,7 @@ class TestTimeAdapter(Adapter):
     needs: ClassVar[frozenset[str]] = frozenset({"target"})
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
     test_time: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
     step: Tensor
     seen: Tensor
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medtl.errors import ConfigError, DataError
 from medtl.models.encoder import Encoder, build_encoder
+from medtl.models.neighbours import NeighbourHead
 from medtl.models.output import Output
 
 Pooling = Literal["attention", "mean", "max"]
@@ -46,6 +47,7 @@ class Classifier(nn.Module):
         bottleneck: width of a Linear-ReLU layer between features and head, or None for none.
         dropout: probability of dropping a feature before the head.
         pooling: how the slices of a volume become one vector; unused for images.
+        neighbours: the head is a `NeighbourHead` of so many; None for a linear one.
 
     Attributes:
         task: "binary" or "multiclass".
@@ -61,6 +63,7 @@ class Classifier(nn.Module):
         bottleneck: int | None = None,
         dropout: float = 0.0,
         pooling: Pooling = "attention",
+        neighbours: int | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -77,11 +80,18 @@ class Classifier(nn.Module):
             nn.Sequential(nn.Linear(encoder.num_features, width), nn.ReLU()) if bottleneck else nn.Identity()
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, num_classes)
+        self.head: nn.Module = nn.Linear(width, num_classes)
         self.num_features = width
         self.num_classes = num_classes
         self.task = "binary" if num_classes == 2 else "multiclass"
         self.bottleneck = bottleneck
+        if neighbours is not None:
+            self.set_neighbours(neighbours)
+
+    def set_neighbours(self, k: int) -> None:
+        """Puts a `NeighbourHead` in the place of the head; slices of a volume are averaged then."""
+        self.head = NeighbourHead(self.num_features, self.num_classes, k)
+        self.pool, self.pooling = None, "mean"
 
     def forward(self, image: Tensor) -> Output:
         """Classifies images (B, C, H, W) or volumes (B, C, D, H, W) with values in [0, 1].
@@ -98,6 +108,15 @@ class Classifier(nn.Module):
         """Logits from what `encode` gives.
 
         Raises:
+            DataError: as `represent`.
+        """
+        features = self.represent(features)
+        return Output(self.head(self.dropout(features)), features)
+
+    def represent(self, features: Tensor) -> Tensor:
+        """What the head sees, (B, `num_features`), of what `encode` gives.
+
+        Raises:
             DataError: the features have another width: they are another encoder's.
         """
         if features.shape[-1] != self.encoder.num_features:
@@ -105,8 +124,8 @@ class Classifier(nn.Module):
                 f"Encoder {self.encoder.name} gives {self.encoder.num_features} features, got {tuple(features.shape)}: "
                 "these are another encoder's. Extract them with this classifier's encoder."
             )
-        features = self.neck(self._pool(features) if features.ndim == 3 else features)
-        return Output(self.head(self.dropout(features)), features)
+        pooled: Tensor = self.neck(self._pool(features) if features.ndim == 3 else features)
+        return pooled
 
     def _pool(self, features: Tensor) -> Tensor:
         if self.pool is not None:
@@ -116,13 +135,14 @@ class Classifier(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """What `build_classifier` needs to make this network again, as plain values."""
-        return {
+        spec = {
             **{"encoder" if k == "name" else k: v for k, v in self.encoder.spec().items()},
             "num_classes": self.num_classes,
             "bottleneck": self.bottleneck,
             "dropout": self.dropout.p,
             "pooling": self.pooling,
         }
+        return spec | ({"neighbours": self.head.k} if isinstance(self.head, NeighbourHead) else {})
 
 
 def encode_slices(encoder: nn.Module, image: Tensor) -> Tensor:
@@ -149,6 +169,7 @@ def build_classifier(
     bottleneck: int | None = None,
     dropout: float = 0.0,
     pooling: Pooling = "attention",
+    neighbours: int | None = None,
     seed: int = 0,
 ) -> Classifier:
     """Builds a classifier on a named encoder; what is not pretrained is drawn from `seed` alone.
@@ -169,4 +190,5 @@ def build_classifier(
             bottleneck=bottleneck,
             dropout=dropout,
             pooling=pooling,
+            neighbours=neighbours,
         )
