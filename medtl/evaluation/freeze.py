@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from medtl.errors import ConfigError, near_matches
-from medtl.evaluation._arrays import log_odds
+from medtl.evaluation._arrays import Floats, Ints, log_odds
 from medtl.evaluation.calibration import MAX_LOG_TEMPERATURE, fit_temperature
 from medtl.evaluation.operating import OperatingPoint
 from medtl.evaluation.results import Settings
@@ -71,7 +71,8 @@ def freeze(
     """Fits temperature and operating point of one trained model on the source's labelled validation cases.
 
     Where the source has a split `calibration`, the temperature is fitted there and the operating point on
-    `validation`, so that they do not share cases.
+    `validation`, so that they do not share cases. If all cases are called right, the likelihood asks for ever surer
+    probabilities and has no maximum: the temperature is 1 then, and the status says so.
     """
     name = finding or None
     where = {"model": model, "seed": seed, "finding": finding, "domain": "source"}
@@ -85,6 +86,8 @@ def freeze(
         status = "no_validation"
     elif len(np.unique(table.label[held])) < 2:
         status = "one_class"
+    elif _all_right(table.logits[held], table.label[held]):
+        temperature, status = 1.0, "separated"
     else:
         temperature = fit_temperature(table.logits[held], table.label[held], table.weight[held])
         at_bound = abs(np.log(temperature)) > MAX_LOG_TEMPERATURE - 1e-3
@@ -99,3 +102,11 @@ def freeze(
     scores = log_odds(table.logits[validation], positive)
     point = OperatingPoint.on_validation(scores, label, rule=rule, positive=table.classes[positive])
     return Settings(model, seed, name, temperature, status, len(held), point, "fitted")
+
+
+def _all_right(logits: Floats, label: Ints) -> bool:
+    """Whether the largest logit of every case is its own class's, and no other is as large."""
+    own = logits[np.arange(len(label)), label]
+    others = logits.copy()
+    others[np.arange(len(label)), label] = -np.inf
+    return bool((own > others.max(axis=1)).all())

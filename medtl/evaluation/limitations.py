@@ -120,8 +120,15 @@ def _frozen(results: Results, sources: list[Block]) -> Iterator[str]:
     bound = sorted({s.model for s in results.settings if s.temperature_status == "at_bound"})
     if bound:
         yield (
-            f"The temperature of {_names(bound)} ran into its bound, as when the validation cases are "
-            "separated completely; probabilities after recalibration are not to be trusted."
+            f"The temperature of {_names(bound)} ran into its bound, as when predictions say nothing of the validation "
+            "cases; probabilities after recalibration are not to be trusted."
+        )
+    separated = sorted({s.model for s in results.settings if s.temperature_status == "separated"})
+    if separated:
+        yield (
+            f"No temperature can be fitted for {_names(separated)} where all tuning cases are called right, since ever "
+            "surer probabilities fit them ever better: the probabilities stay as they are. More tuning patients "
+            "would tell."
         )
     default = sorted(
         {s.model for s in results.settings if s.operating_status in ("no_validation", "one_class")}

@@ -221,7 +221,8 @@ class Settings:
         seed: training seed.
         finding: name of the finding or structure, or None.
         temperature: the temperature, or None.
-        temperature_status: `fitted`, `at_bound`, `no_validation`, `one_class` or `no_probabilities`.
+        temperature_status: `fitted`, `at_bound`, `separated` (all called right: 1 stands), `no_validation`,
+            `one_class` or `no_probabilities`.
         temperature_cases: cases that it was fitted on.
         operating_point: the threshold (binary), or None (the most probable class is called).
         operating_status: `fitted`, `no_validation`, `one_class` or `most_probable_class`.

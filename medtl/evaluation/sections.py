@@ -81,7 +81,11 @@ def _frozen(results: Results, figures: dict[str, Drawing]) -> Section:
     if binary:
         columns += ["Operating point", "Rule", "Sensitivity there", "Specificity there"]
     table = TableBuilder("Settings fitted at the source", tuple(columns), compact=True)
-    words = {"no_validation": "no labelled tuning cases", "one_class": "tuning cases of one class only"}
+    words = {
+        "no_validation": "no labelled tuning cases",
+        "one_class": "tuning cases of one class only",
+        "separated": "none: all called right",
+    }
     for s in results.settings:
         name = name_cell(results, s.model, f", {s.finding}" if s.finding else "")
         cases = f"{s.temperature_cases} cases"
@@ -94,7 +98,8 @@ def _frozen(results: Results, figures: dict[str, Drawing]) -> Section:
             rule = point.rule if s.operating_status == "fitted" else f"one half: {words[s.operating_status]}"
             cells += [number, rule, plain(point.sensitivity), plain(point.specificity)]
         table.row(*cells)
-    fitted = any("fitted" in (s.temperature_status, s.operating_status) for s in results.settings)
+    done = {"fitted", "at_bound", "separated"}
+    fitted = any(done & {s.temperature_status, s.operating_status} for s in results.settings)
     text = [
         "Everything in this table was fitted on tuning cases of the source and then frozen."
         if fitted

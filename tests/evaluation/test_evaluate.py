@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from medtl.errors import ConfigError
-from medtl.evaluation import MEASURES, PredictionTable, Results, RunContext, evaluate
+from medtl.evaluation import MEASURES, PredictionTable, Results, RunContext, evaluate, write_report
 from medtl.evaluation._shared import hide_folders
 
 Maker = Callable[..., pd.DataFrame]
@@ -304,3 +305,27 @@ def test_resampling_is_quick(binary: Maker) -> None:
     started = time.process_time()
     evaluate(table)
     assert time.process_time() - started < 10  # of the processor, whatever else it does
+
+
+def test_no_temperature_is_told_from_cases_that_are_all_called_right(binary: Maker, tmp_path: Path) -> None:
+    """The likelihood has no maximum then: T = 1 stands. One case called wrong, and there is one."""
+    frame = binary(seeds=("0",), validation=40)
+    tuned = (frame.split == "validation") & (frame.model == "dann")
+    sign = np.where(frame.label[tuned] == "lesion", 1.0, -1.0)
+    size = np.abs(frame.logit_lesion[tuned]) + 0.1
+    frame.loc[tuned, "logit_lesion"], frame.loc[tuned, "logit_normal"] = sign * size, -sign * size
+    results = evaluate(PredictionTable.from_frame(frame), **FAST)
+    found = {s.model: (s.temperature, s.temperature_status) for s in results.settings}
+    assert found["dann"] == (1.0, "separated")
+    assert found["source_only"][1] == "fitted"
+    block = results.block("dann", "target")
+    before, after = (block.get("nll", stage=stage).estimate.value for stage in ("before", "after"))
+    assert before == after
+    write_report(results, tmp_path / "r")
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "none: all called right" in page
+    assert "No temperature can be fitted for dann where all tuning cases are called right" in page
+    wrong = frame.index[tuned][0]
+    frame.loc[wrong, ["logit_lesion", "logit_normal"]] *= -1
+    settings = evaluate(PredictionTable.from_frame(frame), **FAST).settings
+    assert next(s for s in settings if s.model == "dann").temperature_status == "fitted"
