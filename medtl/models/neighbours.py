@@ -8,11 +8,15 @@ from torch.nn import functional as F
 
 from medtl.errors import ConfigError, DataError
 
+TIE = 1e-3
+"""How much of its cosine a vote gains."""
+
 
 class NeighbourHead(nn.Module):
     """Log-probabilities of the classes from the votes of the k nearest remembered cases, by cosine.
 
-    One vote is spread evenly over the K classes, so that none has probability 0: (votes + 1 / K) / (k + 1).
+    One vote is spread evenly over the K classes, so that none has probability 0: (votes + 1 / K) / (k + 1). A vote is 1
+    and a thousandth of the cosine: of classes with as many votes the nearer decides, and not the order of the classes.
 
     Args:
         num_features: F.
@@ -62,9 +66,10 @@ class NeighbourHead(nn.Module):
         """
         if not len(self.memory):
             raise DataError("The nearest neighbours are not known before `remember` (`fit` calls it).")
-        nearest = (F.normalize(features, dim=1) @ self.memory.T).topk(self.k).indices
-        votes = F.one_hot(self.memory_label[nearest], self.num_classes).sum(dim=1)
-        return ((votes + 1 / self.num_classes) / (self.k + 1)).log()
+        nearest = (F.normalize(features, dim=1) @ self.memory.T).topk(self.k)
+        ballots = F.one_hot(self.memory_label[nearest.indices], self.num_classes)
+        votes = (ballots * (1 + TIE * nearest.values[..., None])).sum(dim=1)
+        return ((votes + 1 / self.num_classes) / (votes.sum(dim=1, keepdim=True) + 1)).log()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         """How many cases were remembered stands in the file alone."""
