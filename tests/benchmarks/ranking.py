@@ -77,6 +77,7 @@ def measure(name: str, folder: Path, epochs: int, **where: Any) -> None:
     truth, k = np.array(test.labels), len(cohort.table.classes)
     started, candidates, trained = time.perf_counter(), {}, {}
     sets = weight_sets(folder)
+    torch.manual_seed(0)  # of the random weights
     for label, weights in sets.items():
         encoder = build_encoder(ENCODER, weights=weights, in_channels=preprocess.channels)
         features = extract_features(encoder, seen, folder / "features")
