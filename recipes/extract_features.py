@@ -76,8 +76,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
     import numpy as np  # here, not above: the list of recipes and --help load none of it
 
-    from medtl.evaluation import Section, TableBuilder
-    from medtl.features import check_views
+    from medtl.encoders.features import check_views
+    from medtl.report import Section, TableBuilder
 
     run = medtl.Run.plan(Path(__file__).stem, config.reduced())
     config = run.config

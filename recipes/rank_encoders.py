@@ -75,10 +75,10 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
     import numpy as np  # here, not above: the list of recipes and --help load none of it
 
-    from medtl import rankpage
-    from medtl.distance import advise, domain_distance, skill
-    from medtl.models.ranking import Candidate, rank_candidates
-    from medtl.models.source_head import source_head, source_probabilities
+    from medtl.encoders import page as rankpage
+    from medtl.encoders.distance import advise, domain_distance, skill
+    from medtl.encoders.ranking import Candidate, rank_candidates
+    from medtl.encoders.source_head import source_head, source_probabilities
 
     given = config.reduced()
     pairs = candidates(given)

@@ -23,11 +23,12 @@ import pytest
 import yaml
 
 import medtl
-from medtl import adapters, cli, commands, strategies
-from medtl.data.items import CODES
-from medtl.data.preprocess import CT_WINDOWS
-from medtl.evaluation.table import REQUIRED
-from medtl.models.class_losses import IMBALANCE
+from medtl import adapters, cli, strategies
+from medtl.cli import commands
+from medtl.data.tensors.preprocess import CT_WINDOWS
+from medtl.evaluation.tables.predictions import REQUIRED
+from medtl.models.losses.classification import IMBALANCE
+from medtl.scans.items import CODES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

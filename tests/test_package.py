@@ -81,7 +81,7 @@ def test_wheel_holds_recipes_templates_and_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "medtl/recipes/adapt_classification.py" in names
     assert "medtl/py.typed" in names
-    assert any(n.startswith("medtl/evaluation/templates/") for n in names)
+    assert any(n.startswith("medtl/report/templates/") for n in names)
     assert not [n for n in names if n.startswith(("recipes/", "tests/", "sample_data/"))]
 
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from medtl.cli import load_recipe, main
+from medtl.encoders.source_head import source_head
 from medtl.models import build_encoder
-from medtl.models.source_head import source_head
-from medtl.models.weights import packaged_available
+from medtl.models.weights.load import packaged_available
 
 LINES = ["--encoders", "test_resnet=random", "--image-size", "48", "--halves", "5"]
 
@@ -104,7 +104,7 @@ class TestSourceHead:
     def test_packaged_head_gives_the_networks_logits(self) -> None:
         import timm
 
-        from medtl.models.source_head import _state
+        from medtl.encoders.source_head import _state
 
         name = "tf_efficientnet_lite0"
         encoder = build_encoder(name).eval()

@@ -16,9 +16,9 @@ from PIL import Image
 from medtl import Adapter, FitResult, build_segmenter, fit, segment_cases
 from medtl.checkpoints import load_weights
 from medtl.cli import main
-from medtl.data.dataset import CaseDataset
+from medtl.data.tensors.dataset import CaseDataset
+from tests.cli.test_cli import error_of
 from tests.masks import write_masked_site
-from tests.test_cli import error_of
 
 TINY = [
     "--encoder", "test_resnet", "--weights", "random", "--image-size", "32", "--epochs", "1", "--batch-size", "8",
@@ -107,8 +107,8 @@ class TestRun:
                 judged.append({case.case for case in data.cases})
             return segment_cases(model, data, **options)
 
-        monkeypatch.setattr("medtl.training.fit", fits)
-        monkeypatch.setattr("medtl.segmenting.segment_cases", segments)
+        monkeypatch.setattr("medtl.training.fit.fit", fits)
+        monkeypatch.setattr("medtl.prediction.segment.segment_cases", segments)
         assert main(adapt("--target-trained")) == 0
         assert len(learnt) == len(judged) == 2
         assert all(not a & b for a, b in zip(learnt, judged, strict=True))
@@ -151,7 +151,7 @@ class TestRun:
             return fit(adapter, *arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr("medtl.training.fit", stops)
+            patch.setattr("medtl.training.fit.fit", stops)
             assert main(adapt(*flags, out="cut")) == 130
         assert main(["run", "adapt_segmentation", "--resume", "cut"]) == 0
         for name in ("predictions.csv", "decision.json", "voxels.csv"):
@@ -250,7 +250,7 @@ class TestPredict:
     def test_options_for_masks_with_a_classifier(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from tests.scans import write_site
+        from tests.sites import write_site
 
         write_site(two_sites / "c")
         words = [

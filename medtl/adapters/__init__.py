@@ -1,27 +1,23 @@
 """Adaptation methods: one file each, found by its name.
 
 Add a file `mymethod.py` with a class `MyMethod(Adapter)` to this folder and it is a method: there is no list to
-edit. Its hyper-parameters are the keyword arguments of the class, and their only home.
+edit. Its hyper-parameters are the keyword arguments of the class, and their only home. What all methods share is in
+`contract`.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import pkgutil
-import sys
-import types
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-import torch
-from torch import nn
-
-from medtl.adapters.base import Adapter
-from medtl.data.batch import Batch
-from medtl.errors import ConfigError, near_matches
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.discovery import (
+    adapter_class,
+    available,
+    build_adapter,
+    hyper_parameters,
+    parse_hparams,
+)
+from medtl.data.tensors.batch import Batch
 
 __all__ = [
     "Adapter",
@@ -29,138 +25,9 @@ __all__ = [
     "adapter_class",
     "available",
     "build_adapter",
-    "find_class",
     "hyper_parameters",
     "parse_hparams",
-    "parse_pairs",
 ]
-
-_NOT_METHODS = {"base", "norm", "parts", "test_time"}
-
-
-def available() -> list[str]:
-    """The names of all methods, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_METHODS)
-
-
-def adapter_class(name: str) -> type[Adapter]:
-    """The class of method `name`: the one in file `name`.py that is called like it, upper and lower case aside.
-
-    Args:
-        name: a method that `available` lists, or the path of a file of your own (`mine/my_method.py`).
-
-    Raises:
-        ConfigError: there is no such method.
-    """
-    return find_class(name, __name__, available(), "method")
-
-
-def find_class(name: str, package: str, known: Sequence[str], kind: str) -> type[Adapter]:
-    """The Adapter in module `name` of `package`, or in a file of your own, that is called like the file.
-
-    Args:
-        name: one of `known`, or the path of a Python file.
-        package: whose modules are looked through.
-        known: names of those modules that hold one.
-        kind: what the class is, for the message.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name.endswith(".py"):
-        module = _own_file(Path(name), kind)
-        name = Path(name).stem
-    elif name in known:
-        module = importlib.import_module(f"{package}.{name}")
-    else:
-        raise ConfigError(f"There is no {kind} {name!r}. {near_matches(name, known)}")
-    for _, found in inspect.getmembers(module, inspect.isclass):
-        if issubclass(found, Adapter) and found.__name__.lower() == name.replace("_", ""):
-            return found
-    raise ConfigError(
-        f"{name}.py has no Adapter called like the file, for example class {name.title()}(Adapter)."
-    )
-
-
-def _own_file(path: Path, kind: str) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location(f"medtl_{kind}_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"There is no {kind} file {path.name!r} at the given place.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def hyper_parameters(method: type[Adapter]) -> dict[str, inspect.Parameter]:
-    """The hyper-parameters of a method, with their types and defaults, from its signature.
-
-    Where it passes others on (`**common`), those of the class that takes them follow.
-    """
-    found: dict[str, inspect.Parameter] = {}
-    for owner in method.__mro__:
-        if "__init__" not in vars(owner):
-            continue
-        parameters = inspect.signature(vars(owner)["__init__"], eval_str=True).parameters.values()
-        found |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in found}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return found
-
-
-def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """Turns `["weight=0.5", "norm=joint"]` into typed arguments of method `name`.
-
-    Raises:
-        ConfigError: not `key=value`, an unknown key (near matches are named), or a value of another type.
-    """
-    return parse_pairs(f"Method {name}", hyper_parameters(adapter_class(name)), pairs)
-
-
-def parse_pairs(where: str, known: dict[str, inspect.Parameter], pairs: Sequence[str]) -> dict[str, Any]:
-    """Turns `key=value` texts into typed arguments.
-
-    Args:
-        where: whose they are, for the message.
-        known: as from `hyper_parameters`.
-        pairs: the texts.
-
-    Raises:
-        ConfigError: as in `parse_hparams`.
-    """
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"--hparams takes key=value, got {pair!r}; for example --hparams weight=0.5 norm=joint."
-            )
-        if key not in known:
-            raise ConfigError(f"{where} has no hyper-parameter {key!r}. {near_matches(key, known)}")
-        values[key] = convert(f"{where}: {key}", text, known[key].annotation)
-    return values
-
-
-def build_adapter(
-    name: str, model: nn.Module, *, seed: int = 0, criterion: nn.Module | None = None, **hparams: Any
-) -> Adapter:
-    """Builds method `name` around `model`; its own networks are drawn from `seed` alone.
-
-    Args:
-        name: a method that `available` lists, or the path of a file of your own.
-        model: `model(image) -> Output(logits, features)`.
-        seed: of the method's own networks.
-        criterion: the source's loss in segmentation; None stands for Dice and cross-entropy.
-        hparams: the method's hyper-parameters.
-
-    Raises:
-        ConfigError: there is no such method, or it cannot do what is asked, with the reason.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapter = adapter_class(name)(model, **hparams)
-    adapter.criterion = criterion
-    return adapter
 
 
 def __getattr__(name: str) -> Any:
@@ -169,27 +36,3 @@ def __getattr__(name: str) -> Any:
         if name.lower() == method.replace("_", "") and (found := adapter_class(method)).__name__ == name:
             return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def convert(where: str, text: str, kind: Any) -> Any:
-    """The value that `text` says, of type `kind`: bool, int, float, str, a Literal, or one of them or None.
-
-    Raises:
-        ConfigError: it says none.
-    """
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise ConfigError(f"{where} is {text!r}. {near_matches(text, get_args(kind))}")
-        return text
-    if get_origin(kind) in (Union, types.UnionType):
-        if text.lower() in ("none", "null") and type(None) in get_args(kind):
-            return None
-        return convert(where, text, next(k for k in get_args(kind) if k is not type(None)))
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"{where} is {text!r}; expected true or false.")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise ConfigError(f"{where} is {text!r}; expected a value of type {kind.__name__}.") from error

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from medtl.adapters.base import Adapter
-from medtl.adapters.norm import batch_norms, modes_kept
-from medtl.data.batch import Batch
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.norm import batch_norms, modes_kept
+from medtl.data.tensors.batch import Batch
 
 
 class AdaBN(Adapter):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from medtl.adapters.base import Adapter
-from medtl.adapters.norm import Norm, Statistics
-from medtl.adapters.parts import classes_of, information_map
-from medtl.data.batch import Batch
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.adapters.contract.parts import classes_of, information_map
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
 
 

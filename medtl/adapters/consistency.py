@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.adapters.norm import Statistics
-from medtl.adapters.parts import encoder_of, norm_parameters
-from medtl.adapters.test_time import Reset, TestTimeAdapter
+from medtl.adapters.contract.norm import Statistics
+from medtl.adapters.contract.parts import encoder_of, norm_parameters
+from medtl.adapters.contract.test_time import Reset, TestTimeAdapter
 from medtl.errors import ConfigError
 
 Params = Literal["all", "norms", "encoder"]
@@ -62,7 +62,7 @@ class Consistency(TestTimeAdapter):
         steps: updates a batch.
         reset: what a group is: the model goes back to its start for each `patient`, or for each `site`.
         statistics: BatchNorm's: those of the source (`running`), or of the group (`target`), which then must have many
-            images; see `medtl.adapters.test_time`.
+            images; see `medtl.adapters.contract.test_time`.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation"})

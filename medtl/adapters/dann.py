@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from medtl.adapters.base import Adapter
-from medtl.adapters.norm import Norm, Statistics
-from medtl.data.batch import Batch
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.data.tensors.batch import Batch
 
 
 class _ReverseGradient(Function):

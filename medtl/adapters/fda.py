@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from medtl.adapters.base import Adapter
-from medtl.adapters.norm import Norm, Statistics
-from medtl.data.batch import Batch
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
 
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from medtl.adapters.base import Adapter
-from medtl.data.batch import Batch
+from medtl.adapters.contract.adapter import Adapter
+from medtl.data.tensors.batch import Batch
 
 
 class FineTune(Adapter):

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medtl.adapters.base import Adapter
-from medtl.adapters.norm import Norm, Statistics
-from medtl.data.batch import Batch
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
 
 Match = Literal["image", "batch"]

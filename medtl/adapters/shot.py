@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.adapters.base import Adapter
-from medtl.adapters.norm import Norm, Statistics, modes_kept, reestimate_statistics
-from medtl.adapters.parts import classes_of, encoder_of, entropy, head_of, per_class, pseudo_labels
-from medtl.data.batch import Batch
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.norm import Norm, Statistics, modes_kept, reestimate_statistics
+from medtl.adapters.contract.parts import classes_of, encoder_of, entropy, head_of, per_class, pseudo_labels
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
 
 Prior = Literal["auto", "uniform", "predicted"]

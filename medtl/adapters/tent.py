@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from medtl.adapters.parts import entropy, norm_parameters
-from medtl.adapters.test_time import Reset, TestTimeAdapter
+from medtl.adapters.contract.parts import entropy, norm_parameters
+from medtl.adapters.contract.test_time import Reset, TestTimeAdapter
 from medtl.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ class Tent(TestTimeAdapter):
 
     Only the scales and offsets of the normalisation layers learn (batch, instance, group and layer norm, 1-D to 3-D),
     from the mean entropy of the predictions, over cases or over voxels. It also makes a wrong model sure: compare the
-    class shares that it predicts before and after. With BatchNorm see `medtl.adapters.test_time`.
+    class shares that it predicts before and after. With BatchNorm see `medtl.adapters.contract.test_time`.
 
     Args:
         model: trained on the source.

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medtl.data.cache import VolumeCache
-from medtl.data.dataset import CaseDataset, sided
-from medtl.data.patches import suggest_patch
-from medtl.data.preprocess import Preprocess
+from medtl.data.cases.splits import nested_patients
+from medtl.data.cases.structures import mask_warnings
+from medtl.data.cases.table import Case, CaseTable
 from medtl.data.seeds import derive_seed
-from medtl.data.splits import nested_patients
-from medtl.data.structures import mask_warnings
-from medtl.data.table import Case, CaseTable
+from medtl.data.tensors.cache import VolumeCache
+from medtl.data.tensors.dataset import CaseDataset, sided
+from medtl.data.tensors.patches import suggest_patch
+from medtl.data.tensors.preprocess import Preprocess
 from medtl.errors import DataError
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medtl.evaluation.estimate import FEW_EVENTS, Estimate, format_estimate
 from medtl.evaluation.names import first_model, many
 from medtl.evaluation.results import Block, Results
 from medtl.evaluation.seglimitations import mask_limitations
+from medtl.evaluation.statistics.estimate import FEW_EVENTS, Estimate, format_estimate
 
 ADVISED_EVENTS = 100
 """Patients with and without the event that external testing is advised to hold (Collins 2016)."""

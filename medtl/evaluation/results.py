@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from medtl.errors import DataError
-from medtl.evaluation._tree import build
-from medtl.evaluation.compare import Comparison
 from medtl.evaluation.context import RunContext
-from medtl.evaluation.estimate import Estimate
-from medtl.evaluation.operating import OperatingPoint
+from medtl.evaluation.metrics.operating import OperatingPoint
+from medtl.evaluation.statistics.compare import Comparison
+from medtl.evaluation.statistics.estimate import Estimate
+from medtl.evaluation.tree import build
 from medtl.runs import atomic_write
 
 SCHEMA = "medtl.results/1"
@@ -313,7 +313,7 @@ class Results:
 
     def summary_table(self) -> list[dict[str, str]]:
         """Rows for a terminal: the main measures of every model, with intervals; external testing first."""
-        from medtl.evaluation.terminal import summary_rows
+        from medtl.report.terminal import summary_rows
 
         return summary_rows(self)
 

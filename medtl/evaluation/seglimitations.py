@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medtl.evaluation.estimate import format_estimate
 from medtl.evaluation.results import Block, Results
+from medtl.evaluation.statistics.estimate import format_estimate
 
 ADVISED_PATIENTS = 50
 """Patients from which on percentile intervals of a mean Dice hold what they promise."""

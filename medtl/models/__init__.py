@@ -2,12 +2,12 @@
 
 from medtl.models.classifier import Classifier, build_classifier
 from medtl.models.encoder import Encoder, build_encoder
-from medtl.models.features import WithFeatures, with_features
-from medtl.models.losses import LOSSES, SegmentationLoss, class_weights
+from medtl.models.losses.segmentation import LOSSES, SegmentationLoss, class_weights
 from medtl.models.networks import NETWORKS, choose_network
 from medtl.models.output import Output
 from medtl.models.segmenter import Segmenter, build_segmenter
-from medtl.models.weights import PACKAGED_ENCODER, weights_here
+from medtl.models.weights.load import PACKAGED_ENCODER, weights_here
+from medtl.models.with_features import WithFeatures, with_features
 
 __all__ = [
     "LOSSES",

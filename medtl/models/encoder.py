@@ -14,7 +14,7 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError
-from medtl.models.weights import (
+from medtl.models.weights.load import (
     PACKAGED_ENCODER,
     KeyReport,
     channel_values,

@@ -12,15 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from medtl.errors import ConfigError, DataError
 from medtl.models.decoder3d import VolumeNetwork
 from medtl.models.encoder import network_stages
-from medtl.models.networks import (
-    NETWORKS,
-    STACKED,
-    VOLUMETRIC,
-    SliceNetwork,
-    check_network_name,
-)
+from medtl.models.networks import NETWORKS, STACKED, VOLUMETRIC, SliceNetwork, check_network_name
 from medtl.models.output import Output
-from medtl.models.weights import KeyReport, channel_values, load_pretrained_maps, make_network, map_name
+from medtl.models.weights.load import KeyReport, channel_values, load_pretrained_maps, make_network, map_name
 
 __all__ = ["NETWORKS", "Segmenter", "build_segmenter"]
 

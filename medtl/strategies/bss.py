@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medtl.models.output import Output
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 
 class BSS(Strategy):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medtl.adapters.parts import encoder_of
+from medtl.adapters.contract.parts import encoder_of
 from medtl.errors import ConfigError
 from medtl.models.output import Output
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 MAPS = 4
 """Feature maps that are compared at most, spread over the depth of the encoder."""

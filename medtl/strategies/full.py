@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 
 class Full(Strategy):

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medtl.data.batch import Batch
-from medtl.strategies.base import Strategy
+from medtl.data.tensors.batch import Batch
+from medtl.strategies.contract.strategy import Strategy
 
 
 class Gradual(Strategy):

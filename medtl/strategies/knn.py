@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from medtl.data.batch import Batch
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
 from medtl.models.classifier import Classifier
 from medtl.models.neighbours import NeighbourHead
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 
 class KNN(Strategy):

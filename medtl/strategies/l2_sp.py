@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medtl.models.output import Output
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 
 class L2SP(Strategy):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 
 class Last(Strategy):

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from medtl.strategies.base import Strategy
-from medtl.strategies.stages import Part
+from medtl.strategies.contract.stages import Part
+from medtl.strategies.contract.strategy import Strategy
 
 
 class LayerDecay(Strategy):

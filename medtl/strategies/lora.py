@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from medtl.data.batch import Batch
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
 from medtl.models.output import Output
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 
 class LoRA(Strategy):

@@ -10,11 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from medtl.adapters.norm import batch_norms, modes_kept
-from medtl.data.batch import Batch
+from medtl.adapters.contract.norm import batch_norms, modes_kept
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
-from medtl.strategies.base import Strategy
-from medtl.strategies.stages import Part
+from medtl.strategies.contract.stages import Part
+from medtl.strategies.contract.strategy import Strategy
 
 _BALANCED = ("balanced_sampling", "class_weights", "logit_adjusted")
 """Remedies under which the classes count equally: the probe has to be solved so too."""

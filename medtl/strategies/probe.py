@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from medtl.errors import ConfigError
-from medtl.strategies.base import Strategy
-from medtl.strategies.stages import Part
+from medtl.strategies.contract.stages import Part
+from medtl.strategies.contract.strategy import Strategy
 
 
 class Probe(Strategy):

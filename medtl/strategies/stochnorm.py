@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.adapters.norm import batch_norms
+from medtl.adapters.contract.norm import batch_norms
 from medtl.errors import ConfigError
-from medtl.strategies.base import Strategy
+from medtl.strategies.contract.strategy import Strategy
 
 
 class StochNorm(Strategy):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from medtl.adapters import Batch, build_adapter
-from medtl.adapters.norm import modes_kept, reestimate_statistics
+from medtl.adapters.contract.norm import modes_kept, reestimate_statistics
 from medtl.errors import ConfigError
 from medtl.models import with_features
 from tests.adapters.toys import domains, masks, network, segmenter

@@ -9,7 +9,7 @@ import torch
 
 from medtl.adapters import Batch, build_adapter
 from medtl.adapters.advent import AdvEnt, _Discriminator
-from medtl.adapters.parts import information_map
+from medtl.adapters.contract.parts import information_map
 from medtl.errors import ConfigError
 from tests.adapters.toys import masks, segmenter
 

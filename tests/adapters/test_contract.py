@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from medtl.adapters import Adapter, Batch, adapter_class, available, hyper_parameters
-from medtl.adapters.base import NEEDS, TASKS
+from medtl.adapters.contract.adapter import NEEDS, TASKS
+from medtl.adapters.contract.norm import batch_norms
+from medtl.adapters.contract.parts import head_of
 from medtl.adapters.dann import DANN
-from medtl.adapters.norm import batch_norms
-from medtl.adapters.parts import head_of
 from medtl.errors import ConfigError
 from tests.adapters.toys import dice, domains, masks, network, segmenter
 from tests.adapters.training import TASKS as TOYS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medtl.adapters.parts import classes_of, encoder_of, head_of, normalised_by_batch, per_class
+from medtl.adapters.contract.parts import classes_of, encoder_of, head_of, normalised_by_batch, per_class
 from medtl.errors import ConfigError
 from medtl.models import build_classifier, with_features
 from medtl.models.segmenter import build_segmenter

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medtl.adapters import Batch, build_adapter
-from medtl.adapters.parts import pseudo_labels
+from medtl.adapters.contract.parts import pseudo_labels
 from medtl.adapters.shot import SHOT
 from medtl.errors import ConfigError, DataError
 from medtl.models import Output

@@ -11,7 +11,7 @@ from torch import nn
 
 from medtl.adapters import build_adapter
 from medtl.adapters.consistency import Consistency, random_affine, soft_dice, warp
-from medtl.adapters.parts import entropy, norm_parameters
+from medtl.adapters.contract.parts import entropy, norm_parameters
 from medtl.adapters.tent import Tent
 from medtl.errors import ConfigError, DataError
 from medtl.models import with_features

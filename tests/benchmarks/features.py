@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from medtl import FitConfig, build_classifier, build_strategy, extract_features, fit
 from medtl.cli import table
-from medtl.data.batch import collate
+from medtl.data.tensors.batch import collate
 from tests.benchmarks.training import BATCH, CASES, SIZE, WEIGHTS, medtl_data, seconds, write_images
 
 ENCODER, ROUNDS, EPOCHS = "tf_efficientnet_lite0", 3, 3

@@ -33,9 +33,9 @@ from medtl import (
     suggest_preprocess,
 )
 from medtl.cli import table
-from medtl.evaluation.discrimination import auroc
-from medtl.models.ranking import SCORES, Candidate, rank_candidates
-from medtl.models.source_head import source_head, source_probabilities
+from medtl.encoders.ranking import SCORES, Candidate, rank_candidates
+from medtl.encoders.source_head import source_head, source_probabilities
+from medtl.evaluation.metrics.discrimination import auroc
 
 ROOT = Path(__file__).parents[2]
 ENCODER = "tf_efficientnet_lite0"

@@ -16,7 +16,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
 from medtl.cli import table
-from medtl.evaluation.surfaces import surface_distances
+from medtl.evaluation.metrics.surfaces import surface_distances
 
 Pair = tuple[np.ndarray, np.ndarray]
 SPACING, TOLERANCE, ROUNDS = (2.5, 0.8, 0.8), 2.0, 3

@@ -52,9 +52,9 @@ from medtl import (
     suggest_preprocess,
 )
 from medtl.cli import table
-from medtl.data.batch import collate
-from medtl.data.dataset import EpochSampler
-from medtl.models.weights import packaged_available
+from medtl.data.tensors.batch import collate
+from medtl.data.tensors.dataset import EpochSampler
+from medtl.models.weights.load import packaged_available
 
 ROOT = Path(__file__).parents[2]
 SIZE, BATCH, CASES, EPOCHS, ROUNDS = 96, 32, 320, 3, 3

@@ -8,11 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from medtl.data.cases import collect_cases
-from medtl.data.catalog import scan_folder
-from medtl.data.masks import read_mask, unknown_limit
-from medtl.data.volume import read_volume
+from medtl.data.cases.collect import collect_cases
 from medtl.errors import DataError
+from medtl.scans.catalog import scan_folder
+from medtl.scans.masks import read_mask, unknown_limit
+from medtl.scans.volume import read_volume
 
 pytestmark = pytest.mark.realdata
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medtl.evaluation.voxels import CENTRES
-from medtl.evaluation.voxeltable import VoxelTable
+from medtl.evaluation.metrics.voxels import CENTRES
+from medtl.evaluation.tables.voxels import VoxelTable
 
 Maker = Callable[..., pd.DataFrame]
 

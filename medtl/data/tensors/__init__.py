@@ -1,0 +1,1 @@
+"""Cases to batches: the grid, preprocessing, the cache, augmentation, patches."""

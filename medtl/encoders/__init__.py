@@ -1,0 +1,1 @@
+"""Choosing an encoder: stored features, transferability scores, and the distance of two sites."""

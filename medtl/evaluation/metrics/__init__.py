@@ -1,0 +1,1 @@
+"""The measures, and what each means."""

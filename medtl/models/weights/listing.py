@@ -1,0 +1,51 @@
+"""The encoders that there are, with their sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+
+from medtl.errors import ConfigError, near_matches
+from medtl.models.weights.load import make_network, weights_here
+
+MAX_COUNTED = 40
+"""Parameters are counted for at most so many encoders: building one takes a twentieth of a second."""
+
+
+def list_encoders(pattern: str | None) -> list[dict[str, Any]]:
+    """Encoders with ImageNet weights whose name holds `pattern` (or matches it, where it has a `*`).
+
+    Returns:
+        Rows of encoder, millions of parameters without the head (left out for long lists), input size that the weights
+        were trained with, licence of the weights where timm knows it, and whether the weights are here.
+
+    Raises:
+        ConfigError: nothing matches.
+    """
+    pattern = pattern or ""
+    names = timm.list_pretrained(pattern if "*" in pattern else f"*{pattern}*")
+    if not names:
+        raise ConfigError(
+            f"No encoder matches {pattern!r}. {near_matches(pattern, timm.list_models())[:200]}"
+        )
+    rows = []
+    for name in names:
+        config: Any = timm.get_pretrained_cfg(name)
+        row = {"encoder": name}
+        if len(names) <= MAX_COUNTED:
+            row["parameters (M)"] = f"{_parameters(name) / 1e6:.1f}"
+        row |= {
+            "input": "x".join(map(str, config.input_size)),
+            "licence": config.license or "",
+            "weights": "here" if weights_here(name) else "hub",
+        }
+        rows.append(row)
+    return rows
+
+
+def _parameters(name: str) -> int:
+    """Shapes alone are made, no values."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in make_network(name.partition(".")[0]).parameters())

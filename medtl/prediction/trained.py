@@ -1,0 +1,100 @@
+"""A trained model: what is written with its weights, and the way back from the file to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medtl import __version__
+from medtl.adapters.contract.adapter import Adapter
+from medtl.checkpoints import load_weights
+from medtl.data.tensors.preprocess import Preprocess
+from medtl.errors import CheckpointError
+from medtl.labelmap import LabelMap
+from medtl.models import Classifier, Segmenter, build_classifier, build_segmenter
+
+
+def model_header(
+    adapter: Adapter,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    labels: LabelMap | None = None,
+    patch: Sequence[int] | None = None,
+    hparams: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `load_trained` needs beside the tensors, as JSON values.
+
+    Args:
+        adapter: what is trained.
+        classes: names in the order of the logits.
+        preprocess: of the scans.
+        labels: values in masks, for segmentation.
+        patch: size of the windows, for segmentation.
+        hparams: of a method that adapts at test time: prediction adapts again.
+    """
+    method, model = type(adapter).__module__.rpartition(".")[2].removeprefix("medtl_method_"), adapter.model
+    header: dict[str, Any] = {
+        "kind": "segmenter" if isinstance(model, Segmenter) else "classifier",
+        "version": __version__,
+        "method": method,
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+        "model": model.spec() if isinstance(model, Classifier | Segmenter) else None,
+    }
+    if labels is not None:
+        header |= {"labels": labels.to_dict(), "patch": list(patch or ())}
+    if adapter.test_time:
+        header["test_time"] = dict(hparams or {})
+    return header
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of a finished run, as `load_trained` reads it.
+
+    Attributes:
+        model: in eval mode.
+        classes: names in the order of the logits.
+        preprocess: of the scans.
+        header: all that was written with the weights.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    header: dict[str, Any]
+
+    @property
+    def labels(self) -> LabelMap | None:
+        """What the values of masks mean; None for a classifier."""
+        if "labels" not in self.header:
+            return None
+        # The order of classes is the network's; that of a JSON object is nobody's promise.
+        return LabelMap.from_dict(self.header["labels"]).select(self.classes[1:])
+
+
+def load_trained(path: Path) -> Trained:
+    """Rebuilds a model from `model.safetensors` alone: its header says what it is.
+
+    Raises:
+        CheckpointError: not a model of medtl, or tensors that do not fit its header.
+    """
+    header, weights = load_weights(path)
+    try:
+        spec = dict(header["model"])
+        build = build_segmenter if header["kind"] == "segmenter" else build_classifier
+        model: nn.Module = build(spec.pop("encoder"), spec.pop("num_classes"), weights=None, **spec)
+        model.load_state_dict(weights)
+        return Trained(
+            model.eval(), tuple(header["classes"]), Preprocess.from_dict(header["preprocess"]), header
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path.name} does not describe a model of this version of medtl ({type(error).__name__}). "
+            "Expected: a model.safetensors that `medtl run` wrote."
+        ) from error

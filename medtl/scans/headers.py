@@ -1,0 +1,310 @@
+"""One DICOM file's header: what grouping and geometry need, and whether the file holds all its pixels."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, ImplicitVRLittleEndian
+
+from medtl.scans.items import Rejection
+
+HEAD_BYTES = 1 << 16
+"""Most headers end within this many bytes: parsing them in memory is twice as fast as seeking in the file."""
+
+MAX_BYTES = 4 << 30
+"""Limit of one volume in memory, as float32: protects against damaged or hostile dimensions."""
+
+_TAGS: list[Any] = [
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    *("PatientID", "PatientName", "Modality", "ImageType", "SeriesNumber", "InstanceNumber"),
+    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "BitsAllocated", "BitsStored"),
+    *("PhotometricInterpretation", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"),
+    *("SpacingBetweenSlices", "SliceThickness", "EchoTime", "DiffusionBValue", "ConvolutionKernel"),
+    *("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength", "ViewPosition", "BodyPartExamined"),
+]
+_FACTS = {  # what domains are made of: kept under our own names, never anything that identifies a person
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturerModelName",
+    "kernel": "ConvolutionKernel",
+    "field_strength": "MagneticFieldStrength",
+    "view": "ViewPosition",
+    "body_part": "BodyPartExamined",
+    "slice_thickness": "SliceThickness",
+    "series_number": "SeriesNumber",
+}
+_SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_ENHANCED = tuple(
+    f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130")
+)
+PROJECTION = frozenset(
+    {"CR", "DX", "MG", "IO", "PX", "XA", "RF", "US", "ES", "XC", "OP", "OPT", "GM", "SM", "DG"}
+)
+"""Modalities whose images stand alone: never stacked, and often stored as secondary captures."""
+STACKED = frozenset({"CT", "MR", "PT", "NM"})
+"""Modalities whose files are slices of a volume."""
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """What one DICOM file says; identifiers stay in memory and out of the repr."""
+
+    file: str = field(repr=False)
+    sop_instance: str | None = field(repr=False)
+    study: str | None = field(repr=False)
+    series: str | None = field(repr=False)
+    frame_of_reference: str | None = field(repr=False)
+    patient_id: str | None = field(repr=False)
+    patient_name: str | None = field(repr=False)
+    modality: str | None
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    slice_step: float | None
+    instance: int | None
+    splits: tuple[str, ...]
+    facts: dict[str, str]
+    problem: Rejection | None = None
+
+
+def is_dicom(head: bytes, suffix: str) -> bool:
+    """Says from its first bytes whether a file is DICOM; without the preamble its name must allow it."""
+    if head[128:132] == b"DICM":
+        return True
+    return suffix in (".dcm", ".dicom", ".ima") or (
+        suffix == "" and head[:4] in (b"\x08\0\x05\0", b"\x08\0\0\0")
+    )
+
+
+def read_header(root: Path, file: str) -> DicomHeader | Rejection:
+    """Reads the header of one DICOM file and checks that its pixels are all there, without reading them.
+
+    Returns:
+        The header, whose `problem` says why the file cannot be used although it is readable; or a
+        rejection if it is not readable at all. The rejections' `path` is still the raw path: the
+        catalogue makes it safe.
+    """
+    path = root / file
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            dataset, offset = _parse(handle, size)
+            if "SOPClassUID" not in dataset and "Rows" not in dataset:
+                return _reject(
+                    file, "unreadable", "it holds no DICOM header", "Leave it out, or export it again."
+                )
+            problem = _usable(file, dataset) or _pixels_there(file, handle, dataset, offset, size)
+    except OSError as error:
+        return _reject(
+            file, "unreadable", f"{error.strerror or 'read error'}", "Check the file and its permissions."
+        )
+    except Exception as error:  # damaged headers raise nearly anything; the text may hold a patient's values
+        why = f"its DICOM header cannot be parsed ({type(error).__name__})"
+        return _reject(file, "unreadable", why, "Export the file again.")
+    return _extract(file, dataset, problem)
+
+
+def _reject(file: str, code: str, detail: str, next_step: str) -> Rejection:
+    return Rejection(path=file, code=code, detail=detail, next_step=next_step, files=(file,))
+
+
+def _parse(handle: BinaryIO, size: int) -> tuple[Dataset, int]:
+    """The wanted elements, and the offset of the pixel element (or of the end of the file)."""
+    head = io.BytesIO(handle.read(HEAD_BYTES))
+    try:
+        dataset = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+        offset = head.tell()
+        if size <= HEAD_BYTES or offset + 12 <= HEAD_BYTES:
+            return dataset, offset
+    except Exception:
+        if size <= HEAD_BYTES:
+            raise
+    handle.seek(0)
+    dataset = pydicom.dcmread(handle, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+    return dataset, handle.tell()
+
+
+def _usable(file: str, dataset: Dataset) -> Rejection | None:
+    """Kinds of objects that are no scan, or not one that is read yet."""
+    sop_class = _text(dataset, "SOPClassUID") or ""
+    modality = _text(dataset, "Modality") or ""
+    kinds = [part.upper().strip() for part in _strings(dataset, "ImageType")]
+    frames = _integer(dataset, "NumberOfFrames") or 1
+    if sop_class in _SEGMENTATION:
+        return _reject(file, "mask", "a DICOM segmentation", "Give masks apart from the scans.")
+    if sop_class == _PARAMETRIC_MAP:
+        return _reject(file, "derived_map", "a parametric map", "Use the scan that it was computed from.")
+    if sop_class == "1.2.840.10008.1.3.10":
+        return _reject(
+            file, "not_a_scan", "a DICOMDIR", "Nothing: the files that it lists are read themselves."
+        )
+    if not (_integer(dataset, "Rows") and _integer(dataset, "Columns")):
+        return _reject(
+            file, "no_pixels", "a DICOM object without an image", "Nothing, unless a scan is missing."
+        )
+    if sop_class == _SECONDARY_CAPTURE and modality not in PROJECTION:
+        why = f"a secondary capture of modality {modality or 'unknown'}"
+        return _reject(file, "secondary_capture", why, "Export the original scan.")
+    if "LOCALIZER" in kinds:
+        return _reject(file, "localizer", "a localizer", "Nothing: it is not part of the scan.")
+    if "MOSAIC" in kinds:
+        return _reject(file, "mosaic", "a Siemens mosaic", "Convert the series to NIfTI with dcm2niix.")
+    if frames > 1 or sop_class in _ENHANCED:
+        why = f"an enhanced or multi-frame object of {frames} frames"
+        return _reject(
+            file, "multi_frame", why, "Convert it to NIfTI with dcm2niix, or export single frames."
+        )
+    return None
+
+
+def _pixels_there(file: str, handle: BinaryIO, dataset: Dataset, offset: int, size: int) -> Rejection | None:
+    """Checks the pixel element against the dimensions and the file's size."""
+    rows, columns = _integer(dataset, "Rows") or 0, _integer(dataset, "Columns") or 0
+    samples = _integer(dataset, "SamplesPerPixel") or 1
+    bits = _integer(dataset, "BitsAllocated") or 0
+    if bits not in (1, 8, 16, 32) or samples not in (1, 3):
+        why = f"{bits} bits allocated and {samples} samples a pixel"
+        return _reject(file, "bad_pixels", why, "Convert it to 8 or 16 bits, grey or RGB.")
+    if rows * columns * samples * 4 > MAX_BYTES:
+        return _reject(file, "too_large", f"{rows} x {columns} pixels", "Crop or tile the image.")
+    syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
+    syntax = UID(syntax) if syntax else ImplicitVRLittleEndian
+    if syntax.is_deflated:
+        return None  # inflating the whole file to parse it was the check
+    handle.seek(offset)
+    element = handle.read(12)
+    implicit, little = dataset.original_encoding
+    order = "<" if little else ">"
+    if len(element) < 12 or struct.unpack(order + "HH", element[:4]) not in (
+        (0x7FE0, n) for n in (8, 9, 0x10)
+    ):
+        why = f"it ends after {size:,} bytes, before the pixel data"
+        return _reject(file, "truncated", why, "Copy or export the file again.")
+    length = struct.unpack(order + "I", element[4:8] if implicit else element[8:12])[0]
+    start = offset + (8 if implicit else 12)
+    if syntax.is_compressed:
+        if not _decodable(syntax):
+            step = "pip install 'medtl[codecs]', or decompress the files (gdcmconv --raw)."
+            return _reject(file, "no_decoder", f"compressed as {syntax.name}", step)
+        end = _encapsulated_end(handle, start, order)
+        if end <= size:
+            return None
+        why = f"its compressed pixels need {end:,} bytes, the file has {size:,}"
+        return _reject(file, "truncated", why, "Copy or export the file again.")
+    expected = math.ceil(rows * columns * samples * bits / 8)
+    if _text(dataset, "PhotometricInterpretation") == "YBR_FULL_422":
+        expected = expected // 3 * 2
+    if length < expected or start + expected > size:
+        found = min(length, size - start)
+        why = (
+            f"{rows} x {columns} x {samples} pixels of {bits} bits are {expected:,} bytes, it holds {found:,}"
+        )
+        return _reject(file, "truncated", why, "Copy or export the file again.")
+    return None
+
+
+def _decodable(syntax: UID) -> bool:
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
+
+
+def _encapsulated_end(handle: BinaryIO, start: int, order: str) -> int:
+    """The offset at which the fragments end, from their lengths alone."""
+    handle.seek(start)
+    position = start
+    while len(head := handle.read(8)) == 8:
+        group, element, length = struct.unpack(order + "HHI", head)
+        position += 8
+        if (group, element) != (0xFFFE, 0xE000):  # the delimiter, or whatever ends the fragments
+            return position
+        position += length
+        handle.seek(position)
+    # Some writers leave the delimiter out; the fragments themselves must be there, and at least one
+    # beside the table.
+    return position if position > start + 8 else position + 1
+
+
+def _text(dataset: Dataset, keyword: str) -> str | None:
+    try:
+        value = dataset.get(keyword)
+    except Exception:
+        return None
+    if value is None or (isinstance(value, (list, tuple)) and not value):
+        return None
+    return str(value).strip("\0 ") or None
+
+
+def _strings(dataset: Dataset, keyword: str) -> list[str]:
+    try:
+        value = dataset.get(keyword)
+    except Exception:
+        return []
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else [str(part) for part in value]
+
+
+def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    try:
+        value = dataset.get(keyword)
+        numbers = tuple(float(v) for v in (value if count > 1 else [value]))
+    except Exception:
+        return None
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+
+
+def _integer(dataset: Dataset, keyword: str) -> int | None:
+    number = _numbers(dataset, keyword, 1)
+    return None if number is None else int(number[0])
+
+
+def _extract(file: str, dataset: Dataset, problem: Rejection | None) -> DicomHeader:
+    kinds = [part.upper().strip() for part in _strings(dataset, "ImageType")]
+    part = next(
+        (kind for kind in kinds[2:] if re.fullmatch("M|P|R|I|MAGNITUDE|PHASE|REAL|IMAGINARY", kind)), ""
+    )
+    step = _numbers(dataset, "SpacingBetweenSlices", 1) or _numbers(dataset, "SliceThickness", 1)
+    spacing = _numbers(dataset, "PixelSpacing", 2)
+    facts = {name: text for name, keyword in _FACTS.items() if (text := _text(dataset, keyword))}
+    facts["bits"] = str(_integer(dataset, "BitsStored") or _integer(dataset, "BitsAllocated") or 0)
+    return DicomHeader(
+        file=file,
+        sop_instance=_text(dataset, "SOPInstanceUID"),
+        study=_text(dataset, "StudyInstanceUID"),
+        series=_text(dataset, "SeriesInstanceUID"),
+        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        patient_id=_text(dataset, "PatientID"),
+        patient_name=_text(dataset, "PatientName"),
+        modality=_text(dataset, "Modality"),
+        rows=_integer(dataset, "Rows") or 0,
+        columns=_integer(dataset, "Columns") or 0,
+        samples=_integer(dataset, "SamplesPerPixel") or 1,
+        photometric=_text(dataset, "PhotometricInterpretation") or "",
+        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
+        position=_numbers(dataset, "ImagePositionPatient", 3),
+        spacing=spacing if spacing and min(spacing) > 0 else None,
+        slice_step=step[0] if step and step[0] > 0 else None,
+        instance=_integer(dataset, "InstanceNumber"),
+        splits=(
+            part,
+            *(_text(dataset, key) or "" for key in ("EchoTime", "DiffusionBValue", "ConvolutionKernel")),
+        ),
+        facts=facts,
+        problem=problem,
+    )

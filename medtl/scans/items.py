@@ -1,0 +1,196 @@
+"""What a scan of a folder finds: volumes that can be read, and rejections that say why a file is not one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from medtl.scans.privacy import Identifiers
+
+Affine = tuple[tuple[float, float, float, float], ...]
+"""4 x 4, row by row: voxel (i, j, k), i along columns, to RAS in mm."""
+
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        "not_a_scan": "Not an image that can be read as a scan: a table, text, a DICOMDIR, a hidden file.",
+        "unsupported_format": "An image or archive of a format that medtl does not read.",
+        "mask": "A segmentation: in a folder or with a name kept for masks, or a DICOM SEG object.",
+        "unreadable": "Looks like a scan by name or content, but its header cannot be read.",
+        "truncated": "The file ends before its pixels do.",
+        "no_pixels": "A DICOM object without an image: a report, a plan, a presentation state.",
+        "no_decoder": "Compressed in a way that no installed decoder can read.",
+        "duplicate": "The same image as another file: equal bytes, or the same SOPInstanceUID.",
+        "secondary_capture": "A picture of a screen or page, stored with the scans.",
+        "localizer": "A scout or localizer: the image on which the scan was planned.",
+        "derived_map": "Computed values (a parametric map), not a scan.",
+        "multi_frame": "Several frames in one file (enhanced multi-frame, cine, multi-page TIFF).",
+        "mosaic": "Siemens mosaic: the slices of a volume tiled in one image.",
+        "four_d": "Several volumes (times, diffusion directions, channels) in one series or file.",
+        "no_geometry": "Slices of a volume without position or orientation.",
+        "mixed_orientation": "Slices of different orientations in one series.",
+        "missing_slices": "Gaps in an otherwise regular series.",
+        "irregular_spacing": "Slices whose distances differ.",
+        "incomplete_series": "A series of which some files are truncated or cannot be decoded.",
+        "bad_affine": "A voxel-to-patient matrix that is singular or not finite.",
+        "bad_pixels": "Dimensions or pixel format that are empty, contradictory or not supported.",
+        "too_large": "Bigger than the size limit of one volume.",
+        "undecodable": "The header is fine; decoding the pixels failed.",
+        "mask_unreadable": "The scan's mask cannot be read.",
+        "mask_values": "A mask whose values are no labels: a colour image, or numbers with fractions.",
+        "mask_geometry": "The mask's voxels do not lie on those of the scan.",
+        "unknown_label": "The mask holds values that the label map does not name.",
+    }
+)
+"""Every reason for which a file is left out."""
+MASK_CODES = frozenset({"mask_unreadable", "mask_values", "mask_geometry", "unknown_label"})
+"""The reasons that concern a scan's mask and not the scan."""
+
+
+@dataclass(frozen=True)
+class VolumeItem:
+    """One volume or image of a folder, known by its headers alone; `read_volume` reads its pixels.
+
+    Attributes:
+        root: The scanned folder. Never shown.
+        files: Its files relative to `root`, with forward slashes, in slice order. Never shown: paths can
+            carry names.
+        kind: `dicom`, `nifti` or `image`.
+        name: The case name: file stem or series folder, free of patient identifiers.
+        path: Display-safe path relative to `root`: the file, or the folder of the series.
+        patient_id: PatientID as stored, or None. In memory only.
+        series_uid: SeriesInstanceUID as stored, or None. In memory only.
+        shape: (k, j, i): slices, rows, columns.
+        channels: 1 or 3.
+        affine: 4 x 4, voxel (i, j, k) to RAS in mm; None for images without a position in the patient.
+        modality: DICOM modality such as `CT`, or None.
+        header: Facts for domains and preprocessing: manufacturer, model, kernel, field_strength, bits, ...
+    """
+
+    root: Path = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    kind: str
+    name: str
+    path: str
+    patient_id: str | None = field(default=None, repr=False)
+    series_uid: str | None = field(default=None, repr=False)
+    shape: tuple[int, int, int] = (1, 1, 1)
+    channels: int = 1
+    affine: Affine | None = None
+    modality: str | None = None
+    header: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the files' places, sizes and modification times: it changes when a file does.
+
+        The folder itself takes part, since two sites may hold files that agree in name, size and time.
+
+        Raises:
+            OSError: A file has gone.
+        """
+        return _fingerprint(self.root, self.files)
+
+
+@dataclass(frozen=True)
+class MaskItem:
+    """One mask of a folder, known by its headers alone; `medtl.scans.masks.read_mask` reads its voxels.
+
+    Attributes:
+        root: The masks' folder. Never shown.
+        files: Its file relative to `root`, with forward slashes. Never shown: paths can carry names.
+        kind: `nifti`, `image`, or `seg` (a DICOM segmentation).
+        name: The file's stem, free of patient identifiers.
+        path: Display-safe path relative to `root`.
+        shape: (k, j, i): slices, rows, columns, in the mask's own order of axes.
+        affine: 4 x 4, voxel (i, j, k) to RAS in mm; None where the file says nothing about it.
+        series_uid: SeriesInstanceUID of the scan that a segmentation was drawn on. In memory only.
+        segments: Labels of a segmentation's segments by their numbers.
+    """
+
+    root: Path = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    kind: str
+    name: str
+    path: str
+    shape: tuple[int, int, int] = (1, 1, 1)
+    affine: Affine | None = None
+    series_uid: str | None = field(default=None, repr=False)
+    segments: Mapping[int, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the files' places, sizes and modification times, as for a `VolumeItem`.
+
+        Raises:
+            OSError: A file has gone.
+        """
+        return _fingerprint(self.root, self.files)
+
+
+def _fingerprint(root: Path, files: tuple[str, ...]) -> str:
+    digest = hashlib.blake2b(str(root.resolve()).encode(errors="surrogateescape"), digest_size=16)
+    for name in files:
+        status = (root / name).stat()
+        row = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
+        digest.update(row.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A file, or the files of a series, that is not used.
+
+    Attributes:
+        path: Display-safe path relative to the scanned folder.
+        code: A key of `CODES`.
+        detail: What was found, with the numbers.
+        next_step: What the user can do.
+        files: The files concerned, relative to the folder. In memory only.
+        same_as: For duplicates, the file (relative, in memory only) that is used instead.
+        owners: PatientID and SeriesInstanceUID where the header was readable. In memory only.
+        item: For files that failed at decoding, the item they belonged to.
+    """
+
+    path: str
+    code: str
+    detail: str
+    next_step: str
+    files: tuple[str, ...] = field(default=(), repr=False)
+    same_as: str | None = field(default=None, repr=False)
+    owners: tuple[str, ...] = field(default=(), repr=False)
+    item: VolumeItem | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"{self.code!r} is no rejection code; there are: {', '.join(CODES)}.")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All volumes and rejections of one folder; every file is in exactly one of them.
+
+    Attributes:
+        items: the volumes.
+        rejections: what is left out.
+        identifiers: what identifies the folder's patients, to make other paths safe to show. In memory only.
+    """
+
+    items: tuple[VolumeItem, ...]
+    rejections: tuple[Rejection, ...]
+    identifiers: Identifiers = field(default_factory=Identifiers, repr=False, compare=False)
+
+    @property
+    def num_files(self) -> int:
+        """How many files the folder holds."""
+        return sum(len(item.files) for item in self.items) + sum(len(r.files) for r in self.rejections)
+
+    def rejected_by_code(self) -> dict[str, int]:
+        """Number of files left out, by reason."""
+        counts: Counter[str] = Counter()
+        for rejection in self.rejections:
+            counts[rejection.code] += len(rejection.files)
+        return dict(sorted(counts.items()))

@@ -1,0 +1,1 @@
+"""Which model to keep, decided without a label of the target."""

@@ -1,0 +1,116 @@
+"""Strategies are found by their file names, their hyper-parameters in their signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from medtl.adapters.contract.discovery import convert, find_class, hyper_parameters, modules_of, parse_pairs
+from medtl.errors import ConfigError, near_matches
+from medtl.strategies.contract.strategy import Strategy
+
+STRATEGIES = "medtl.strategies"
+"""The package whose modules are the strategies."""
+
+
+def available() -> list[str]:
+    """The names of all strategies, sorted."""
+    return modules_of(STRATEGIES)
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class of strategy `name`; an argument after a colon (`last:2`) is put aside.
+
+    Args:
+        name: a strategy that `available` lists, or the path of a file of your own (`mine/my_strategy.py`).
+
+    Raises:
+        ConfigError: there is no such strategy.
+    """
+    found = find_class(_split(name)[0], STRATEGIES, available(), "strategy")
+    if not issubclass(found, Strategy):
+        raise ConfigError(
+            f"{found.__name__} is a method of adaptation; expected a class {found.__name__}(Strategy)."
+        )
+    return found
+
+
+def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str] = ()) -> dict[str, Any]:
+    """Turns `["stages=2", "mixup=0.2"]` into typed arguments of strategy `name`.
+
+    `key=value` goes to every strategy, `STRATEGY.key=value` to that one alone.
+
+    Args:
+        name: the strategy.
+        pairs: what was given.
+        among: all strategies of the run, where there are more.
+
+    Raises:
+        ConfigError: not `key=value`, a strategy that is not of the run, an unknown key (near matches are named), or a
+            value of another type.
+    """
+    plain = _split(name)[0]
+    known = {plain, *(_split(other)[0] for other in among)}
+    own = []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        owner, dot, key = key.rpartition(".")
+        if dot and owner not in known:
+            raise ConfigError(
+                f"{pair!r} is for strategy {owner!r}, which is not among this run's. {near_matches(owner, known)}"
+            )
+        if owner in ("", plain):
+            own.append(f"{key}{equals}{value}")
+    given = parse_pairs(f"Strategy {plain}", hyper_parameters(strategy_class(name)), own)
+    _argument(name, given)
+    return given
+
+
+def build_strategy(
+    name: str, model: nn.Module, *, seed: int = 0, criterion: nn.Module | None = None, **hparams: Any
+) -> Strategy:
+    """Builds strategy `name` around `model`; weights of its own are drawn from `seed` alone.
+
+    Args:
+        name: a strategy that `available` lists, with its argument if any (`last:2`), or the path of a file of your own.
+        model: a `Classifier`, or any network that returns `Output(logits, features)`.
+        seed: of weights that the strategy adds.
+        criterion: the loss, `(logits, label) -> scalar`, see `medtl.models.losses.classification`; None is
+            cross-entropy.
+        hparams: the strategy's hyper-parameters.
+
+    Raises:
+        ConfigError: there is no such strategy, or it cannot do what is asked, with the reason.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        strategy = strategy_class(name)(model, **hparams, **_argument(name, hparams))
+    strategy.criterion = criterion
+    return strategy
+
+
+def _split(name: str) -> tuple[str, str]:
+    if name.endswith(".py"):
+        return name, ""
+    plain, _, argument = name.partition(":")
+    return plain, argument
+
+
+def _argument(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameter that stands after the colon of a name."""
+    plain, text = _split(name)
+    if not text and not name.endswith(":"):
+        return {}
+    strategy = strategy_class(name)
+    if strategy.argument is None:
+        raise ConfigError(f"Strategy {plain} takes no argument after a colon, got {name!r}.")
+    if strategy.argument in given:
+        raise ConfigError(
+            f"Strategy {name} says {strategy.argument} already; leave "
+            f"{strategy.argument}={given[strategy.argument]} out."
+        )
+    kind = hyper_parameters(strategy)[strategy.argument].annotation
+    return {strategy.argument: convert(f"Strategy {plain}: {strategy.argument}", text, kind)}

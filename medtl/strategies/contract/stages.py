@@ -1,0 +1,76 @@
+"""What a model is made of, from its stem to its head, for strategies that treat those parts differently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from medtl.adapters.contract.parts import encoder_of
+from medtl.errors import ConfigError
+from medtl.models.encoder import Encoder
+from medtl.models.segmenter import Segmenter
+
+
+@dataclass
+class Part:
+    """A part of a model.
+
+    Attributes:
+        name: for people.
+        pretrained: it belongs to the encoder, and the rest is new.
+        parameters: its parameters by their names in the model.
+    """
+
+    name: str
+    pretrained: bool
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+
+
+def model_parts(model: nn.Module, strategy: str) -> list[Part]:
+    """The stages of the encoder, stem first, then every new part by the name of its module.
+
+    A network of your own without an `encoder` is pretrained up to its `head`.
+
+    Args:
+        model: any.
+        strategy: for the message.
+
+    Raises:
+        ConfigError: the model has neither an encoder nor a head.
+    """
+    encoder, head = encoder_of(model), None
+    if encoder is None:
+        head = getattr(model, "head", None)
+        if not isinstance(head, nn.Module):
+            raise ConfigError(
+                f"Strategy {strategy} has to know which part of the model is pretrained: its encoder, or all but its "
+                f"head, and {type(model).__name__} has neither. Use build_classifier, or with_features(module)."
+            )
+    inside = _stage_names(model, encoder) if encoder is not None else {}
+    new = {id(p) for p in head.parameters()} if head is not None else set()
+    parts: dict[str, Part] = {}
+    for name, parameter in model.named_parameters():
+        if encoder is None:
+            pretrained, label = id(parameter) not in new, "head" if id(parameter) in new else "network"
+        else:
+            pretrained = id(parameter) in inside
+            label = inside.get(id(parameter)) or name.removeprefix("body.").partition(".")[0]
+        part = parts.setdefault(label, Part(label, pretrained))
+        part.parameters[name] = parameter
+    order = list(dict.fromkeys(inside.values()))
+    return sorted(parts.values(), key=lambda p: order.index(p.name) if p.name in order else len(order))
+
+
+def _stage_names(model: nn.Module, encoder: nn.Module) -> dict[int, str]:
+    """The stage's name of every parameter of the encoder, by identity; one stage where neither of the two says."""
+    for owner in (encoder, model):
+        if isinstance(owner, Encoder | Segmenter):
+            break
+    else:
+        return {id(p): "encoder" for p in encoder.parameters()}
+    names: dict[int, str] = {}
+    for number, stage in enumerate(owner.parameter_stages()):
+        label = f"encoder stage {number}" if number else "encoder stem"
+        names |= {id(owner.get_parameter(name)): label for name in stage}
+    return names

@@ -1,0 +1,3 @@
+"""The tables of `tests/evaluation`, for the report."""
+
+from tests.evaluation.conftest import *  # noqa: F403
