@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 import yaml
 
 from medtl.errors import ConfigError, near_matches
+from medtl.samples import sample_site
 
 C = TypeVar("C", bound="Config")
 T = TypeVar("T", bound="TrainingConfig")
@@ -212,21 +213,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} holds no `key: value` lines; expected for example `epochs: 10`.")
     return {str(k).replace("-", "_"): v for k, v in values.items()}
-
-
-def sample_site(name: str) -> Path:
-    """A site of `sample_data`, of the checkout or of the working directory.
-
-    Raises:
-        ConfigError: sample_data is in neither.
-    """
-    for root in (Path(__file__).parents[1], Path.cwd()):
-        if (root / "sample_data" / name).is_dir():
-            return root / "sample_data" / name
-    raise ConfigError(
-        "sample_data is neither in the working directory nor beside the package: it comes with a clone of the "
-        "project, not by pip. Give --source, --labels and --target."
-    )
 
 
 def _plain(value: Any) -> Any:

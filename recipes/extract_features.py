@@ -20,7 +20,8 @@ from pathlib import Path
 import medtl
 from medtl.cli import progress, run_recipe, say, table
 from medtl.config import Config as BaseConfig
-from medtl.config import OneEncoder, sample_site
+from medtl.config import OneEncoder
+from medtl.samples import sample_site
 
 
 @dataclass(frozen=True, kw_only=True)

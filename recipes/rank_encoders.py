@@ -20,8 +20,9 @@ from typing import Any
 import medtl
 from medtl.cli import progress, run_recipe, say, table
 from medtl.config import Config as BaseConfig
-from medtl.config import listed, sample_site
+from medtl.config import listed
 from medtl.runs import shareable_path
+from medtl.samples import sample_site
 
 
 @dataclass(frozen=True, kw_only=True)
