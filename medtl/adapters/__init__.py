@@ -1,8 +1,8 @@
-"""Adaptation methods: one file each, found by its name.
+"""Domain-adaptation methods, one per file, discovered by file name.
 
-Add a file `mymethod.py` with a class `MyMethod(Adapter)` to this folder and it is a method: there is no list to
-edit. Its hyper-parameters are the keyword arguments of the class, and their only home. What all methods share is in
-`contract`.
+To add a method, put a file `mymethod.py` with a class `MyMethod(Adapter)` into this folder; nothing else has to be
+registered. The keyword arguments of the class are its hyper-parameters, and they are defined nowhere else. Code that
+methods share lives in `contract`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`from medtl.adapters import DANN`: any method by the name of its class."""
+    """Resolves any method by its class name: `from medtl.adapters import DANN`."""
     for method in available():
         if name.lower() == method.replace("_", "") and (found := adapter_class(method)).__name__ == name:
             return found

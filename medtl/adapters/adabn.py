@@ -1,4 +1,4 @@
-"""Adaptive batch normalisation: the target's statistics in a network trained on the source."""
+"""Adaptive batch normalisation: a network trained on the source, normalised with the target's statistics."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from medtl.data.tensors.batch import Batch
 class AdaBN(Adapter):
     """Trains on the source and predicts with BatchNorm statistics of the target (Li et al. 2018).
 
-    The weights see the source's loss alone and end where fine-tuning ends. There are two sets of statistics: a
-    source batch moves the source's, and the target's batch moves the target's, without a gradient, so that a
-    checkpoint of any step predicts for the target. `medtl.fit` replaces the target's moving average by the exact
-    average at the end.
+    Only the source's loss updates the weights, so they end where plain fine-tuning ends. The model keeps two sets of
+    running statistics: source batches update the source's, target batches the target's (without a gradient), so that
+    a checkpoint of any step can predict for the target. At the end, `medtl.fit` replaces the target's moving average
+    by the exact average over all cases.
 
-    It acts on BatchNorm only, and refuses a model without.
+    The method acts on BatchNorm layers only and refuses a model that has none.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})
@@ -31,7 +31,7 @@ class AdaBN(Adapter):
         super().__init__(model, norm="domain_specific", statistics="target", label_smoothing=label_smoothing)
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
-        """Computes the source's loss, and moves the target's statistics towards its batch."""
+        """Computes the source's loss and updates the target's statistics with its batch."""
         source, target = self._given(source, "source"), self._given(target, "target")
         loss = self.supervised_loss(self.forward_source(source).logits, source.label)
         with torch.no_grad(), modes_kept(self.model):

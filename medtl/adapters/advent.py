@@ -1,4 +1,4 @@
-"""Adversarial entropy minimisation in segmentation."""
+"""Adversarial entropy minimisation for segmentation."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from medtl.errors import ConfigError
 
 
 class _Discriminator(nn.Module):
-    """Five convolutions of kernel 4 with leaky ReLUs between (Vu et al. 2019, after Radford et al. 2016), 2-D or 3-D.
+    """Five convolutions with 4-wide kernels and leaky ReLUs (Vu et al. 2019, after Radford et al. 2016), 2D or 3D.
 
-    Each halves the axes that are more than half as long as the longest one; shorter axes, and those of one voxel,
-    keep their size, so that thin and small patches reach the end. No normalisation: it would hide the shift.
+    Each layer halves the axes that are more than half as long as the longest one. Shorter axes, and axes of one voxel,
+    keep their size, so that thin and small patches survive all five layers. There is no normalisation: it would hide
+    the domain shift.
     """
 
     def __init__(self, dims: int, num_classes: int, width: int) -> None:
@@ -32,7 +33,7 @@ class _Discriminator(nn.Module):
         self.layers = nn.ModuleList(conv(a, b, kernel_size=4) for a, b in pairwise(widths))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Logits (N, 1, *s) of maps (N, K, *S); 2-D takes the slices of a volume one by one."""
+        """Maps (N, K, *S) to logits (N, 1, *s); a 2D discriminator treats the slices of a volume as images."""
         x = maps.transpose(1, 2).flatten(0, 1) if self.dims == 2 and maps.ndim == 5 else maps
         convolve = F.conv3d if self.dims == 3 else F.conv2d
         for number, layer in enumerate(self.layers):
@@ -46,27 +47,27 @@ class _Discriminator(nn.Module):
 
 
 class AdvEnt(Adapter):
-    """Adversarial entropy minimisation, and entropy minimisation itself (Vu et al. 2019, section 3).
+    """Aligns the entropy maps of source and target adversarially, or minimises entropy directly (Vu et al. 2019).
 
-    A discriminator sees, voxel by voxel, how uncertain each class is (weighted self-information, K channels at full
-    size), and the network is trained so that the target's maps pass for the source's. With
-    `adversarial_weight=0` and a positive `entropy_weight` it is the paper's MinEnt.
+    A discriminator sees the weighted self-information of every class at every voxel (K channels at full size). The
+    network learns to make the target's maps look like the source's. With `adversarial_weight=0` and a positive
+    `entropy_weight`, the method is the paper's MinEnt (section 3.1); otherwise it is AdvEnt (section 3.2).
 
-    The discriminator is 3-D where the model has 3-D convolutions, else it judges slices. For segmentation only.
+    The discriminator is 3D if the model has 3D convolutions; otherwise it judges single slices. For segmentation only.
 
     Args:
         model: `model(image) -> Output(logits, features)`.
-        adversarial_weight: of the loss that makes the target's maps look like the source's.
-        entropy_weight: of the mean entropy of the target's predictions, as a fraction of log K.
+        adversarial_weight: weight of the loss that makes the target's maps look like the source's.
+        entropy_weight: weight of the mean entropy of the target's predictions, as a fraction of log K.
         width: channels of the discriminator's first layer.
-        head_lr: learning rate of the discriminator, in multiples of the model's.
+        head_lr: learning rate of the discriminator, as a multiple of the model's.
         norm, statistics: see `Adapter`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation"})
     why_not: ClassVar[str] = (
-        "its discriminator looks at maps of uncertainty, which one prediction a case has not"
+        "its discriminator compares maps of uncertainty, and classification gives one prediction per case"
     )
 
     def __init__(
@@ -84,7 +85,7 @@ class AdvEnt(Adapter):
         if adversarial_weight < 0 or entropy_weight < 0 or adversarial_weight + entropy_weight == 0:
             raise ConfigError(
                 f"AdvEnt: adversarial_weight is {adversarial_weight} and entropy_weight {entropy_weight}; expected "
-                "numbers of at least 0, one of them above: otherwise the target would change nothing."
+                "numbers of at least 0, at least one of them positive: otherwise the target would change nothing."
             )
         self.adversarial_weight = adversarial_weight
         self.entropy_weight = entropy_weight
@@ -95,7 +96,7 @@ class AdvEnt(Adapter):
         )
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
-        """Computes the source's loss, what the target adds to it, and the discriminator's own loss."""
+        """Computes the source's loss, the target's contribution and the discriminator's own loss."""
         from_source, from_target = self.forward_domains(source, target)
         source_loss = self.supervised_loss(from_source.logits, self._given(source, "source").label)
         if from_target.logits.ndim == 2:
@@ -106,7 +107,7 @@ class AdvEnt(Adapter):
             loss = source_loss + self.entropy_weight * entropy
             losses = {"source_loss": source_loss.detach(), "entropy": entropy.detach()}
             if self.discriminator is not None:
-                # The model's turn: the discriminator is held constant. Then the discriminator's: the maps are.
+                # First the model's turn, with a constant discriminator; then the discriminator's, with constant maps.
                 frozen = {k: v.detach() for k, v in self.discriminator.named_parameters()}
                 passes = F.softplus(-functional_call(self.discriminator, frozen, (of_target,))).mean()
                 is_source = self.discriminator(of_source.detach())

@@ -17,23 +17,23 @@ Params = Literal["all", "norms", "encoder"]
 
 
 def random_affine(num: int, dims: int, strength: float, generator: torch.Generator) -> Tensor:
-    """(num, dims + 1, dims + 1) affine maps near the identity, in coordinates that run from -1 to 1 over the patch."""
+    """Returns (num, dims + 1, dims + 1) affine maps near the identity; coordinates run from -1 to 1 over the patch."""
     matrix = torch.eye(dims + 1).repeat(num, 1, 1)
     matrix[:, :dims] += strength * torch.randn(num, dims, dims + 1, generator=generator)
     return matrix
 
 
 def warp(values: Tensor, matrix: Tensor, *, padding: str = "border") -> Tensor:
-    """Samples (N, C, *S) at matrix times each place, linearly."""
+    """Resamples (N, C, *S) linearly: the output at x is the input at `matrix` x."""
     grid = F.affine_grid(matrix[:, :-1].to(values), list(values.shape), align_corners=False)
     return F.grid_sample(values, grid, padding_mode=padding, align_corners=False)
 
 
 def soft_dice(p: Tensor, q: Tensor, mask: Tensor) -> Tensor:
-    """Soft Dice of two predictions (N, K, *S) within a mask (N, 1, *S), mean over cases and classes.
+    """Soft Dice of two predictions (N, K, *S) within a mask (N, 1, *S), averaged over cases and classes.
 
-    2 sum(pq) / (sum(p^2) + sum(q^2)) (Milletari et al. 2016): 1 if and only if both are the same, so that two views
-    which agree that a class is absent are not driven to find it.
+    2 sum(pq) / (sum(p^2) + sum(q^2)) (Milletari et al. 2016). It is 1 if and only if the two are equal, so two views
+    that agree that a class is absent are not pushed to find it.
     """
     axes = tuple(range(2, p.ndim))
     both = (p * q * mask).sum(axes)
@@ -42,31 +42,31 @@ def soft_dice(p: Tensor, q: Tensor, mask: Tensor) -> Tensor:
 
 
 class Consistency(TestTimeAdapter):
-    """Test-time consistency in the manner of DG-TTA (Weihsbach et al. 2023), for 2-D and 3-D segmentation.
+    """Makes a segmentation agree with itself under random views at test time (DG-TTA: Weihsbach et al. 2023).
 
-    Each batch is seen in two random views, moved by an affine map and changed in grey values. The predictions are
-    moved back, and the model learns to agree with itself: soft Dice of the structures without the background, where
-    both views show the same content. All views derive from the number of the step.
+    Each batch is seen in two random views, which differ by an affine map and by their grey values. The predictions are
+    mapped back, and the model maximises their agreement: the soft Dice of the structures (without the background)
+    where both views show the same content. Works in 2D and 3D. The views depend on the step number alone.
 
-    A constant prediction agrees with itself: too high a learning rate or too many steps make structures vanish. Compare
-    their volumes before and after.
+    A constant prediction also agrees with itself: if the learning rate is too high or there are too many steps,
+    structures vanish. Compare their volumes before and after.
 
-    Differences from the paper: plain changes of contrast in place of its random networks, and no ensemble.
+    Two differences from the paper: contrast changes replace its random networks, and there is no ensemble.
 
     Args:
         model: trained on the source.
         params: what adapts: `all` weights, the scales and offsets of the `norms`, or the `encoder`.
-        strength: of the affine map: standard deviation of its entries, in half patches.
-        intensity: of the grey values' change: standard deviation of log gain and log gamma, half of it for the offset.
-        lr: of AdamW.
-        steps: updates a batch.
-        reset: what a group is: the model goes back to its start for each `patient`, or for each `site`.
-        statistics: BatchNorm's: those of the source (`running`), or of the group (`target`), which then must have many
+        strength: standard deviation of the affine map's entries, in half patches.
+        intensity: standard deviation of log gain and log gamma; half of it is that of the offset.
+        lr: learning rate of AdamW.
+        steps: updates per batch.
+        reset: the model returns to its start for each `patient` or for each `site`.
+        statistics: BatchNorm statistics of the source (`running`) or of the group (`target`), which then needs many
             images; see `medtl.adapters.contract.test_time`.
     """
 
     tasks: ClassVar[frozenset[str]] = frozenset({"segmentation"})
-    why_not: ClassVar[str] = "it compares where structures are, and one class a case has no place"
+    why_not: ClassVar[str] = "it compares where structures lie, and a class label has no location"
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class Consistency(TestTimeAdapter):
             raise ConfigError(f"Consistency: params is {params!r}; expected all, norms or encoder.")
         if not 0 <= strength <= 0.2 or intensity < 0 or strength + intensity == 0:
             raise ConfigError(
-                f"Consistency: strength is {strength} and intensity {intensity}; expected at most 0.2, at least 0, and "
-                "not both 0: two equal views agree already."
+                f"Consistency: strength is {strength} and intensity {intensity}; expected strength from 0 to 0.2, "
+                "intensity of at least 0, and not both 0: two equal views always agree."
             )
         super().__init__(
             model, _chosen(model, params), lr=lr, steps=steps, reset=reset, statistics=statistics
@@ -93,7 +93,7 @@ class Consistency(TestTimeAdapter):
         self.params, self.strength, self.intensity = params, strength, intensity
 
     def losses(self, image: Tensor) -> dict[str, Tensor]:
-        """1 - soft Dice of two views."""
+        """Computes 1 - soft Dice of two views."""
         generator = torch.Generator().manual_seed(int(self.step))
         views = [self._view(image, generator) for _ in range(2)]
         with torch.autocast(image.device.type, enabled=False):
@@ -107,7 +107,7 @@ class Consistency(TestTimeAdapter):
         return torch.optim.AdamW(parameters, lr=self.lr)
 
     def _view(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Probabilities (N, K, *S) in the batch's own frame, and where (N, 1, *S) the view had seen it."""
+        """Returns probabilities (N, K, *S) in the batch's frame, and which voxels (N, 1, *S) the view contained."""
         matrix = random_affine(len(image), image.ndim - 2, self.strength, generator)
         seen = warp(torch.ones_like(image[:, :1]), matrix, padding="zeros")
         shape = (*image.shape[:2], *[1] * (image.ndim - 2))
@@ -131,7 +131,7 @@ def _chosen(model: nn.Module, params: Params) -> list[nn.Parameter]:
         chosen = [] if encoder is None else list(encoder.parameters())
     if not chosen:
         raise ConfigError(
-            f"Consistency with params={params}: {type(model).__name__} has no such part, so it would change nothing. "
-            "Use params=all."
+            f"Consistency with params={params}: {type(model).__name__} has no such parameters, so it would change "
+            "nothing. Use params=all."
         )
     return chosen

@@ -16,7 +16,7 @@ from medtl.data.tensors.batch import Batch
 
 
 class _ReverseGradient(Function):
-    """Identity forward; backward, the gradient times -lambda."""
+    """Identity in the forward pass; multiplies the gradient by -lambda in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, lambda_: float) -> Tensor:
@@ -29,28 +29,28 @@ class _ReverseGradient(Function):
 
 
 def reversal_strength(progress: float, gamma: float = 10.0) -> float:
-    """lambda(p) = 2 / (1 + exp(-gamma p)) - 1 with p the fraction of training done (Ganin et al. 2016, section 5.2)."""
+    """lambda(p) = 2 / (1 + exp(-gamma p)) - 1, p the fraction of training done (Ganin et al. 2016, section 5.2)."""
     return 2.0 / (1.0 + math.exp(-gamma * progress)) - 1.0
 
 
 class DANN(Adapter):
-    """Domain-adversarial neural network (Ganin et al. 2016, equations 9 and 13 to 15).
+    """Learns features that do not reveal the domain, against a discriminator (Ganin et al. 2016, eq. 9, 13 to 15).
 
-    A discriminator learns to tell the source's features from the target's; the encoder receives its gradient
-    reversed and scaled by lambda(p), and so learns features that do not tell. Only the encoder's gradient is
-    scaled: the discriminator always learns at full strength. Each domain weighs one half, whatever its batch.
+    A discriminator learns to tell the source's features from the target's. The encoder receives its gradient reversed
+    and scaled by lambda(p), and so learns features that do not tell the domains apart. Only the encoder's gradient is
+    scaled: the discriminator always learns at full strength. Each domain has weight one half, whatever its batch size.
 
-    In segmentation the features are a map, and each of its locations is a sample: the domain loss, and with it the
-    reversed gradient, is a mean over locations.
+    In segmentation the features are a map, and every location is a sample: the domain loss, and with it the reversed
+    gradient, is a mean over locations.
 
     Args:
         model: `model(image) -> Output(logits, features)`.
-        weight: of the reversed gradient.
+        weight: weight of the reversed gradient.
         gamma: how fast lambda rises with the progress of training.
         hidden: width of the discriminator's two hidden layers.
-        dropout: in the discriminator.
-        head_lr: learning rate of discriminator, in multiples of the encoder's.
-        locations: how many locations of the maps of each domain a step uses at most, drawn anew in each; bounds memory.
+        dropout: dropout in the discriminator.
+        head_lr: learning rate of the discriminator, as a multiple of the encoder's.
+        locations: at most this many locations per domain are drawn in each step, which bounds memory.
         norm, statistics, label_smoothing: see `Adapter`.
     """
 
@@ -75,7 +75,7 @@ class DANN(Adapter):
         self.gamma = gamma
         self.head_lr = head_lr
         self.locations = locations
-        # No BatchNorm here: with one call a domain it would hide the shift that the discriminator looks for.
+        # No BatchNorm here: with one call per domain it would hide the shift that the discriminator looks for.
         self.discriminator = nn.Sequential(
             nn.Linear(self._num_features(), hidden),
             nn.ReLU(),
@@ -87,7 +87,7 @@ class DANN(Adapter):
         )
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
-        """Computes source loss plus domain loss; also returns the discriminator's balanced accuracy."""
+        """Computes source loss plus domain loss, and the discriminator's balanced accuracy."""
         from_source, from_target = self.forward_domains(source, target)
         source_loss = self.supervised_loss(from_source.logits, self._given(source, "source").label)
         lambda_ = self.weight * reversal_strength(progress, self.gamma)
@@ -111,7 +111,7 @@ class DANN(Adapter):
         ]
 
     def _discriminate(self, features: Tensor, lambda_: float) -> Tensor:
-        """Logits (M,) of being from the source, of cases or of locations of maps; float32 outside autocast."""
+        """Logits (M,) for "from the source", one per case or map location; float32 outside autocast."""
         if features.ndim > 2:
             features = features.movedim(1, -1).flatten(0, -2)
             if len(features) > self.locations:

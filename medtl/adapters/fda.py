@@ -1,4 +1,4 @@
-"""Fourier domain adaptation: source images with the target's coarse brightness and colour."""
+"""Fourier domain adaptation: source images with the coarse brightness and colour of the target."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from medtl.errors import ConfigError, DataError
 
 
 def low_frequencies(shape: tuple[int, ...], beta: float) -> Tensor:
-    """Which frequencies of an image of `shape` are swapped, in the layout of `torch.fft.rfftn`.
+    """Marks the frequencies to swap for images of `shape`, in the layout of `torch.fft.rfftn`.
 
-    A centred block of 2 b + 1 frequencies an axis, -b to b, with b = floor(beta * size) of that axis: a thin axis of a
-    volume gets a thinner block. beta = 0 is none at all, a small beta the mean alone, 0.5 all.
+    The block is centred and has 2 b + 1 frequencies per axis, -b to b, with b = floor(beta * size) of that axis, so a
+    thin axis of a volume gets a thinner block. beta = 0 marks none, a small beta only the mean, 0.5 all.
     """
     if beta == 0:
         return torch.zeros(*shape[:-1], shape[-1] // 2 + 1, dtype=torch.bool)
     block = torch.ones((), dtype=torch.bool)
     for axis, size in enumerate(shape):
         last = axis == len(shape) - 1
-        # Rounded first: 0.1 * 30 must be 3, and floating point may say less.
+        # Rounded first: 0.1 * 30 must be 3, and floating point may give less.
         reach = math.floor(round(beta * size, 9))
         frequency = torch.fft.rfftfreq(size) if last else torch.fft.fftfreq(size)
         near = (frequency * size).round().abs() <= reach
@@ -35,11 +35,11 @@ def low_frequencies(shape: tuple[int, ...], beta: float) -> Tensor:
 
 
 def swap_amplitude(source: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Gives images the target's amplitudes at low frequencies; their phases stay (Yang and Soatto 2020, section 3.1).
+    """Replaces low-frequency amplitudes by the target's and keeps the phases (Yang and Soatto 2020, section 3.1).
 
     Args:
         source: (N, C, *S) images or volumes.
-        target: the same shape.
+        target: same shape as `source`.
         beta: in [0, 0.5], see `low_frequencies`.
 
     Returns:
@@ -51,24 +51,24 @@ def swap_amplitude(source: Tensor, target: Tensor, beta: float) -> Tensor:
         mine = torch.fft.rfftn(source.float(), dim=axes)
         theirs = torch.fft.rfftn(target.float(), dim=axes)
         block = low_frequencies(shape, beta).to(source.device)
-        # Where nothing is swapped the coefficient itself is kept: its polar form would only round it.
+        # Unswapped coefficients are kept as they are: their polar form would only round them.
         swapped = torch.where(block, torch.polar(theirs.abs(), mine.angle()), mine)
         image: Tensor = torch.fft.irfftn(swapped, s=shape, dim=axes)
     return image
 
 
 class FDA(Adapter):
-    """Fourier domain adaptation (Yang and Soatto 2020, section 3.1), for images and volumes, channel by channel.
+    """Trains on source images with the target's low-frequency amplitudes (FDA: Yang and Soatto 2020, section 3.1).
 
-    Trains on source images whose amplitudes at low frequencies are those of a random image of the target's batch.
-    Their labels hold, since the phase, which carries the structure, is the source's. The paper's entropy term and its
-    average over three networks are not part of this.
+    Each source image takes the amplitudes of a random image of the target's batch, channel by channel, in 2D and 3D.
+    Labels stay valid because the phase, which carries the structure, is the source's. The paper's entropy term and its
+    average over three networks are left out.
 
     Args:
         model: `model(image) -> Output(logits, features)`.
-        beta: half the width of the swapped block of frequencies, as a fraction of each axis; the paper has .01, .05
-            and .09. Larger values bring artefacts. Below 1 / size it is the mean of the image alone.
-        probability: that a source image is changed in a step.
+        beta: half the width of the swapped block of frequencies, as a fraction of each axis; the paper uses 0.01, 0.05
+            and 0.09. Larger values cause artefacts. Below 1 / size only the mean of the image is swapped.
+        probability: probability that a source image is changed in a step.
         norm, statistics, label_smoothing: see `Adapter`; the model sees the target only if statistics=target.
     """
 
@@ -88,19 +88,19 @@ class FDA(Adapter):
         super().__init__(model, norm=norm, statistics=statistics, label_smoothing=label_smoothing)
         if not 0 < beta <= 0.5 or not 0 < probability <= 1:
             raise ConfigError(
-                f"FDA: beta is {beta} and probability {probability}; expected above 0 and at most 0.5 and 1: at 0 "
-                "nothing would be swapped."
+                f"FDA: beta is {beta} and probability {probability}; expected beta above 0 and at most 0.5, and "
+                "probability above 0 and at most 1: at 0 nothing would be swapped."
             )
         self.beta = beta
         self.probability = probability
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
-        """Computes the source's loss on its changed images."""
+        """Computes the source's loss on the changed images."""
         source, target = self._given(source, "source"), self._given(target, "target")
         if source.image.shape[1:] != target.image.shape[1:]:
             raise DataError(
-                f"FDA swaps frequencies of images of one size; the source's are {tuple(source.image.shape[1:])}, the "
-                f"target's {tuple(target.image.shape[1:])}. Use one image size and one patch size for both."
+                f"FDA needs images of one size; the source's are {tuple(source.image.shape[1:])}, the target's "
+                f"{tuple(target.image.shape[1:])}. Use the same image size and patch size for both."
             )
         partner = torch.randint(len(target), (len(source),)).to(target.image.device)
         chosen = torch.rand(len(source)) < self.probability

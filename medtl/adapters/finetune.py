@@ -1,4 +1,4 @@
-"""Fine-tuning on the source alone: the baseline of every adaptation."""
+"""Fine-tuning on the source alone: the baseline for every adaptation method."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from medtl.data.tensors.batch import Batch
 
 
 class FineTune(Adapter):
-    """Trains all weights on the source's labels; the target is not looked at ("source-only").
+    """Trains all weights on the source's labels and ignores the target ("source-only").
 
-    Loss: cross-entropy, or binary cross-entropy for several findings at once.
+    The loss is cross-entropy, or binary cross-entropy if a case can have several findings.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})

@@ -17,21 +17,21 @@ from medtl.errors import ConfigError
 
 Match = Literal["image", "batch"]
 PADDING = 0.1
-"""Exact zeros in all channels are padding, or air below a window, from this share of an image on."""
+"""From this share of an image on, exact zeros in all channels count as padding, or as air below a window."""
 _MOST = (
     2**17
 )  # values of the reference that are looked at: quantiles need no more, and sorting takes the time
 
 
 def match(image: NDArray[Any], references: list[NDArray[Any]]) -> NDArray[Any]:
-    """Matches the histogram of each channel of `image` to that of the references together (Gonzalez and Woods).
+    """Matches the histogram of each channel of `image` to the pooled histogram of `references` (Gonzalez and Woods).
 
     Args:
         image: (C, *S), values in [0, 1].
-        references: images of C channels. Padding, there or in `image`, is left out on both sides and stays zero.
+        references: images of C channels. Padding, in them or in `image`, is ignored and stays zero.
 
     Returns:
-        float32, shaped as `image`; unchanged if nothing but padding is on either side.
+        float32, shaped as `image`; unchanged if either side is nothing but padding.
     """
     from skimage.exposure import match_histograms
 
@@ -51,16 +51,16 @@ def match(image: NDArray[Any], references: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 class Histogram(Adapter):
-    """Histogram matching of the source to the target, for images and volumes, channel by channel.
+    """Trains on source images whose grey-value histograms are matched to the target's, channel by channel.
 
-    Trains on source images whose grey values follow those of the target; the labels hold, since the order of grey
-    values is kept. What it cannot do is change contrast that has turned round (T1 against T2). Where the share of
-    a structure differs between images, matching shifts its grey values: `match=batch` is the calmer one.
+    Works on images and volumes. Labels stay valid because the order of grey values is kept; for the same reason the
+    method cannot undo an inverted contrast (T1 against T2). Where the share of a structure differs between images,
+    matching shifts its grey values; `match=batch` does so less.
 
     Args:
         model: `model(image) -> Output(logits, features)`.
-        match: to one random image of the target's batch each, or to all images of that batch together.
-        probability: that a source image is matched in a step.
+        match: the reference: one random `image` of the target's batch for each source image, or the whole `batch`.
+        probability: probability that a source image is matched in a step.
         norm, statistics, label_smoothing: see `Adapter`; the model sees the target only if statistics=target.
     """
 
@@ -80,14 +80,14 @@ class Histogram(Adapter):
         super().__init__(model, norm=norm, statistics=statistics, label_smoothing=label_smoothing)
         if match not in get_args(Match) or not 0 < probability <= 1:
             raise ConfigError(
-                f"Histogram: match is {match!r} and probability {probability}; expected image or batch, and above 0 "
-                "and at most 1: at 0 nothing would be matched."
+                f"Histogram: match is {match!r} and probability {probability}; expected image or batch, and a "
+                "probability above 0 and at most 1: at 0 nothing would be matched."
             )
         self.match = match
         self.probability = probability
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
-        """Computes the source's loss on its matched images."""
+        """Computes the source's loss on the matched images."""
         source, target = self._given(source, "source"), self._given(target, "target")
         partner = torch.randint(len(target), (len(source),)).tolist()
         chosen = (torch.rand(len(source)) < self.probability).tolist()

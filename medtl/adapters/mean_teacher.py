@@ -1,4 +1,4 @@
-"""Mean teacher: a slow copy of the network labels the target for the fast one."""
+"""Mean teacher: a moving average of the network labels the target for it."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ PredictWith = Literal["teacher", "student"]
 
 
 class MeanTeacher(Adapter):
-    """Mean teacher with confident labels (Tarvainen and Valpola 2017; Sohn et al. 2020), for cases and for voxels.
+    """Learns the confident pseudo-labels of a moving-average teacher (Tarvainen and Valpola 2017; Sohn et al. 2020).
 
-    The teacher, a moving average of the student's weights and buffers, predicts the plain view of a target batch; the
-    student learns those labels on the strongly augmented view. Uncertain labels weigh nothing, but count in the mean:
-    the loss fades with them. How sure is sure enough depends on the class: `threshold` times the running mean of the
-    teacher's confidence in it, so that a class on which it is never sure is learned too (after Zhang et al. 2021).
+    The teacher, a moving average of the student's weights and buffers, predicts the plain view of a target batch. The
+    student learns these labels on the strongly augmented view, per case or per voxel. Labels below the threshold have
+    weight zero but still count in the mean, so the loss fades when the teacher is unsure. The threshold depends on the
+    class: `threshold` times the running mean of the teacher's confidence in that class, so that classes on which it is
+    never very confident are learned too (after Zhang et al. 2021).
 
     Args:
         model: `model(image) -> Output(logits, features)`; the student.
-        weight: of the target's loss.
-        ramp_up: fraction of training in which the weight rises to its full size, as exp(-5 (1 - t)^2).
-        decay: of the teacher, at most; it is 1 - 1 / (t + 1) in step t, so that the first ones are forgotten. For
-            trainings of many thousand steps .999.
-        threshold: confidence that a label must reach, as a fraction of its class's mean; 0 uses all.
+        weight: weight of the target's loss.
+        ramp_up: fraction of training over which the weight rises to its full value, as exp(-5 (1 - t)^2).
+        decay: largest decay of the teacher; at step t it is at most 1 - 1 / (t + 1), so that the first steps are
+            forgotten. Use 0.999 for trainings of many thousand steps.
+        threshold: confidence that a label must reach, as a fraction of its class's mean; 0 uses every label.
         predict_with: whose weights `medtl.fit` leaves in `model`.
         norm, statistics, label_smoothing: see `Adapter`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target", "strong_view"})
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
-    why_not: ClassVar[str] = "its teacher gives each case or voxel one class"
+    why_not: ClassVar[str] = "its teacher assigns one class to each case or voxel"
     updates: Tensor
     confidence: Tensor
 
@@ -75,11 +76,11 @@ class MeanTeacher(Adapter):
         self.threshold, self.predict_with = threshold, predict_with
         self.teacher = copy.deepcopy(model).requires_grad_(False)
         self.register_buffer("updates", torch.tensor(0))
-        # Starts at 1: nothing is sure enough before its class has been seen.
+        # Starts at 1: no label passes before its class has been seen.
         self.register_buffer("confidence", torch.ones(classes_of(model, "MeanTeacher")))
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
-        """Computes the source's loss and that of the teacher's labels on the target's strong view."""
+        """Computes the source's loss and the pseudo-label loss on the target's strong view."""
         source, target = self._given(source, "source"), self._given(target, "target")
         if target.strong is None:
             raise DataError("MeanTeacher needs a strong view in the target batch, and it has none.")
@@ -101,7 +102,7 @@ class MeanTeacher(Adapter):
 
     @torch.no_grad()
     def _labels(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's classes, and whether it is sure of them; it normalises by the batch, as the student does."""
+        """The teacher's classes and whether each passes the threshold; normalised by the batch, like the student."""
         self.teacher.eval()
         if self.norm == "frozen":
             logits = self.teacher(image).logits
@@ -132,7 +133,7 @@ class MeanTeacher(Adapter):
         self.updates += 1
 
     def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Leaves the teacher in `model`, if it is to predict; then the statistics, see `Adapter`."""
+        """Copies the teacher into `model` if it is to predict; then sets the statistics, see `Adapter`."""
         if self.predict_with == "teacher" and int(self.updates):
             self.model.load_state_dict(self.teacher.state_dict())
         super().on_fit_end(loaders)

@@ -1,4 +1,4 @@
-"""Source-free adaptation: a trained model and the target's scans, without the source's."""
+"""Source-free adaptation: needs a trained model and the target's scans, not the source's."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ Prior = Literal["auto", "uniform", "predicted"]
 
 
 class SHOT(Adapter):
-    """Source hypothesis transfer (Liang et al. 2020): the head stays, the features learn to fit it.
+    """Adapts a trained model's features to its frozen head, without source data (SHOT: Liang et al. 2020).
 
-    Information maximisation: predictions become certain one by one, while together they keep to the class shares of a
-    `prior`. In classification each case also learns a pseudo-label, refreshed in each epoch from the whole target; in
-    segmentation there are none. The source model should be trained with label smoothing (0.1 in the paper). BatchNorm
-    starts with the target's statistics, so that first labels and shares do not come from the source's.
+    The loss maximises information: each prediction becomes confident, while the mean prediction stays close to a
+    `prior` over classes. In classification, each case also learns a pseudo-label, which is refreshed every epoch from
+    the whole target; segmentation has no pseudo-labels. Train the source model with label smoothing (0.1 in the paper).
+    BatchNorm starts from the target's statistics, so that the first pseudo-labels and class shares do not depend on
+    the source's.
 
     Args:
         model: trained on the source; its head is frozen.
-        prior: class shares to keep to: `uniform` (the paper's: the mean prediction's entropy is maximised), `predicted`
-            (those of the model at the start: where classes are far from balanced), `auto`: uniform over cases,
-            predicted over voxels, of which the background has most.
-        diversity_weight: of keeping to the prior. It needs a large batch of cases; voxels are many.
-        pseudo_weight: of the pseudo-labels' cross-entropy; classification only.
-        threshold: classes that are predicted for at most so many target cases get no pseudo-labels.
-        encoder_lr: learning rate of the encoder, in multiples of that of what lies between it and the head.
+        prior: class shares to stay close to: `uniform` (the paper's choice: maximises the entropy of the mean
+            prediction), `predicted` (the shares that the model predicts at the start, for imbalanced classes), or
+            `auto`: uniform for cases, predicted for voxels, most of which are background.
+        diversity_weight: weight of the prior. Cases need a large batch for it; voxels are always many.
+        pseudo_weight: weight of the pseudo-labels' cross-entropy; classification only.
+        threshold: a class predicted for this many target cases or fewer gets no pseudo-labels.
+        encoder_lr: learning rate of the encoder, as a multiple of that of the layers between encoder and head.
         norm, statistics: see `Adapter`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"target", "index"})
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
-    why_not: ClassVar[str] = "its classes exclude each other"
+    why_not: ClassVar[str] = "its classes are mutually exclusive"
     norms: ClassVar[frozenset[str]] = frozenset({"separate", "frozen"})
     shares: Tensor
     started: Tensor
@@ -60,8 +61,8 @@ class SHOT(Adapter):
         super().__init__(model, norm=norm, statistics=statistics)
         if prior not in get_args(Prior) or min(diversity_weight, pseudo_weight, threshold) < 0:
             raise ConfigError(
-                f"SHOT: prior is {prior!r}, the weights {diversity_weight} and {pseudo_weight}, the threshold "
-                f"{threshold}; expected one of {', '.join(get_args(Prior))}, and numbers of at least 0."
+                f"SHOT: prior is {prior!r}, the weights are {diversity_weight} and {pseudo_weight}, the threshold is "
+                f"{threshold}; expected a prior of {', '.join(get_args(Prior))}, and numbers of at least 0."
             )
         self.prior, self.diversity_weight, self.pseudo_weight = prior, diversity_weight, pseudo_weight
         self.threshold, self.encoder_lr = threshold, encoder_lr
@@ -72,7 +73,7 @@ class SHOT(Adapter):
         self._labels: dict[int, int] = {}  # of an epoch, by place: made from the weights at its start
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:
-        """Computes information maximisation, and the cross-entropy of the pseudo-labels; no source."""
+        """Computes the information-maximisation loss and the pseudo-labels' cross-entropy; uses no source."""
         target = self._given(target, "target")
         if not self.started:
             raise ConfigError(
@@ -94,13 +95,13 @@ class SHOT(Adapter):
         places = [] if target.index is None else target.index.tolist()
         if not places or not all(place in self._labels for place in places):
             raise DataError(
-                "SHOT finds a case's pseudo-label by its place in the target's data set (index), which is missing here "
-                "or was so when the epoch started. Give both the same data set."
+                "SHOT finds a case's pseudo-label by its position in the target's data set (index), which is missing "
+                "here or was missing when the epoch started. Use the same data set for both."
             )
         return torch.tensor([self._labels[place] for place in places])
 
     def on_epoch_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Refreshes the pseudo-labels over the whole target; the first time also statistics and class shares."""
+        """Refreshes the pseudo-labels over the whole target; the first time also the statistics and class shares."""
         first = not bool(self.started)
         if first and self.norm != "frozen":
             reestimate_statistics(self.model, loaders["target"])
@@ -110,7 +111,7 @@ class SHOT(Adapter):
 
     @torch.no_grad()
     def _look(self, batches: Iterable[Batch], first: bool) -> None:
-        """One pass over the target in eval mode, in order."""
+        """Passes once over the target in eval mode, in order."""
         features, probabilities, index = [], [], []
         total, count, maps = torch.zeros_like(self.shares), 0, False
         with modes_kept(self.model):
@@ -136,7 +137,7 @@ class SHOT(Adapter):
             self._labels = dict(zip(index, labels.tolist(), strict=True))
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The encoder (all, where no part is called so) at `lr * encoder_lr`, the rest at `lr`, the head not at all."""
+        """The encoder (or the whole model if it names none) at `lr * encoder_lr`, the rest at `lr`; no head."""
         inside = {id(p) for p in (encoder_of(self.model) or self.model).parameters()}
         free = [p for p in self.model.parameters() if p.requires_grad]
         encoder, rest = [p for p in free if id(p) in inside], [p for p in free if id(p) not in inside]

@@ -1,1 +1,1 @@
-"""What all adaptation methods share: the base classes, normalisation, common parts, and how methods are found."""
+"""Code that all adaptation methods share: base classes, normalisation, common parts, and discovery."""

@@ -1,12 +1,12 @@
 """The contract of an adaptation method.
 
-An adapter works in anybody's loop:
+An adapter works in any training loop:
 
     adapter = DANN(model)
     losses = adapter(source, target, progress=step / num_steps)
     losses["loss"].backward()
 
-and in `medtl.fit`, which calls the optional hooks too.
+`medtl.fit` also calls its optional hooks.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ NEEDS = frozenset({"source", "target", "target_labels", "index", "strong_view"})
 TASKS = frozenset({"binary", "multiclass", "multilabel", "segmentation"})
 
 _NO_SMOOTHING = (
-    "{name}: label_smoothing is {value}, which is of the cross-entropy of classification and would change nothing "
-    "in segmentation. Leave it at 0 and choose the loss by its name."
+    "{name}: label_smoothing is {value}, which applies to the cross-entropy of classification and would change "
+    "nothing in segmentation. Leave it at 0 and choose the loss by its name."
 )
 
 
 class Adapter(nn.Module):
-    """Adapts `model`; extra networks live inside it, constants are buffers.
+    """Adapts `model`; extra networks are submodules, constants are buffers.
 
     Args:
         model: `model(image) -> Output(logits, features)`; see `medtl.with_features` for other networks.
         norm: how BatchNorm treats the two domains, see `medtl.adapters.contract.norm`.
         statistics: BatchNorm statistics to predict with: `running`, those of training, or `target`,
-            estimated again over the target at the end of `medtl.fit` (in a loop of your own: call
+            re-estimated over the target at the end of `medtl.fit` (in your own loop, call
             `on_fit_end({"target": batches})`).
-        label_smoothing: of the source's cross-entropy, in [0, 1).
+        label_smoothing: label smoothing of the source's cross-entropy, in [0, 1).
 
     Attributes:
-        needs: what `forward` takes; the target's labels are in a batch only where they are named here.
-        tasks: the tasks it supports; `why_not` says why it does not support the others.
-        test_time: it is not trained: it adapts to each group of cases when they are predicted, see
+        needs: what `forward` takes; a batch holds the target's labels only if they are named here.
+        tasks: the supported tasks; `why_not` says why the others are not.
+        test_time: the method is not trained but adapts to each group of cases when it predicts them, see
             `medtl.adapters.contract.test_time`.
-        trains: `fit` takes steps; where it does not, it calls `on_fit_start` and saves the model.
-        source_weights: with default hyper-parameters its weights end as those of source-only, so that a recipe starts
-            from that model and leaves the training out (`FitConfig(epochs=0)`).
-        kind: `methods` or `strategies`: how `medtl list` names it.
-        model: what is saved and used to predict.
-        criterion: the source's loss, `(logits, label) -> scalar`; None stands for cross-entropy, and in segmentation
-            for `SegmentationLoss()`, Dice and cross-entropy.
+        trains: `fit` takes steps; if False, it calls `on_fit_start` and saves the model.
+        source_weights: with default hyper-parameters its weights equal those of source-only, so that a recipe starts
+            from that model and skips training (`FitConfig(epochs=0)`).
+        kind: `methods` or `strategies`: the `medtl list` table that shows it.
+        model: the network that is saved and used to predict.
+        criterion: the source's loss, `(logits, label) -> scalar`; None means cross-entropy, and in segmentation
+            `SegmentationLoss()`, Dice plus cross-entropy.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
@@ -102,7 +102,7 @@ class Adapter(nn.Module):
         if (norm in ("domain_specific", "frozen") or statistics == "target") and not batch_norms(model):
             raise ConfigError(
                 f"{name} with norm={norm}, statistics={statistics} acts on BatchNorm layers, and the model has none "
-                "(LayerNorm, GroupNorm and InstanceNorm keep no statistics of a domain), so it would change nothing. "
+                "(LayerNorm, GroupNorm and InstanceNorm keep no domain statistics), so it would change nothing. "
                 "Choose an encoder with BatchNorm (resnet, efficientnet, ...), another method, or the defaults."
             )
         self.model = model
@@ -121,38 +121,38 @@ class Adapter(nn.Module):
         Args:
             source: labelled batch of the source, if `needs` names it.
             target: batch of the target, without labels; its size may differ from the source's.
-            progress: fraction of the whole training that is done, in [0, 1].
+            progress: fraction of the whole training done so far, in [0, 1].
 
         Returns:
-            `loss`, to be minimised, and every part of it by name: scalars.
+            `loss`, to be minimised, and each of its parts by name: scalars.
         """
         raise TypeError(f"{type(self).__name__} does not define forward(source, target, *, progress).")
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameters and learning rates for an optimiser; by default all trainable ones at `lr`."""
+        """Parameters and learning rates for an optimiser; by default, all trainable parameters at `lr`."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
     def learning_rate(self, group: Mapping[str, Any], progress: float) -> float:
         """Learning rate of a group of `param_groups` as a fraction of its peak, at `progress` in [0, 1].
 
-        By default a linear warm-up over the first tenth of training, then a half cosine to zero.
+        The default is a linear warm-up over the first tenth of training, then a half cosine to zero.
         """
         return warm_cosine(progress)
 
     def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Called once before the first step of a training, not when it is resumed.
+        """Called once before the first step of a training, but not when a run is resumed.
 
-        `loaders["source"]` gives every labelled training case once, in order, not augmented.
+        `loaders["source"]` yields every labelled training case once, in order, without augmentation.
         """
 
     def on_epoch_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Called before each epoch; `loaders["target"]` gives every case once, unshuffled, not augmented."""
+        """Called before each epoch; `loaders["target"]` yields every case once, in order, without augmentation."""
 
     def on_step_end(self) -> None:
         """Called after each optimiser step."""
 
     def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Called once after training: sets the target's statistics if `statistics="target"`."""
+        """Called once after training; sets the target's statistics if `statistics="target"`."""
         if self.statistics == "target":
             if "target" not in loaders:
                 raise ConfigError(
@@ -172,10 +172,10 @@ class Adapter(nn.Module):
         return self
 
     def supervised_loss(self, logits: Tensor, label: Tensor | None) -> Tensor:
-        """Cross-entropy of logits (B, K) with classes (B,), or of K sigmoids with a float matrix (B, K).
+        """Cross-entropy of logits (B, K) with classes (B,), or binary cross-entropy with a float matrix (B, K).
 
-        In segmentation `criterion` of logits (B, K, *S) with masks (B, *S); in classification `criterion` too, if it is
-        set. A negative class, or NaN in the matrix, means not labelled and is left out. Computed in float32.
+        In segmentation, `criterion` of logits (B, K, *S) with masks (B, *S); in classification `criterion` too, if it
+        is set. A negative class, or NaN in the matrix, means unlabelled and is left out. Computed in float32.
         """
         if label is None:
             raise DataError(f"{type(self).__name__} needs labels in the source batch, and it has none.")
@@ -200,11 +200,11 @@ class Adapter(nn.Module):
         return F.cross_entropy(logits, label, ignore_index=-1, label_smoothing=self.label_smoothing)
 
     def forward_source(self, source: Batch | None) -> Output:
-        """One pass over the source alone."""
+        """Passes the source alone through the model."""
         return self._source_pass(self._given(source, "source").image)
 
     def forward_domains(self, source: Batch | None, target: Batch | None) -> tuple[Output, Output]:
-        """Passes both domains through the model as `norm` says; the batches' sizes may differ."""
+        """Passes both domains through the model as `norm` says; their batch sizes may differ."""
         x, y = self._given(source, "source").image, self._given(target, "target").image
         if self.norm == "joint":
             both = self.model(torch.cat([x, y]))
@@ -215,9 +215,9 @@ class Adapter(nn.Module):
 
     @contextmanager
     def on_source(self) -> Iterator[None]:
-        """Within it, `model` is fit for the source: with BatchNorm statistics of its own where the target has others.
+        """Within it, `model` predicts for the source: with the source's BatchNorm statistics if there are two sets.
 
-        Validation, temperature and operating point are the source's and belong in here.
+        Validation, temperature scaling and operating points use the source and belong in here.
         """
         if self.source_statistics is None or not self.statistics_differ:
             yield
@@ -231,7 +231,7 @@ class Adapter(nn.Module):
         return output
 
     def _check_task(self, task: str | None) -> None:
-        """Refuses a task that the method does not support; None: the model does not say, its logits will."""
+        """Refuses a task that the method does not support; None: unknown until the logits are seen."""
         if task in TASKS - self.tasks:
             raise ConfigError(
                 f"{type(self).__name__} does not support the task {task}: {self.why_not}. It is for "

@@ -1,4 +1,4 @@
-"""Methods are found by their file names, their hyper-parameters in their signatures."""
+"""Methods are found by file name; their hyper-parameters are read from their signatures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METHODS = "medtl.adapters"
 
 
 def modules_of(package: str) -> list[str]:
-    """The names of the modules of a package, sorted; its subpackages, such as `contract`, are not among them."""
+    """The names of a package's modules, sorted; subpackages such as `contract` are left out."""
     return sorted(
         m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__) if not m.ispkg
     )
@@ -35,10 +35,10 @@ def available() -> list[str]:
 
 
 def adapter_class(name: str) -> type[Adapter]:
-    """The class of method `name`: the one in file `name`.py that is called like it, upper and lower case aside.
+    """The class of method `name`: the one in file `name`.py with the same name, ignoring case and underscores.
 
     Args:
-        name: a method that `available` lists, or the path of a file of your own (`mine/my_method.py`).
+        name: a method that `available` lists, or the path of your own file (`mine/my_method.py`).
 
     Raises:
         ConfigError: there is no such method.
@@ -47,16 +47,16 @@ def adapter_class(name: str) -> type[Adapter]:
 
 
 def find_class(name: str, package: str, known: Sequence[str], kind: str) -> type[Adapter]:
-    """The Adapter in module `name` of `package`, or in a file of your own, that is called like the file.
+    """The Adapter named like its file, in module `name` of `package` or in your own file.
 
     Args:
         name: one of `known`, or the path of a Python file.
-        package: whose modules are looked through.
-        known: names of those modules that hold one.
+        package: the package to search.
+        known: names of its modules that hold such a class.
         kind: what the class is, for the message.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such class.
     """
     if name.endswith(".py"):
         module = _own_file(Path(name), kind)
@@ -69,7 +69,7 @@ def find_class(name: str, package: str, known: Sequence[str], kind: str) -> type
         if issubclass(found, Adapter) and found.__name__.lower() == name.replace("_", ""):
             return found
     raise ConfigError(
-        f"{name}.py has no Adapter called like the file, for example class {name.title()}(Adapter)."
+        f"{name}.py has no Adapter named like the file, for example class {name.title()}(Adapter)."
     )
 
 
@@ -78,15 +78,15 @@ def _own_file(path: Path, kind: str) -> types.ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"There is no {kind} file {path.name!r} at the given place.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module
 
 
 def hyper_parameters(method: type[Adapter]) -> dict[str, inspect.Parameter]:
-    """The hyper-parameters of a method, with their types and defaults, from its signature.
+    """The hyper-parameters of a method with their types and defaults, from its signature.
 
-    Where it passes others on (`**common`), those of the class that takes them follow.
+    If the method passes on others (`**common`), those of the base class that takes them follow.
     """
     found: dict[str, inspect.Parameter] = {}
     for owner in method.__mro__:
@@ -103,18 +103,18 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Turns `["weight=0.5", "norm=joint"]` into typed arguments of method `name`.
 
     Raises:
-        ConfigError: not `key=value`, an unknown key (near matches are named), or a value of another type.
+        ConfigError: not `key=value`, an unknown key (near matches are named), or a value of the wrong type.
     """
     return parse_pairs(f"Method {name}", hyper_parameters(adapter_class(name)), pairs)
 
 
 def parse_pairs(where: str, known: dict[str, inspect.Parameter], pairs: Sequence[str]) -> dict[str, Any]:
-    """Turns `key=value` texts into typed arguments.
+    """Turns `key=value` strings into typed arguments.
 
     Args:
-        where: whose they are, for the message.
-        known: as from `hyper_parameters`.
-        pairs: the texts.
+        where: the owner of the arguments, for the message.
+        known: as returned by `hyper_parameters`.
+        pairs: the strings.
 
     Raises:
         ConfigError: as in `parse_hparams`.
@@ -135,17 +135,17 @@ def parse_pairs(where: str, known: dict[str, inspect.Parameter], pairs: Sequence
 def build_adapter(
     name: str, model: nn.Module, *, seed: int = 0, criterion: nn.Module | None = None, **hparams: Any
 ) -> Adapter:
-    """Builds method `name` around `model`; its own networks are drawn from `seed` alone.
+    """Builds method `name` around `model`; its own networks are initialised from `seed` alone.
 
     Args:
-        name: a method that `available` lists, or the path of a file of your own.
+        name: a method that `available` lists, or the path of your own file.
         model: `model(image) -> Output(logits, features)`.
-        seed: of the method's own networks.
-        criterion: the source's loss in segmentation; None stands for Dice and cross-entropy.
+        seed: seed of the method's own networks.
+        criterion: the source's loss in segmentation; None means Dice plus cross-entropy.
         hparams: the method's hyper-parameters.
 
     Raises:
-        ConfigError: there is no such method, or it cannot do what is asked, with the reason.
+        ConfigError: there is no such method, or it does not support what is asked; the message gives the reason.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -155,10 +155,10 @@ def build_adapter(
 
 
 def convert(where: str, text: str, kind: Any) -> Any:
-    """The value that `text` says, of type `kind`: bool, int, float, str, a Literal, or one of them or None.
+    """Converts `text` to type `kind`: bool, int, float, str, a Literal, or an optional one of these.
 
     Raises:
-        ConfigError: it says none.
+        ConfigError: the text is no value of that type.
     """
     if get_origin(kind) is Literal:
         if text not in get_args(kind):

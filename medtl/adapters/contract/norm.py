@@ -1,11 +1,11 @@
-"""Batch normalisation when two domains are trained at once: one named choice, and the statistics at test.
+"""Batch normalisation with two domains: one named option for training, and the statistics used at test time.
 
-separate         one forward pass a domain: each is normalised by its own batch; the running statistics
+separate         one forward pass per domain: each is normalised by its own batch; the running statistics
                  follow both in turn (default)
-joint            one forward pass over both: the textbook's batch; harms where class shares differ
-domain_specific  one set of running statistics a domain; prediction uses the target's (DSBN without its own
+joint            one forward pass over both: the textbook's batch; harmful where class shares differ
+domain_specific  one set of running statistics per domain; prediction uses the target's (DSBN without its own
                  affine parameters: Chang et al. 2019)
-frozen           statistics stay those of the pretrained weights
+frozen           the statistics stay those of the pretrained weights
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers of `model` that keep running statistics of batches (1-D, 2-D and 3-D)."""
+    """The layers of `model` that keep running batch statistics (1D, 2D and 3D)."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Restores the train or eval mode of every module on leaving."""
+    """Restores the train or eval mode of every module on exit."""
     modes = {m: m.training for m in model.modules()}
     try:
         yield
@@ -45,11 +45,11 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Sets the running statistics to the average over `batches` (AdaBN: Li et al. 2018).
 
-    Only the BatchNorm layers are in training mode meanwhile: dropout stays off, modes are restored.
+    Only the BatchNorm layers are in training mode meanwhile: dropout stays off, and all modes are restored.
 
     Returns:
-        How many images or volumes were used; with none the statistics are unchanged. One that comes alone joins
-        the next batch, and is left out if there is no next, since layers without spatial axes cannot normalise it.
+        The number of images or volumes used; if it is 0, the statistics are unchanged. A batch of one joins the next
+        batch, and is left out if there is none, because layers without spatial axes cannot normalise it.
     """
     layers = batch_norms(model)
     if not layers:
@@ -64,7 +64,7 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
         try:
             for image in _none_alone(batch.image for batch in batches):
                 seen += len(image)
-                for layer in layers:  # the average over cases: the first batch replaces what was there
+                for layer in layers:  # the average over cases: the first batch replaces the old statistics
                     layer.momentum = len(image) / seen
                 model(image.to(device))
         finally:
@@ -74,7 +74,7 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
 
 
 def _none_alone(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Joins batches of one with the next; the last of all is given alone only if there was no other."""
+    """Joins batches of one with the next batch; the last one is yielded alone only if there was no other."""
     alone: Tensor | None = None
     some = False
     for image in images:
@@ -92,9 +92,9 @@ def _none_alone(images: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 class DomainStatistics(nn.Module):
-    """The source's running statistics of every BatchNorm of a model, swapped in for the source.
+    """The source's running statistics of all BatchNorm layers, swapped into the model when the source is used.
 
-    The model itself holds the target's, so that what is saved and used to predict needs no domain.
+    The model itself holds the target's, so that it can be saved and used to predict without naming a domain.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -102,7 +102,7 @@ class DomainStatistics(nn.Module):
         self.keep(model)
 
     def keep(self, model: nn.Module) -> None:
-        """Takes the statistics that `model` has now as the source's."""
+        """Stores the model's current statistics as the source's."""
         for number, layer in enumerate(batch_norms(model)):
             for key in _STATISTICS:
                 if (value := getattr(layer, key)) is not None:
@@ -118,7 +118,7 @@ class DomainStatistics(nn.Module):
             self._swap(model)
 
     def _swap(self, model: nn.Module) -> None:
-        # The tensors change places; copying into them would break the graph of an earlier pass.
+        # Swap the tensors themselves; copying into them would break the graph of an earlier pass.
         for number, layer in enumerate(batch_norms(model)):
             for key in _STATISTICS:
                 if getattr(layer, key) is not None:

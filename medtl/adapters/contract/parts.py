@@ -1,4 +1,4 @@
-"""What several methods are made of: parts of a model, and quantities of its predictions."""
+"""Parts that several methods use: layers of a model, and quantities computed from its predictions."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Scales and offsets of the normalisation layers of `model`: batch, instance (1-D to 3-D), group and layer norm."""
+    """Scales and offsets of the normalisation layers of `model`: batch, instance (1D to 3D), group and layer norm."""
     return [p for m in model.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)]
 
 
 def head_of(model: nn.Module, method: str) -> nn.Module:
-    """The module that makes logits from the last features.
+    """The module that maps the last features to logits.
 
     Raises:
-        ConfigError: the model does not say which it is.
+        ConfigError: the model does not name its head.
     """
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Module):
         raise ConfigError(
-            f"{method} keeps the model's head as it is, and {type(model).__name__} does not say which module that is "
-            "(head). Wrap the network without naming a layer, with_features(module), or give it an attribute head."
+            f"{method} keeps the model's head unchanged, but {type(model).__name__} does not say which module is its "
+            "head. Wrap the network without naming a layer, with_features(module), or give it an attribute head."
         )
     return head
 
 
 def encoder_of(model: nn.Module) -> nn.Module | None:
-    """The pretrained part of `model`: its `encoder`, or that of its `body`; None if it has no part of that name."""
+    """The pretrained part of `model`: its `encoder`, or that of its `body`; None if it has neither."""
     for owner in (model, getattr(model, "body", None)):
         if isinstance(encoder := getattr(owner, "encoder", None), nn.Module):
             return encoder
@@ -48,10 +48,10 @@ def encoder_of(model: nn.Module) -> nn.Module | None:
 
 
 def classes_of(model: nn.Module, method: str) -> int:
-    """K, the number of the model's logits: `num_classes`, or the width of its head or last weighted layer.
+    """K, the number of logits: `num_classes` if the model has it, else the width of its last weighted layer.
 
     Raises:
-        ConfigError: there is no such layer.
+        ConfigError: the model has no such layer.
     """
     if isinstance(count := getattr(model, "num_classes", None), int):
         return count
@@ -63,12 +63,12 @@ def classes_of(model: nn.Module, method: str) -> int:
 
 
 def per_class(values: Tensor) -> Tensor:
-    """(N, K, *S) to (M, K): each case, or each pixel or voxel, is a row."""
+    """(N, K, *S) to (M, K), one row for each case, pixel or voxel."""
     return values.movedim(1, -1).flatten(0, -2)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of softmax(logits) over cases, or over pixels and voxels, in nats and float32; exact at peaks."""
+    """Mean entropy of softmax(logits) over cases, pixels or voxels, in nats; float32, exact at probabilities of 0."""
     log_p = torch.log_softmax(logits.float(), dim=1)
     return -(log_p.exp() * log_p).sum(dim=1).mean()
 
@@ -80,15 +80,15 @@ def information_map(logits: Tensor) -> Tensor:
 
 
 def pseudo_labels(features: Tensor, probabilities: Tensor, threshold: int = 0) -> Tensor:
-    """Labels of cases by their nearest class centroid (Liang et al. 2020, equations 4 to 6).
+    """Labels each case by its nearest class centroid (Liang et al. 2020, equations 4 to 6).
 
-    The features get a 1 appended and length 1. Centroids are means weighted by the probabilities, in the second round
-    by the labels of the first; the nearest is that of the largest cosine.
+    Features get a constant 1 appended and are scaled to unit length. Centroids are means weighted by the probabilities
+    in the first round and by the first round's labels in the second; the nearest has the largest cosine.
 
     Args:
         features: (n, F).
         probabilities: (n, K).
-        threshold: a class that is predicted for at most so many cases is no candidate.
+        threshold: a class predicted for this many cases or fewer is not assigned.
 
     Returns:
         (n,) int64.
@@ -109,7 +109,7 @@ def pseudo_labels(features: Tensor, probabilities: Tensor, threshold: int = 0) -
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within it the whole model is in eval mode; all modes are restored."""
+    """Within it, the whole model is in eval mode; all modes are restored on exit."""
     with modes_kept(model):
         model.eval()
         yield
@@ -117,11 +117,11 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def normalised_by_batch(model: nn.Module, momentum: float = 0.0) -> Iterator[None]:
-    """Within it BatchNorm uses the statistics of the batch, and everything else (dropout) is in eval mode.
+    """Within it, BatchNorm uses the statistics of the batch; everything else (dropout) is in eval mode.
 
     Args:
-        model: of any kind; without BatchNorm it is in eval mode, and that is all.
-        momentum: the share of the batch in the running statistics; 0 leaves them as they are.
+        model: any model; without BatchNorm, the whole model is simply in eval mode.
+        momentum: the batch's share in the running statistics; 0 leaves them unchanged.
     """
     layers = batch_norms(model)
     momenta = [layer.momentum for layer in layers]

@@ -1,4 +1,4 @@
-"""Adaptation at test time: to the scans of one patient or site, from a trained model and those scans alone.
+"""Test-time adaptation: to the scans of one patient or site, from a trained model and those scans alone.
 
     for group in groups:                      # the scans of a patient, or of a site
         adapter.reset()
@@ -6,12 +6,12 @@
             adapter.adapt_batch(image)
         predict(adapter.model, group)         # in eval mode
 
-Such a method is not trained by `medtl.fit`. It starts from a model that was trained on the source.
+`medtl.fit` does not train such a method. It starts from a model that was trained on the source.
 
-How BatchNorm behaves with `statistics=target`: while adapting, each batch is normalised by itself; the running
-statistics that `model` predicts with afterwards are the average over the group's batches. Published methods predict
-each batch by its own statistics, so that the answer for a case depends on its neighbours in the batch; here it does
-not. A group must have many images for that. With `statistics=running` the source's statistics stay.
+BatchNorm with `statistics=target`: while adapting, each batch is normalised by its own statistics; afterwards `model`
+predicts with running statistics averaged over the group's batches. Published methods predict each batch with its own
+statistics, so that a case's prediction depends on its neighbours in the batch; here it does not. The group needs many
+images for that. With `statistics=running` the source's statistics stay.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ Reset = Literal["patient", "site"]
 
 
 class TestTimeAdapter(Adapter):
-    """Adapts to a group of cases when they are predicted.
+    """Adapts to a group of cases when it predicts them.
 
     Args:
         model: trained on the source.
         adapted: the parameters of `model` that adapt.
         lr: learning rate of the method's own optimiser.
-        steps: updates a batch.
-        reset: what a group is: the model goes back to its start for each patient, or for each site.
-        statistics: BatchNorm's, see above.
+        steps: updates per batch.
+        reset: the model returns to its start for each patient or for each site.
+        statistics: which BatchNorm statistics to use, see above.
 
     Attributes:
         reset_per: the argument `reset`.
-        step: updates since the last reset.
+        step: number of updates since the last reset.
     """
 
-    __test__: ClassVar[bool] = False  # for pytest: not a test, for all its name
+    __test__: ClassVar[bool] = False  # tells pytest that this is no test class, despite its name
     needs: ClassVar[frozenset[str]] = frozenset({"target"})
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
     test_time: ClassVar[bool] = True
@@ -73,7 +73,7 @@ class TestTimeAdapter(Adapter):
         name = type(self).__name__
         if not lr > 0 or steps < 1:
             raise ConfigError(
-                f"{name}: lr is {lr} and steps {steps}; expected a number above 0 and at least 1."
+                f"{name}: lr is {lr} and steps is {steps}; expected lr above 0 and at least 1 step."
             )
         if reset not in get_args(Reset):
             raise ConfigError(f"{name}: reset is {reset!r}; expected patient or site.")
@@ -88,20 +88,20 @@ class TestTimeAdapter(Adapter):
 
     @abstractmethod
     def losses(self, image: Tensor) -> dict[str, Tensor]:
-        """`loss` of a batch (N, C, *S), and its parts; called within the mode that adapting takes."""
+        """Returns `loss` of a batch (N, C, *S) and its parts; called in the mode used for adapting."""
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """A new optimiser; one a group."""
+        """Makes a new optimiser, one for each group."""
         return torch.optim.Adam(parameters, lr=self.lr)
 
     def adapt_batch(self, image: Tensor) -> Output:
         """Adapts to one batch (N, C, *S) of the group.
 
         Returns:
-            What the model said before the update, without a gradient.
+            The model's output before the update, without a gradient.
 
         Raises:
-            DataError: one image alone, which BatchNorm of a classifier cannot judge.
+            DataError: a single image, which a classifier with BatchNorm cannot normalise.
         """
         self._check_batch(image)
         parameters = self._trainable()
@@ -123,7 +123,7 @@ class TestTimeAdapter(Adapter):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Takes model and optimiser back to where they started, exactly."""
+        """Returns model and optimiser to their exact start."""
         self.model.load_state_dict(self._start)
         self.optimizer = self.make_optimizer(self._adapted)
         self.step.zero_()
@@ -132,7 +132,7 @@ class TestTimeAdapter(Adapter):
     def forward(
         self, source: Batch | None, target: Batch | None, *, progress: float = 0.0
     ) -> dict[str, Tensor]:
-        """The loss of a target batch, for a loop of your own; the source is not used."""
+        """Computes the loss of a target batch, for your own training loop; ignores the source."""
         image = self._given(target, "target").image
         self._check_batch(image)
         with self._mode():
@@ -143,7 +143,7 @@ class TestTimeAdapter(Adapter):
         return [{"params": self._trainable(), "lr": lr}]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As in torch; what is loaded is the new start."""
+        """Loads as torch does; the loaded state becomes the new start."""
         keys = super().load_state_dict(state_dict, *args, **kwargs)
         self._keep_start()
         return keys
@@ -168,5 +168,5 @@ class TestTimeAdapter(Adapter):
         if len(image) == 1 and image.ndim == 4 and self.by_batch and not segments and batch_norms(self.model):
             raise DataError(
                 f"{type(self).__name__} got one image, and the model has BatchNorm: the statistics of a single image "
-                "erase what tells its class. Give it more images at once (reset=site, a larger batch)."
+                "erase the evidence for its class. Give it more images at once (reset=site, a larger batch)."
             )
