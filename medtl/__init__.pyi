@@ -11,7 +11,8 @@ from .checkpoints import restore_weights as restore_weights
 from .data.cases.collect import collect_cases as collect_cases
 from .data.cohort import Cohort as Cohort
 from .data.tensors.batch import Batch as Batch
-from .data.tensors.preprocess import Preprocess as Preprocess, suggest_preprocess as suggest_preprocess
+from .data.tensors.preprocess import suggest_preprocess as suggest_preprocess
+from .data.tensors.spec import Preprocess as Preprocess
 from .encoders.features import (
     FeatureDataset as FeatureDataset,
     extract_depths as extract_depths,

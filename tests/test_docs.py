@@ -25,7 +25,7 @@ import yaml
 import medtl
 from medtl import adapters, cli, strategies
 from medtl.cli import commands
-from medtl.data.tensors.preprocess import CT_WINDOWS
+from medtl.data.tensors.spec import CT_WINDOWS
 from medtl.evaluation.tables.predictions import REQUIRED
 from medtl.models.losses.classification import IMBALANCE
 from medtl.scans.items import CODES

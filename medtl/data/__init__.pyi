@@ -4,4 +4,5 @@ from .cohort import Cohort as Cohort
 from .tensors.batch import Batch as Batch, collate as collate
 from .tensors.cache import VolumeCache as VolumeCache
 from .tensors.dataset import CaseDataset as CaseDataset
-from .tensors.preprocess import Preprocess as Preprocess, suggest_preprocess as suggest_preprocess
+from .tensors.preprocess import suggest_preprocess as suggest_preprocess
+from .tensors.spec import Preprocess as Preprocess

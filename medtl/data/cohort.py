@@ -14,7 +14,7 @@ from medtl.data.seeds import derive_seed
 from medtl.data.tensors.cache import VolumeCache
 from medtl.data.tensors.dataset import CaseDataset, sided
 from medtl.data.tensors.patches import suggest_patch
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import DataError
 
 

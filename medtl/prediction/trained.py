@@ -12,7 +12,7 @@ from torch import nn
 from medtl import __version__
 from medtl.adapters.contract.adapter import Adapter
 from medtl.checkpoints import load_weights
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import CheckpointError
 from medtl.labelmap import LabelMap
 from medtl.models import Classifier, Segmenter, build_classifier, build_segmenter

@@ -24,12 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 from medtl.adapters.contract.adapter import Adapter
 from medtl.checkpoints import load_weights, save_weights
 from medtl.data.seeds import derive_seed
-from medtl.data.tensors.batch import AheadLoader, Batch, collate
+from medtl.data.tensors.batch import Batch, collate
 from medtl.data.tensors.dataset import CaseData, CaseDataset, EpochSampler
 from medtl.errors import ConfigError, DataError
 from medtl.runs import MetricsLog
 from medtl.training.keeper import Keeper, SafetensorsIO, last_epoch
 from medtl.training.lightning import hide_host, quiet, tensorboard
+from medtl.training.loaders import AheadLoader
 from medtl.training.validation import Validation
 
 logger = logging.getLogger(__name__)

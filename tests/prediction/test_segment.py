@@ -18,7 +18,7 @@ from medtl.adapters import build_adapter
 from medtl.data.cases.table import Case
 from medtl.data.tensors.cache import VolumeCache
 from medtl.data.tensors.dataset import CaseDataset
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import CheckpointError, ConfigError
 from medtl.labelmap import LabelMap
 from medtl.models import with_features

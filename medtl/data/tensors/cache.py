@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from medtl.data.cases.table import Case
 from medtl.data.seeds import derive_seed
 from medtl.data.tensors.grid import Grid
-from medtl.data.tensors.preprocess import Preprocess, preprocess
+from medtl.data.tensors.preprocess import preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import DataError
 from medtl.files import atomic_write
 from medtl.labelmap import LabelMap

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -15,17 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from medtl.data.tensors.spec import PLANES, Preprocess
 from medtl.errors import DataError
 from medtl.labelmap import VOID
 from medtl.scans.geometry import voxel_spacing
 from medtl.scans.headers import MAX_BYTES
 from medtl.scans.items import Affine, VolumeItem
-
-if TYPE_CHECKING:
-    from medtl.data.tensors.preprocess import Preprocess
-
-PLANES: Mapping[str, str] = MappingProxyType({"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"})
-"""Directions of rising (i, j, k) as a reader sees the plane; L left, P posterior, I inferior, S superior."""
 
 _LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 _SLAB = 1 << 26

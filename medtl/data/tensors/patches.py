@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtl.data.tensors.grid import Grid
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import ConfigError, DataError
 from medtl.scans.items import VolumeItem
 

@@ -7,7 +7,7 @@ import pytest
 
 from medtl.data.cases.collect import COLUMNS, collect_cases
 from medtl.data.tensors.cache import VolumeCache
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import ConfigError, DataError
 from tests.scans.make_scans import (
     random_image,

@@ -10,7 +10,8 @@ import pytest
 from medtl.data.cases.table import Case
 from medtl.data.tensors import cache as cache_module
 from medtl.data.tensors.cache import VolumeCache
-from medtl.data.tensors.preprocess import Preprocess, preprocess
+from medtl.data.tensors.preprocess import preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import DataError
 from medtl.labelmap import VOID, LabelMap
 from medtl.scans.catalog import scan_folder

@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from medtl.data.tensors import grid as grid_module
 from medtl.data.tensors.grid import Grid
-from medtl.data.tensors.preprocess import Preprocess, preprocess
+from medtl.data.tensors.preprocess import preprocess
+from medtl.data.tensors.spec import PLANES, Preprocess
 from medtl.errors import DataError
 from medtl.labelmap import VOID
 from medtl.scans.volume import Volume
@@ -77,7 +78,7 @@ def test_voxels_are_turned_towards_the_planes_directions(scan, plane):
     steps = np.stack([np.diff(turned, axis=axis).mean(axis=(1, 2, 3)) for axis in (3, 2, 1)])  # along i, j, k
     directions = steps / np.linalg.norm(steps, axis=1, keepdims=True)
     ideal = np.zeros((3, 3))
-    for row, letter in enumerate(grid_module.PLANES[plane]):
+    for row, letter in enumerate(PLANES[plane]):
         axis, sign = signs[letter]
         ideal[row, axis] = sign
     # Of the 48 ways to turn the axes, it is the one that agrees best with the plane.

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medtl.data.tensors.patches import cut, place, suggest_patch
-from medtl.data.tensors.preprocess import Preprocess, suggest_preprocess
+from medtl.data.tensors.preprocess import suggest_preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import ConfigError, DataError
 from medtl.scans.items import VolumeItem
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from medtl.data.tensors.preprocess import CT_WINDOWS, Preprocess, plane_of, preprocess, suggest_preprocess
+from medtl.data.tensors.preprocess import plane_of, preprocess, suggest_preprocess
+from medtl.data.tensors.spec import CT_WINDOWS, Preprocess
 from medtl.errors import ConfigError, DataError
 from medtl.scans.catalog import scan_folder
 from medtl.scans.items import VolumeItem
