@@ -24,7 +24,7 @@ import yaml
 
 import medtl
 from medtl import adapters, cli, strategies
-from medtl.cli import commands
+from medtl.cli import commands, entry
 from medtl.data.tensors.spec import CT_WINDOWS
 from medtl.evaluation.tables.predictions import REQUIRED
 from medtl.models.losses.classification import IMBALANCE
@@ -117,7 +117,7 @@ def check_unrun(block: Block, where: str) -> None:
 
 def parse(command: str, words: list[str]) -> None:
     if command != "run":
-        cli._parse(getattr(commands, command.title()), words, command)
+        entry._parse(getattr(commands, command.title()), words, command)
         return
     config = cli.parse_config(cli.load_recipe(words[0]), words[1:], "medtl run")
     hparams = getattr(config, "hparams", ())

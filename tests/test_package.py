@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
 import zipfile
@@ -14,18 +16,19 @@ import medtl
 ROOT = Path(__file__).parents[1]
 
 
-def test_public_names_are_sorted_and_exist() -> None:
-    assert medtl.__all__ == sorted(medtl.__all__)
-    assert set(medtl._HOME) <= set(medtl.__all__)
-    for name in medtl.__all__:
-        assert getattr(medtl, name) is not None
+STUBS = sorted(ROOT.glob("medtl/**/__init__.pyi"))
 
 
-def test_names_of_the_data_package_exist() -> None:
-    import medtl.data
-
-    assert medtl.data.__all__ == sorted(medtl.data.__all__) == sorted(medtl.data._HOME)
-    assert all(getattr(medtl.data, name) is not None for name in medtl.data.__all__)
+@pytest.mark.parametrize("stub", STUBS, ids=lambda p: p.parent.relative_to(ROOT).as_posix())
+def test_every_name_of_a_stub_is_loaded(stub: Path) -> None:
+    package = importlib.import_module(".".join(stub.parent.relative_to(ROOT).parts))
+    names = {
+        n.asname for x in ast.parse(stub.read_text()).body if isinstance(x, ast.ImportFrom) for n in x.names
+    }
+    assert names == set(package.__all__) <= set(dir(package))
+    for name in names:
+        found = getattr(package, name)
+        assert getattr(found, "__name__", name) == name
 
 
 def test_unknown_name() -> None:

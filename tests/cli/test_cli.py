@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from medtl import runs
-from medtl.cli import COMMANDS, _join_repeated, main, recipe_names, table
+from medtl.cli import COMMANDS, load_recipe, main, parse_config, recipe_names, table
 from tests.sites import write_site
 
 TINY = [
@@ -342,7 +342,7 @@ class TestRun:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr("medtl.selection.decide.recommend", full)
+            patch.setattr("medtl.recommend", full)
             text = error_of(adapt(out="cut"), capsys, 1)
         assert "disk is full" in text
         cut = finished.parent / "cut"
@@ -480,9 +480,13 @@ def test_unexpected_faults_show_no_values(
     assert "Secret" not in text
 
 
-def test_repeated_flags_join() -> None:
-    words = _join_repeated(["--source", "a", "--lr", "1", "--source=b", "--classes", "x", "y", "--smoke"])
-    assert words == ["--lr", "1", "--smoke", "--source", "a", "b", "--classes", "x", "y"]
+@pytest.mark.parametrize(
+    "words", ["--source a b --lr 1", "--source a --lr 1 --source b", "--source=a --lr 1 --source=b"]
+)
+def test_repeated_flags_join(words: str) -> None:
+    config = parse_config(load_recipe("adapt_classification"), words.split(), "adapt")
+    assert [path.name for path in config.source] == ["a", "b"]
+    assert config.lr == 1
 
 
 def test_table_aligns() -> None:

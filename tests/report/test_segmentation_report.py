@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import HOSTILE, Page, values
 
 from medtl.cli import main
 from medtl.evaluation import (
@@ -23,6 +22,7 @@ from medtl.evaluation import (
 )
 from medtl.evaluation.engine.evaluate_segmentation import evaluate_cases
 from medtl.report import images_of, worst_overlays, write_report
+from tests.report.test_report import HOSTILE, Page, values
 
 Maker = Callable[..., pd.DataFrame]
 RULES = SegmentationRules(

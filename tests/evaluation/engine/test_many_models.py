@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import HOSTILE, Page, values
 
 from medtl.evaluation import Cost, LearningCurve, PredictionTable, Results, RunContext, evaluate
 from medtl.evaluation.names import Name, many, pairings, size_groups, split_name
 from medtl.report import Cell, Section, TableBuilder, interval_figure, plain, write_page, write_report
 from medtl.report.names import in_view, ranked
+from tests.report.test_report import HOSTILE, Page, values
 
 ENCODERS, STRATEGIES = ("resnet50", "vgg16", "efficientnet_b0"), ("probe", "full", "lp_ft")
 NINE = tuple(f"{e}/{s}" for e in ENCODERS for s in STRATEGIES)
