@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medtl.errors import DataError
+from medtl.evaluation.metrics.metric import Metric
 from medtl.evaluation.statistics.arrays import Floats, Ints, log_softmax, sum_by_patient
 
 BINS = 10
@@ -246,3 +247,83 @@ class SmoothCurve:
             linear = (s2 * t0 - s1 * t1) / determinant
             constant = t0 / s0
         return np.asarray(np.clip(np.where(determinant > 1e-9 * s0**2, linear, constant), 0, 1))
+
+
+METRICS = (
+    Metric(
+        name="brier",
+        task="classification",
+        title="Brier score",
+        definition=(
+            "Mean squared distance between the probabilities and the reference standard: of the "
+            "positive class with two classes (0 to 1), summed over the classes with more (0 to 2)."
+        ),
+        section="calibration",
+        interval="percentile",
+        better="lower",
+        paired=True,
+    ),
+    Metric(
+        name="nll",
+        task="classification",
+        title="Log loss",
+        definition="Mean negative natural logarithm of the probability of the right class.",
+        section="calibration",
+        interval="percentile",
+        better="lower",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        name="debiased_squared_error",
+        task="classification",
+        title="Squared calibration error, debiased",
+        definition=(
+            "Mean squared gap between predicted and observed in 10 bins of about equal numbers, less "
+            "the part that sampling alone would cause (Kumar 2019, with the variance taken over "
+            "patients). Calibrated predictions give 0 on average at any number of cases; values "
+            "slightly below 0 are chance."
+        ),
+        section="calibration",
+        interval="percentile",
+        better="lower",
+        paired=True,
+    ),
+    Metric(
+        name="ece",
+        task="classification",
+        title="Expected calibration error (L1, 10 equal-width bins)",
+        definition=(
+            "Mean absolute gap between predicted and observed in 10 bins of equal width. Biased "
+            "upwards on few cases, therefore without an interval; the debiased error is the one to "
+            "compare."
+        ),
+        section="calibration",
+        interval="point",
+        better="lower",
+    ),
+    Metric(
+        name="calibration_slope",
+        task="classification",
+        title="Calibration slope",
+        definition=(
+            "Slope of a logistic regression of the reference standard on the predicted log odds. 1 is "
+            "ideal; below 1 the predictions are too extreme."
+        ),
+        section="calibration",
+        interval="percentile",
+        better="",
+    ),
+    Metric(
+        name="calibration_intercept",
+        task="classification",
+        title="Calibration in the large",
+        definition=(
+            "Intercept of the same regression with the slope held at 1. 0 is ideal; below 0 the "
+            "predictions are too high."
+        ),
+        section="calibration",
+        interval="percentile",
+        better="",
+    ),
+)

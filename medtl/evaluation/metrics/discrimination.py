@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from medtl.errors import DataError
+from medtl.evaluation.metrics.metric import Metric
 from medtl.evaluation.statistics.arrays import Bools, Floats, Ints
 from medtl.evaluation.statistics.resample import exact_bound, logit_interval
 
@@ -157,3 +158,31 @@ def delong_test(first: Floats, second: Floats, positive: Bools) -> tuple[float, 
         return 0.0 if difference == 0 else float(np.copysign(np.inf, difference)), float(difference == 0)
     z = difference / float(np.sqrt(variance))
     return z, float(2 * ndtr(-abs(z)))
+
+
+METRICS = (
+    Metric(
+        name="auroc",
+        task="classification",
+        title="AUROC",
+        definition=(
+            "Chance that a case with the class scores higher than a case without it; ties count one "
+            "half. With more than two classes: the mean over the classes, each against all others."
+        ),
+        section="discrimination",
+        interval="auroc",
+        better="higher",
+        paired=True,
+        headline=2,
+        main=True,
+    ),
+    Metric(
+        name="class_auroc",
+        task="classification",
+        title="AUROC, one class against the rest",
+        definition="AUROC of one class against all others.",
+        section="discrimination",
+        interval="auroc",
+        better="higher",
+    ),
+)

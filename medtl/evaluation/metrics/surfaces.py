@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.evaluation.metrics.metric import Metric
 from medtl.evaluation.statistics.arrays import Bools, Floats
 
 LEAF_SIZE = 32
@@ -186,3 +187,49 @@ def surface_distances(
     if called.shape != reference.shape:
         raise ValueError(f"The masks have the shapes {called.shape} and {reference.shape}.")
     return SurfaceDistances.between(Surface.of(called, spacing), Surface.of(reference, spacing))
+
+
+METRICS = (
+    Metric(
+        name="nsd",
+        task="segmentation",
+        title="NSD",
+        definition=(
+            "Surface Dice: share of both surfaces that lies within the tolerance of the other surface "
+            "(Nikolov 2021). Mean over cases."
+        ),
+        section="surfaces",
+        interval="mean",
+        better="higher",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        name="hd95",
+        task="segmentation",
+        title="HD95",
+        definition=(
+            "The larger of the two directed 95th percentiles of the distances from one surface to the "
+            "other. Mean over cases."
+        ),
+        section="surfaces",
+        interval="mean",
+        better="lower",
+        unit="distance",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        name="assd",
+        task="segmentation",
+        title="ASSD",
+        definition=(
+            "Mean distance between the surfaces, the points of both taken together. Mean over cases."
+        ),
+        section="surfaces",
+        interval="mean",
+        better="lower",
+        unit="distance",
+        paired=True,
+    ),
+)

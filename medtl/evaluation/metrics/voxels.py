@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medtl.errors import DataError
 from medtl.evaluation.metrics.calibration import MAX_LOG_TEMPERATURE, BinnedGap, equal_width_edges
+from medtl.evaluation.metrics.metric import Metric
 from medtl.evaluation.metrics.surfaces import SLACK, bounding_box
 from medtl.evaluation.statistics.arrays import Bools, Floats, Ints, sigmoid, sum_by_patient
 from medtl.labelmap import VOID, LabelMap
@@ -270,3 +271,47 @@ class VoxelStage:
                 "ece": self.gap.error(counts),
                 "debiased_squared_error": self.gap.debiased_squared(counts),
             }
+
+
+METRICS = (
+    Metric(
+        name="voxel_nll",
+        task="segmentation",
+        title="Log loss of voxels",
+        definition=(
+            "Mean negative natural logarithm of the probability given to what a voxel is, within the "
+            "band. Mean over the case's voxels, then over cases."
+        ),
+        section="calibration",
+        interval="percentile",
+        better="lower",
+        paired=True,
+        main=True,
+    ),
+    Metric(
+        name="voxel_brier",
+        task="segmentation",
+        title="Brier score of voxels",
+        definition=(
+            "Mean squared distance between a voxel's probability and the reference (0 or 1), within "
+            "the band. Mean over the case's voxels, then over cases."
+        ),
+        section="calibration",
+        interval="percentile",
+        better="lower",
+        paired=True,
+    ),
+    Metric(
+        name="voxel_ece",
+        task="segmentation",
+        title="Calibration error of voxels",
+        definition=(
+            "Mean absolute gap between predicted and observed share in 10 bins of equal width, within "
+            "the band; every case weighs the same. Biased upwards, therefore without an interval; log "
+            "loss is the one to compare."
+        ),
+        section="calibration",
+        interval="point",
+        better="lower",
+    ),
+)

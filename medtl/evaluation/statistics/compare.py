@@ -52,6 +52,7 @@ class Comparison:
         critical: standard errors to either side that make the limits hold for all comparisons at once.
         method: how.
         rows: the models, best first.
+        cls: the structure, or None: all cases, or the mean over the structures.
     """
 
     domain: str
@@ -63,6 +64,7 @@ class Comparison:
     critical: float
     method: str
     rows: tuple[Compared, ...]
+    cls: str | None = None
 
 
 def compare(
