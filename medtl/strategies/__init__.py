@@ -1,7 +1,7 @@
-"""Fine-tuning strategies: which part of a pretrained model learns, how fast, and what holds it back.
+"""Fine-tuning strategies: which part of a pretrained model learns, how fast, and what regularises it.
 
-One file each, found by its name, as methods of adaptation are. Add a file `mine.py` with a class `Mine(Strategy)` to
-this folder and it is a strategy: there is no list to edit. What all strategies share is in `contract`.
+One per file, discovered by file name like adaptation methods. To add a strategy, put a file `mine.py` with a class
+`Mine(Strategy)` into this folder; nothing else has to be registered. Code that strategies share lives in `contract`.
 """
 
 from medtl.strategies.contract.discovery import (

@@ -1,4 +1,4 @@
-"""Biases alone."""
+"""Bias-only fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class BitFit(Strategy):
-    """Trains the biases of the encoder, those of its norms included, and what is new (Ben Zaken et al. 2022).
+    """Trains the head and the encoder's biases, including those of its norm layers (Ben Zaken et al. 2022).
 
-    Running statistics of BatchNorm layers whose bias learns go on being estimated.
+    BatchNorm layers whose bias learns keep updating their running statistics.
 
     Args:
         model: a `Classifier`, or any network with an `encoder` or a `head`.
-        lr_factor: of the learning rate: few numbers have to move far.
+        lr_factor: multiplies the learning rate: the few trained parameters have to move far.
         common: see `Strategy`.
     """
 
@@ -30,8 +30,8 @@ class BitFit(Strategy):
         self.lr_factor = lr_factor
         self.freeze(lambda part, name: not part.pretrained or name.endswith("bias"))
         if not any(n.endswith("bias") for part in self.pretrained for n in part.parameters):
-            raise ConfigError("BitFit trains biases, and the encoder has none. Take norms, head or lora.")
+            raise ConfigError("BitFit trains biases, and the encoder has none. Use norms, head or lora.")
 
     def group(self, part: Part, lr: float) -> dict[str, Any]:
-        """The raised rate."""
+        """Raises the rate by `lr_factor`."""
         return {"lr": lr * self.lr_factor}

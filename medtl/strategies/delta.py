@@ -1,4 +1,4 @@
-"""All weights, the feature maps held near those of the pretrained encoder."""
+"""Full fine-tuning that keeps feature maps close to those of the pretrained encoder."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from medtl.models.output import Output
 from medtl.strategies.contract.strategy import Strategy
 
 MAPS = 4
-"""Feature maps that are compared at most, spread over the depth of the encoder."""
+"""At most this many feature maps are compared, spread over the depth of the encoder."""
 
 
 class Delta(Strategy):
-    """Trains all weights and holds the encoder's feature maps near those of the pretrained encoder (Li et al. 2019).
+    """Trains all weights and penalises changes of the encoder's feature maps (DELTA: Li et al. 2019).
 
-    weight / 2 * the sum over maps of E ||f(x) - f0(x)||^2 / E ||f0(x)||^2, f0 those of the frozen encoder, E the mean
-    over the batch. All channels count alike: the paper's attention, which weighs them by how much the loss rises
-    without each, is left out. Each map is measured in units of its own size, since sizes differ between networks by
-    orders of magnitude. It costs a second pass without gradient.
+    The penalty is weight / 2 times the sum over maps of E ||f(x) - f0(x)||^2 / E ||f0(x)||^2, where f0 is a frozen copy
+    of the pretrained encoder and E the mean over the batch. All channels have equal weight: the paper's attention,
+    which weighs each channel by how much the loss rises without it, is left out. Each map is measured relative to its
+    own size, because sizes differ between networks by orders of magnitude. The price is a second forward pass,
+    without a gradient.
 
     Args:
         model: a `Classifier`, or any network with an `encoder`.
-        weight: of the penalty.
+        weight: weight of the penalty.
         common: see `Strategy`.
     """
 
@@ -40,14 +41,14 @@ class Delta(Strategy):
         if encoder is None:
             raise ConfigError(
                 f"Delta compares the feature maps of an encoder, and {type(model).__name__} has no module of that "
-                "name. Use build_classifier, or take l2_sp, which holds the weights instead."
+                "name. Use build_classifier, or l2_sp, which penalises changes of the weights instead."
             )
         self.weight = weight
         self.pretrained_encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
         self._moved: list[Tensor] = []
 
     def output(self, image: Tensor) -> Output:
-        """One pass of both encoders."""
+        """Runs both encoders once."""
         encoder = encoder_of(self.model)
         assert encoder is not None
         with _caught(encoder) as (maps, inputs):
@@ -61,12 +62,12 @@ class Delta(Strategy):
         return output
 
     def penalties(self, output: Output) -> dict[str, Tensor]:
-        """How far the maps of the last pass moved."""
+        """How far the feature maps of the last forward pass have moved."""
         moved, self._moved = self._moved, []
         return {"delta": self.weight / 2 * torch.stack(moved).sum()}
 
     def train(self, mode: bool = True) -> Delta:
-        """The pretrained encoder stays in eval mode."""
+        """Sets the mode; the pretrained encoder stays in eval mode."""
         super().train(mode)
         self.pretrained_encoder.eval()
         return self
@@ -74,7 +75,7 @@ class Delta(Strategy):
 
 @contextmanager
 def _caught(encoder: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Gathers the feature maps, and the input, of the passes of `encoder` within it."""
+    """Within it, collects the feature maps and the inputs of each pass of `encoder`."""
     maps: list[Tensor] = []
     inputs: list[Tensor] = []
     handles = [encoder.register_forward_pre_hook(lambda _, given: inputs.extend(given))]
@@ -92,7 +93,7 @@ def _caught(encoder: nn.Module) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
 
 
 def _mapping_layers(encoder: nn.Module) -> list[nn.Module]:
-    """The layers that end a stage, as timm names them; the encoder itself where its outputs are the maps."""
+    """The last layer of each stage, by timm's names; the encoder itself if its outputs are the maps."""
     network: Any = getattr(encoder, "network", None)
     names = [info["module"] for info in getattr(network, "feature_info", ())]
     if not names:

@@ -1,4 +1,4 @@
-"""All weights."""
+"""Full fine-tuning."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class Full(Strategy):
-    """Trains all weights from the pretrained ones, at one learning rate: the default of fine-tuning."""
+    """Trains all weights, starting from the pretrained ones, at one learning rate: the default."""

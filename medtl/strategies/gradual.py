@@ -1,4 +1,4 @@
-"""Stage by stage, from the last."""
+"""Gradual unfreezing, from the last stage to the first."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class Gradual(Strategy):
-    """Trains what is new, then opens the encoder's stages one by one, the last first (Howard and Ruder 2018, 3.3).
+    """Trains the head, then unfreezes the encoder stage by stage from the last (Howard and Ruder 2018, section 3.3).
 
-    Which stages are open depends on the progress of the training alone, so that a resumed run ends the same.
+    Which stages are unfrozen depends only on the progress of training, so a resumed run ends with the same weights.
 
     Args:
         model: a `Classifier`.
-        until: share of the training after which all stages are open.
+        until: share of training after which all stages are unfrozen.
         common: see `Strategy`.
     """
 
@@ -26,11 +26,11 @@ class Gradual(Strategy):
         self._check("until", until, 0 < until <= 1, "above 0 and at most 1")
         self.until = until
         self._ladder = self.stages()[::-1]
-        # The first pass closes what is not due: several processes must know all parameters before it.
+        # The first pass freezes what is not due yet: with several processes, all parameters must be known before it.
         self._num_open = -1
 
     def _open(self, progress: float) -> None:
-        """The steps of the ladder are of equal length; the first is without any stage of the encoder."""
+        """Unfreezes the stages that are due: the steps are equally long, and the first has no stage of the encoder."""
         steps = len(self._ladder)
         num_open = min(steps, int(progress / self.until * (steps + 1) + 1e-9))
         if num_open == self._num_open:
@@ -46,12 +46,12 @@ class Gradual(Strategy):
     def forward(
         self, source: Batch | None, target: Batch | None = None, *, progress: float
     ) -> dict[str, Tensor]:
-        """Opens what is due, then as `Strategy`."""
+        """Unfreezes the stages that are due, then does as `Strategy`."""
         self._open(progress)
         return super().forward(source, target, progress=progress)
 
     def plan(self, lr: float) -> list[dict[str, Any]]:
-        """As `Strategy.plan`, with the share of the training after which each stage opens."""
+        """As `Strategy.plan`, with the share of training after which each stage is unfrozen."""
         steps = len(self._ladder) + 1
         opens = {part.name: (place + 1) / steps * self.until for place, part in enumerate(self._ladder)}
         rows = super().plan(lr)

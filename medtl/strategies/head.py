@@ -1,4 +1,4 @@
-"""What is new, on images."""
+"""The head alone, on live images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class Head(Strategy):
-    """Trains what is new on a frozen encoder, which sees each image anew: augmentation is live.
+    """Trains only the head, on a frozen encoder that sees each image anew, so augmentation stays live.
 
     Args:
         model: a `Classifier`, or any network with an `encoder` or a `head`.
-        lr_factor: of the learning rate: what is new has everything to learn. None is 10, and 3 in segmentation, whose
-            recipes have a higher rate: a decoder did not survive ten times that.
+        lr_factor: multiplies the learning rate: the head starts from scratch. None means 10, and 3 in segmentation,
+            whose recipes use a higher rate: training of a decoder diverged at ten times that.
         common: see `Strategy`.
     """
 
@@ -29,5 +29,5 @@ class Head(Strategy):
         self.freeze(lambda part, _: not part.pretrained)
 
     def group(self, part: Part, lr: float) -> dict[str, Any]:
-        """The raised rate."""
+        """Raises the rate by `lr_factor`."""
         return {"lr": lr * self.lr_factor}

@@ -1,4 +1,4 @@
-"""Nothing: the training cases are remembered."""
+"""Nearest neighbours: no training, the training cases are stored."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class KNN(Strategy):
-    """Trains nothing: the k nearest training cases vote, by cosine of the frozen encoder's features.
+    """Trains nothing: the k nearest training cases vote, by cosine similarity of the frozen encoder's features.
 
-    The model that is saved holds one vector of each training case (without augmentation; of a volume the mean over its
-    slices): it is data of patients as the scans are.
+    The saved model holds one feature vector per training case (without augmentation; for a volume, the mean over its
+    slices). These vectors are patient data, just as the scans are.
 
     Args:
         model: a `Classifier` without a dense layer before its head.
-        k: how many vote; `knn:5` says it in the name.
+        k: number of neighbours that vote; `knn:5` sets it in the name.
     """
 
     on_features: ClassVar[bool] = True
     trains: ClassVar[bool] = False
     argument: ClassVar[str | None] = "k"
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass"})
-    why_not: ClassVar[str] = "whole cases are compared, each with one label"
+    why_not: ClassVar[str] = "it compares whole cases, each with one label"
 
     def __init__(self, model: nn.Module, *, k: int = 5) -> None:
         if isinstance(model, Classifier) and not model.bottleneck:
-            model.set_neighbours(k)  # first: what the base class finds is the model's final shape
+            model.set_neighbours(k)  # before super(): the base class must see the model's final shape
         super().__init__(model)
         if not isinstance(getattr(model, "head", None), NeighbourHead):
             raise ConfigError(
-                "KNN compares what the encoder of a Classifier gives, and has no use for a layer before the head. "
+                "KNN compares the encoder's features of a Classifier and has no use for a layer before the head. "
                 "Leave --head out."
             )
         self.k = k
@@ -46,7 +46,7 @@ class KNN(Strategy):
 
     @torch.no_grad()
     def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Remembers the source's cases."""
+        """Stores the features and labels of the source's cases."""
         model = self.model.eval()
         assert isinstance(model, Classifier)
         assert isinstance(model.head, NeighbourHead)
@@ -60,6 +60,6 @@ class KNN(Strategy):
         model.head.remember(torch.cat(features), torch.cat(labels))
 
     def plan(self, lr: float) -> list[dict[str, Any]]:
-        """As `Strategy.plan`, with a row for what is remembered."""
+        """As `Strategy.plan`, with a row for the stored cases."""
         row = {"part": f"the {self.k} nearest cases", "layers": 0, "parameters": 0, "trained": "remembered"}
         return [*super().plan(lr), {**row, "learning rate": "-", "BatchNorm": "-"}]

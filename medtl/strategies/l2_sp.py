@@ -1,4 +1,4 @@
-"""All weights, held near where they began."""
+"""Full fine-tuning with a penalty on the distance from the pretrained weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from medtl.strategies.contract.strategy import Strategy
 class L2SP(Strategy):
     """Trains all weights with an L2 penalty on their distance from the pretrained ones (Li et al. 2018, equation 3).
 
-    alpha / 2 ||w - w0||^2 over the encoder + beta / 2 ||w||^2 over what is new.
+    The penalty is alpha / 2 ||w - w0||^2 over the encoder plus beta / 2 ||w||^2 over the head.
 
     Args:
         model: a `Classifier`, or any network with an `encoder` or a `head`.
-        alpha: of the encoder.
-        beta: of what is new.
-        common: see `Strategy`; `weight_decay` pulls towards zero instead and is 0 by default.
+        alpha: weight of the encoder's penalty.
+        beta: weight of the head's penalty.
+        common: see `Strategy`; `weight_decay`, which pulls towards zero instead, is 0 by default.
     """
 
     def __init__(

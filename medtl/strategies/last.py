@@ -1,4 +1,4 @@
-"""The last stages."""
+"""The head and the last stages of the encoder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class Last(Strategy):
-    """Trains what is new and the last stages of the encoder; early, general features stay (Yosinski et al. 2014).
+    """Trains the head and the last stages of the encoder; the early, general features stay (Yosinski et al. 2014).
 
     Args:
         model: a `Classifier`.
-        stages: how many stages of the encoder learn; `last:2` says it in the name.
+        stages: number of encoder stages that learn; `last:2` sets it in the name.
         common: see `Strategy`.
     """
 
@@ -23,6 +23,6 @@ class Last(Strategy):
     def __init__(self, model: nn.Module, *, stages: int = 1, **common: Any) -> None:
         super().__init__(model, **common)
         known = self.stages()
-        self._check("stages", stages, 0 < stages <= len(known), f"1 to {len(known)}, what the encoder has")
+        self._check("stages", stages, 0 < stages <= len(known), f"1 to {len(known)}, the encoder's stages")
         open_stages = {part.name for part in known[-stages:]}
         self.freeze(lambda part, _: not part.pretrained or part.name in open_stages)

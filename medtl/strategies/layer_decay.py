@@ -1,4 +1,4 @@
-"""All weights, the early ones slowly."""
+"""Full fine-tuning with lower learning rates for earlier stages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class LayerDecay(Strategy):
-    """Trains all weights, each stage of the encoder at a lower rate than the one behind it (Clark et al. 2020).
+    """Trains all weights, each stage of the encoder at a lower rate than the next one (Clark et al. 2020).
 
-    Stage s of S, counted from the stem (0), learns at lr * decay^(S - s); what is new learns at lr.
+    Stage s of S, counted from the stem (0), learns at lr * decay^(S - s); the head learns at lr.
 
     Args:
         model: a `Classifier`.
-        decay: factor from a stage to the one before it.
+        decay: ratio of the rates of a stage and the next one.
         common: see `Strategy`.
     """
 
@@ -28,5 +28,5 @@ class LayerDecay(Strategy):
         self._depth = {part.name: len(self.stages()) - s for s, part in enumerate(self.stages())}
 
     def group(self, part: Part, lr: float) -> dict[str, Any]:
-        """The rate of the part's depth."""
+        """Sets the rate for the part's depth."""
         return {"lr": lr * self.decay ** self._depth.get(part.name, 0)}

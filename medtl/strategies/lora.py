@@ -1,4 +1,4 @@
-"""Low-rank changes of a frozen encoder."""
+"""Low-rank updates of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class LoRA(Strategy):
-    """Trains low-rank changes of the encoder's linear layers and convolutions, and what is new (Hu et al. 2022).
+    """Trains the head and low-rank updates of the encoder's linear and convolution layers (Hu et al. 2022).
 
-    W + alpha / rank * B A, where B begins at zero and W is frozen (section 4.1); kernels are flattened to
-    (out, in * k * k), depthwise ones are left out. At the end of the training the changes are added to the weights: the
-    saved model is a plain network.
+    The weight becomes W + alpha / rank * B A, where W is frozen and B starts at zero (section 4.1). Convolution kernels
+    are flattened to (out, in * k * k); depthwise ones are left out. At the end of training the updates are merged into
+    the weights: the saved model is a plain network.
 
     Args:
         model: a `Classifier`.
-        rank: of each change.
-        alpha: scale of the changes.
-        lr_factor: of the learning rate, for the changes: they begin at zero.
+        rank: rank of each update.
+        alpha: scale of the updates.
+        lr_factor: multiplies the learning rate of the updates, which start at zero.
         common: see `Strategy`.
     """
 
@@ -40,7 +40,7 @@ class LoRA(Strategy):
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
         if self.average is not None:
             raise ConfigError(
-                "LoRA: an average of the weights is not taken of low-rank changes. Leave ema at 0."
+                "LoRA: averaging of weights does not work with low-rank updates. Leave ema at 0."
             )
         self.lr_factor = lr_factor
         self.freeze(lambda part, _: not part.pretrained)
@@ -54,14 +54,14 @@ class LoRA(Strategy):
         ]
         if not self._layers:
             raise ConfigError(
-                "LoRA changes linear layers and convolutions, and the encoder has none. Take head."
+                "LoRA updates linear layers and convolutions, and the encoder has none. Use head."
             )
         names = {id(p): name for name, p in model.named_parameters()}
         self._names = [names[id(layer.weight)] for layer in self._layers]
         self.changes = nn.ModuleList(_Change(layer.weight, rank, alpha / rank) for layer in self._layers)
 
     def output(self, image: Tensor) -> Output:
-        """One pass with the changes added."""
+        """Runs the model with the updates added."""
         changed = {
             name: layer.weight + change()
             for name, layer, change in zip(self._names, self._layers, self.changes, strict=True)
@@ -70,14 +70,14 @@ class LoRA(Strategy):
         return output
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The changes beside what is new."""
+        """The updates as a group beside the head."""
         return [
             *super().param_groups(lr),
             {"params": list(self.changes.parameters()), "lr": lr * self.lr_factor, "weight_decay": 0.0},
         ]
 
     def plan(self, lr: float) -> list[dict[str, Any]]:
-        """As `Strategy.plan`, with a row for the changes."""
+        """As `Strategy.plan`, with a row for the updates."""
         return [
             *super().plan(lr),
             {
@@ -92,7 +92,7 @@ class LoRA(Strategy):
 
     @contextmanager
     def on_source(self) -> Iterator[None]:
-        """Within it, the model's weights have the changes added."""
+        """Within it, the updates are added to the model's weights."""
         kept = [layer.weight.data for layer in self._layers]
         self._merge()
         try:
@@ -107,7 +107,7 @@ class LoRA(Strategy):
             layer.weight.data = layer.weight.data + change()
 
     def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Adds the changes to the weights for good, and begins again at zero."""
+        """Merges the updates into the weights and resets them to zero."""
         super().on_fit_end(loaders)
         self._merge()
         for change in self.changes:
@@ -115,7 +115,7 @@ class LoRA(Strategy):
 
 
 class _Change(nn.Module):
-    """scale * B A in the shape of a weight; B is zero at first."""
+    """scale * B A in the shape of a weight; B starts at zero."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A probe first, then all weights."""
+"""Linear probing, then full fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from medtl.strategies.contract.stages import Part
 from medtl.strategies.contract.strategy import Strategy
 
 _BALANCED = ("balanced_sampling", "class_weights", "logit_adjusted")
-"""Remedies under which the classes count equally: the probe has to be solved so too."""
+"""Remedies for class imbalance under which the probe, too, must weigh classes equally."""
 
 
 class LpFt(Strategy):
     """Sets the head to a converged linear probe, then trains all weights gently (Kumar et al. 2022).
 
-    A random head sends gradients through the encoder that distort its features before it has learnt anything; a head
-    that is right already does not. The probe is logistic regression with an L2 penalty on features centred and
+    A random head sends gradients through the encoder that distort its features before the head has learnt anything; a
+    converged head does not. The probe is logistic regression with an L2 penalty, on features that are centred and
     divided by their common spread, solved to convergence before the first step. BatchNorm keeps the pretrained
-    statistics: with those of the batches the features, and with them the probe, would be others from the first step on.
+    statistics: with batch statistics, the features would differ from those of the probe from the first step on.
 
     Args:
-        model: a model with a linear `head` and nothing new before it but pooling of slices.
+        model: a model with a linear `head`, and nothing new before it except the pooling of slices.
         penalty: inverse strength of the probe's L2 penalty (scikit-learn's C).
-        lr_factor: of the learning rate, for all weights: the start is good.
+        lr_factor: multiplies the learning rate of all weights: the start is good, so small steps are enough.
         common: see `Strategy`.
     """
 
@@ -44,21 +44,21 @@ class LpFt(Strategy):
         if not isinstance(getattr(model, "head", None), nn.Linear):
             raise ConfigError(
                 f"lp_ft begins with a linear probe of the encoder's features, and {type(model).__name__} has no linear "
-                "head to put it into. Take head, or full."
+                "head to put it into. Use head or full."
             )
         if getattr(model, "bottleneck", None):
             raise ConfigError(
-                "lp_ft begins with a linear probe of the encoder's features, and the dense layer before the head is "
-                "new: a probe behind it would rest on random weights. Take the linear head, or full."
+                "lp_ft begins with a linear probe of the encoder's features, but the dense layer before the head is "
+                "new: a probe behind it would rest on random weights. Use the linear head, or the strategy full."
             )
         self.penalty, self.lr_factor = penalty, lr_factor
 
     def group(self, part: Part, lr: float) -> dict[str, Any]:
-        """All weights at the lower rate."""
+        """Lowers the rate of all weights by `lr_factor`."""
         return {"lr": lr * self.lr_factor}
 
     def train(self, mode: bool = True) -> LpFt:
-        """BatchNorm stays in eval mode."""
+        """Sets the mode; BatchNorm stays in eval mode."""
         super().train(mode)
         for layer in batch_norms(self.model):
             layer.eval()
@@ -66,7 +66,7 @@ class LpFt(Strategy):
 
     @torch.no_grad()
     def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Solves the probe on the training cases and puts it into the head."""
+        """Solves the probe on the training cases and copies it into the head."""
         features, labels = [], []
         device = next(self.model.parameters()).device
         with modes_kept(self.model):
@@ -74,7 +74,7 @@ class LpFt(Strategy):
             for batch in loaders["source"]:
                 if batch.label is None or batch.label.is_floating_point():
                     raise ConfigError(
-                        "lp_ft needs one class a case for its probe. Take full for several findings."
+                        "lp_ft needs one class per case for its probe. Use full for several findings."
                     )
                 features.append(self.model(batch.image.to(device)).features.double().cpu().numpy())
                 labels.append(batch.label.numpy())
@@ -82,9 +82,9 @@ class LpFt(Strategy):
         x, y = x[y >= 0], y[y >= 0]
         if len(np.unique(y)) < 2:
             raise DataError(
-                "LpFt tells classes apart before training, and the training cases have one class alone."
+                "LpFt needs at least two classes for its probe, and the training cases have one class alone."
             )
-        # One scale for all features: those that hardly vary keep small weights, whatever their units.
+        # One scale for all features: those with little variance keep small weights, whatever their units.
         mean, std = x.mean(0), np.sqrt(x.var(0).mean()) + 1e-12
         balanced = "balanced" if getattr(self.criterion, "name", "") in _BALANCED else None
         solved = LogisticRegression(C=self.penalty, max_iter=2000, class_weight=balanced).fit(

@@ -1,4 +1,4 @@
-"""Norms alone."""
+"""Fine-tuning of normalisation layers alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.module
 
 
 class Norms(Strategy):
-    """Trains scale and shift of the encoder's norms, and what is new (Frankle et al. 2021).
+    """Trains the head and the scales and offsets of the encoder's norm layers (Frankle et al. 2021).
 
     Args:
         model: a `Classifier`, or any network with an `encoder` or a `head`.
-        lr_factor: of the learning rate: few numbers have to move far.
+        lr_factor: multiplies the learning rate: the few trained parameters have to move far.
         common: see `Strategy`.
     """
 
@@ -36,8 +36,8 @@ class Norms(Strategy):
         }
         self.freeze(lambda part, name: not part.pretrained or name in scales)
         if not any(n in scales for part in self.pretrained for n in part.parameters):
-            raise ConfigError("Norms trains norms, and the encoder has none. Take bitfit, head or lora.")
+            raise ConfigError("Norms trains norm layers, and the encoder has none. Use bitfit, head or lora.")
 
     def group(self, part: Part, lr: float) -> dict[str, Any]:
-        """The raised rate."""
+        """Raises the rate by `lr_factor`."""
         return {"lr": lr * self.lr_factor}

@@ -1,4 +1,4 @@
-"""All weights, statistics of BatchNorm drawn at random."""
+"""Full fine-tuning with stochastic BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from medtl.strategies.contract.strategy import Strategy
 
 
 class StochNorm(Strategy):
-    """Trains all weights; each channel of BatchNorm is normalised by the moving statistics or, by chance, the batch's.
+    """Trains all weights; each BatchNorm channel randomly uses its moving or its batch statistics (Kou et al. 2020).
 
-    StochNorm (Kou et al. 2020, algorithm 1): it regularises as dropout does, and keeps what the moving statistics know
-    of the pretraining. In prediction nothing is random.
+    StochNorm (algorithm 1) regularises like dropout and keeps what the moving statistics have learnt in pretraining.
+    Prediction is deterministic.
 
     Args:
         model: a network with BatchNorm.
-        p: probability that a channel takes the moving statistics.
+        p: probability that a channel uses the moving statistics.
         common: see `Strategy`.
     """
 
@@ -32,12 +32,12 @@ class StochNorm(Strategy):
         self._layers = list(batch_norms(model))
         if not self._layers:
             raise ConfigError(
-                "StochNorm draws statistics of BatchNorm, and the network has none, so it would change nothing. Choose "
-                "an encoder with BatchNorm (resnet, efficientnet, ...), or full."
+                "StochNorm randomises the statistics of BatchNorm, and the network has none, so it would change "
+                "nothing. Choose an encoder with BatchNorm (resnet, efficientnet, ...), or full."
             )
 
     def output(self, image: Tensor) -> Any:
-        """One pass, in which training mixes the two normalisations channel by channel."""
+        """Runs the model; in training, mixes the two normalisations channel by channel."""
         handles = [layer.register_forward_hook(self._mixed) for layer in self._layers if layer.training]
         self._before = {id(layer): _statistics(layer) for layer in self._layers}
         try:
@@ -47,7 +47,7 @@ class StochNorm(Strategy):
                 handle.remove()
 
     def _mixed(self, layer: Any, inputs: tuple[Tensor, ...], by_batch: Tensor) -> Tensor:
-        """Timm's BatchNorm holds its activation: it is applied to either normalisation alike."""
+        """Mixes before the activation, which timm's BatchNorm layers include."""
         mean, var = self._before[id(layer)]
         moving = F.batch_norm(inputs[0], mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
         for name in ("drop", "act"):

@@ -329,7 +329,7 @@ def test_what_cannot_be_done_says_why() -> None:
         build_strategy("last:1", network())
     with pytest.raises(ConfigError, match="has neither"):
         build_strategy("head", nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(ConfigError, match="mask is none"):
+    with pytest.raises(ConfigError, match="not masks"):
         build_strategy("full", build_segmenter("test_resnet", 2, weights="random"), mixup=0.2)
     with pytest.raises(ConfigError, match="one vector of features"):
         build_strategy("bss", build_segmenter("test_resnet", 2, weights="random"))

@@ -1,1 +1,1 @@
-"""What all strategies share: the base class, the parts of a model, averages of weights, and how they are found."""
+"""Code that all strategies share: the base class, the parts of a model, weight averaging, and discovery."""

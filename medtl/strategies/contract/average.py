@@ -15,7 +15,7 @@ class Average(nn.Module):
     average <- d average + (1 - d) value, d = min(decay, (1 + t) / (10 + t)) after t updates. Counts are copied.
 
     Args:
-        values: the tensors by name; the average starts with them.
+        values: the tensors by name; the average starts from them.
         decay: in (0, 1).
     """
 
@@ -30,24 +30,24 @@ class Average(nn.Module):
 
     @staticmethod
     def _key(name: str) -> str:
-        return name.replace(".", "/")  # names of buffers hold no dots
+        return name.replace(".", "/")  # buffer names must not contain dots
 
     @torch.no_grad()
     def update(self, values: Mapping[str, Tensor]) -> None:
-        """Takes the values of one more step."""
+        """Updates the average with the values of one more step."""
         self.updates += 1
         step = int(self.updates)
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in values.items():
             mine = self.get_buffer(self._key(name))
             if mine.is_floating_point():
-                mine.lerp_(value, 1 - decay)  # what does not change stays bit-equal
+                mine.lerp_(value, 1 - decay)  # unchanged values stay bit-equal
             else:
                 mine.copy_(value)
 
     @torch.no_grad()
     def copy_from(self, values: Mapping[str, Tensor]) -> None:
-        """Starts from these values."""
+        """Restarts the average from these values."""
         for name, value in values.items():
             self.get_buffer(self._key(name)).copy_(value)
 
@@ -59,7 +59,7 @@ class Average(nn.Module):
 
     @contextmanager
     def swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within it, the tensors have the averages."""
+        """Within it, the tensors hold the averages."""
         self._swap(values)
         try:
             yield

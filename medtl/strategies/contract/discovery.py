@@ -1,4 +1,4 @@
-"""Strategies are found by their file names, their hyper-parameters in their signatures."""
+"""Strategies are found by file name; their hyper-parameters are read from their signatures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def available() -> list[str]:
 
 
 def strategy_class(name: str) -> type[Strategy]:
-    """The class of strategy `name`; an argument after a colon (`last:2`) is put aside.
+    """The class of strategy `name`, without its argument after a colon (`last:2`).
 
     Args:
-        name: a strategy that `available` lists, or the path of a file of your own (`mine/my_strategy.py`).
+        name: a strategy that `available` lists, or the path of your own file (`mine/my_strategy.py`).
 
     Raises:
         ConfigError: there is no such strategy.
@@ -33,7 +33,7 @@ def strategy_class(name: str) -> type[Strategy]:
     found = find_class(_split(name)[0], STRATEGIES, available(), "strategy")
     if not issubclass(found, Strategy):
         raise ConfigError(
-            f"{found.__name__} is a method of adaptation; expected a class {found.__name__}(Strategy)."
+            f"{found.__name__} is an adaptation method; expected a class {found.__name__}(Strategy)."
         )
     return found
 
@@ -41,16 +41,16 @@ def strategy_class(name: str) -> type[Strategy]:
 def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str] = ()) -> dict[str, Any]:
     """Turns `["stages=2", "mixup=0.2"]` into typed arguments of strategy `name`.
 
-    `key=value` goes to every strategy, `STRATEGY.key=value` to that one alone.
+    `key=value` applies to every strategy, `STRATEGY.key=value` to that one alone.
 
     Args:
         name: the strategy.
-        pairs: what was given.
-        among: all strategies of the run, where there are more.
+        pairs: the values of --hparams.
+        among: all strategies of the run, if there are several.
 
     Raises:
-        ConfigError: not `key=value`, a strategy that is not of the run, an unknown key (near matches are named), or a
-            value of another type.
+        ConfigError: not `key=value`, a strategy that is not part of the run, an unknown key (near matches are named),
+            or a value of the wrong type.
     """
     plain = _split(name)[0]
     known = {plain, *(_split(other)[0] for other in among)}
@@ -72,18 +72,18 @@ def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str]
 def build_strategy(
     name: str, model: nn.Module, *, seed: int = 0, criterion: nn.Module | None = None, **hparams: Any
 ) -> Strategy:
-    """Builds strategy `name` around `model`; weights of its own are drawn from `seed` alone.
+    """Builds strategy `name` around `model`; its own weights are initialised from `seed` alone.
 
     Args:
-        name: a strategy that `available` lists, with its argument if any (`last:2`), or the path of a file of your own.
+        name: a strategy that `available` lists, with its argument if any (`last:2`), or the path of your own file.
         model: a `Classifier`, or any network that returns `Output(logits, features)`.
-        seed: of weights that the strategy adds.
-        criterion: the loss, `(logits, label) -> scalar`, see `medtl.models.losses.classification`; None is
+        seed: seed of weights that the strategy adds.
+        criterion: the loss, `(logits, label) -> scalar`, see `medtl.models.losses.classification`; None means
             cross-entropy.
         hparams: the strategy's hyper-parameters.
 
     Raises:
-        ConfigError: there is no such strategy, or it cannot do what is asked, with the reason.
+        ConfigError: there is no such strategy, or it does not support what is asked; the message gives the reason.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,7 +100,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _argument(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The hyper-parameter that stands after the colon of a name."""
+    """The hyper-parameter given after the colon of a name."""
     plain, text = _split(name)
     if not text and not name.endswith(":"):
         return {}

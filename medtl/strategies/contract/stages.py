@@ -1,4 +1,4 @@
-"""What a model is made of, from its stem to its head, for strategies that treat those parts differently."""
+"""The parts of a model from its stem to its head, for strategies that treat them differently."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Part:
     """A part of a model.
 
     Attributes:
-        name: for people.
-        pretrained: it belongs to the encoder, and the rest is new.
+        name: name shown to users.
+        pretrained: whether it belongs to the encoder; the other parts are new.
         parameters: its parameters by their names in the model.
     """
 
@@ -28,13 +28,13 @@ class Part:
 
 
 def model_parts(model: nn.Module, strategy: str) -> list[Part]:
-    """The stages of the encoder, stem first, then every new part by the name of its module.
+    """The stages of the encoder, stem first, then every new part, named after its module.
 
-    A network of your own without an `encoder` is pretrained up to its `head`.
+    Your own network without an `encoder` counts as pretrained up to its `head`.
 
     Args:
-        model: any.
-        strategy: for the message.
+        model: any model.
+        strategy: name of the strategy, for the message.
 
     Raises:
         ConfigError: the model has neither an encoder nor a head.
@@ -44,7 +44,7 @@ def model_parts(model: nn.Module, strategy: str) -> list[Part]:
         head = getattr(model, "head", None)
         if not isinstance(head, nn.Module):
             raise ConfigError(
-                f"Strategy {strategy} has to know which part of the model is pretrained: its encoder, or all but its "
+                f"Strategy {strategy} must know which part of the model is pretrained: its encoder, or all but its "
                 f"head, and {type(model).__name__} has neither. Use build_classifier, or with_features(module)."
             )
     inside = _stage_names(model, encoder) if encoder is not None else {}
@@ -63,7 +63,7 @@ def model_parts(model: nn.Module, strategy: str) -> list[Part]:
 
 
 def _stage_names(model: nn.Module, encoder: nn.Module) -> dict[int, str]:
-    """The stage's name of every parameter of the encoder, by identity; one stage where neither of the two says."""
+    """The stage of every parameter of the encoder, by identity; a single stage if the model names none."""
     for owner in (encoder, model):
         if isinstance(owner, Encoder | Segmenter):
             break

@@ -20,25 +20,28 @@ from medtl.strategies.contract.stages import Part, model_parts
 
 
 class Strategy(FineTune):
-    """Fine-tunes a pretrained model on the source's labels; subclasses say what learns, and how fast.
+    """Fine-tunes a pretrained model on the source's labels; subclasses decide what learns, and how fast.
 
-    What a strategy freezes has no gradient, is in eval mode, and ends bit for bit as it began, BatchNorm's statistics
-    included. Biases, scales of norms and what timm exempts get no weight decay (He et al. 2019, section 3.1).
+    "The head" means every layer that is not pretrained: the linear head, a dense layer or attention pooling before it,
+    or the decoder of a segmentation network. Frozen parts get no gradient, stay in eval mode, and end bit for bit as
+    they began, including BatchNorm statistics. Biases, norm scales and what timm exempts get no weight decay (He et
+    al. 2019, section 3.1).
 
     Args:
         model: a `Classifier`, or any network that returns `Output(logits, features)`.
-        label_smoothing: share of the target that is spread over all classes, in [0, 1).
-        dropout: probability of dropping a feature before the head; None leaves the model's own.
-        weight_decay: of AdamW; None leaves that of the training.
+        label_smoothing: share of the target distribution that is spread over all classes, in [0, 1).
+        dropout: probability of dropping a feature before the head; None keeps the model's own.
+        weight_decay: weight decay of AdamW; None keeps that of the training.
         mixup: alpha of Beta(alpha, alpha), the share of two mixed images (Zhang et al. 2018); 0 is off, 0.2 is usual.
-        cutmix: alpha of the share of a pasted box (Yun et al. 2019); 0 is off, 1 is usual. With both, a coin decides.
-        ema: decay of a moving average of the weights, which validates and is kept; 0 is off, 0.99 to 0.9999 are usual.
+        cutmix: alpha of the share of a pasted box (Yun et al. 2019); 0 is off, 1 is usual. If both are on, each batch
+            uses one of them, chosen at random.
+        ema: decay of a moving average of the weights, which is validated and saved; 0 is off, 0.99 to 0.9999 are usual.
 
     Attributes:
-        on_features: it can train on features that were computed once, since the encoder never changes.
-        argument: the hyper-parameter that may stand after a colon in the name, as in `last:2`.
-        views: augmented views of each case that a strategy on features wants.
-        parts: the encoder's stages, stem first, then what is new.
+        on_features: whether it can train on features computed once, because the encoder never changes.
+        argument: the hyper-parameter that may follow a colon in the name, as in `last:2`.
+        views: number of augmented views of each case that a strategy on features uses.
+        parts: the encoder's stages, stem first, then the new parts.
     """
 
     kind: ClassVar[str] = "strategies"
@@ -65,7 +68,7 @@ class Strategy(FineTune):
         self._check("weight_decay", weight_decay, weight_decay is None or weight_decay >= 0, "at least 0")
         if (mixup or cutmix) and getattr(model, "task", None) == "segmentation":
             raise ConfigError(
-                f"{type(self).__name__}: mixup and cutmix mix the labels of whole images, and a mask is none. Leave "
+                f"{type(self).__name__}: mixup and cutmix mix the labels of whole images, not masks. Leave "
                 "them at 0."
             )
         if dropout is not None:
@@ -78,7 +81,7 @@ class Strategy(FineTune):
             layer.p = dropout
         self.weight_decay, self.mixup, self.cutmix = weight_decay, mixup, cutmix
         self.parts = model_parts(model, type(self).__name__)
-        # By name: a process that is spawned has other objects.
+        # By name: a spawned process has other parameter objects.
         self._learns = {name for name, p in model.named_parameters() if p.requires_grad}
         self.average = Average(self.learned(), ema) if ema else None
 
@@ -87,7 +90,7 @@ class Strategy(FineTune):
             raise ConfigError(f"{type(self).__name__}: {name} is {value}; expected {expected}.")
 
     def freeze(self, learns: Callable[[Part, str], bool]) -> None:
-        """Freezes every parameter of which `learns(part, name)` says no."""
+        """Freezes every parameter for which `learns(part, name)` is False."""
         for part in self.parts:
             for name, parameter in part.parameters.items():
                 if not learns(part, name):
@@ -103,20 +106,20 @@ class Strategy(FineTune):
         """The stages of the encoder, stem first.
 
         Raises:
-            ConfigError: the encoder is not known by stages.
+            ConfigError: the encoder's stages are not known.
         """
         if len(self.pretrained) < 2:
             raise ConfigError(
                 f"{type(self).__name__} treats the stages of an encoder differently, and those of "
-                f"{type(self.model).__name__} are not known. It is for networks on timm encoders "
-                "(build_classifier, build_segmenter); full, head, norms and lora take any network."
+                f"{type(self.model).__name__} are not known. It works on timm encoders (build_classifier, "
+                "build_segmenter); full, head, norms and lora work on any network."
             )
         return self.pretrained
 
     def forward(
         self, source: Batch | None, target: Batch | None = None, *, progress: float
     ) -> dict[str, Tensor]:
-        """Computes the source's loss and what the strategy adds to it; `target` is not used."""
+        """Computes the source's loss and the strategy's penalties; `target` is not used."""
         source = self._given(source, "source")
         if source.label is None:
             raise DataError(f"{type(self).__name__} needs labels in the source batch, and it has none.")
@@ -125,23 +128,23 @@ class Strategy(FineTune):
             image, order, share = self._mix(image)
         output = self.output(image)
         loss = self.supervised_loss(output.logits, label)
-        if share < 1:  # every loss here is linear in the target
+        if share < 1:  # valid because every loss here is linear in the target
             loss = share * loss + (1 - share) * self.supervised_loss(output.logits, label[order])
         added = self.penalties(output)
         total = loss + sum(added.values())
         return {"loss": total, "source_loss": loss.detach(), **{k: v.detach() for k, v in added.items()}}
 
     def output(self, image: Tensor) -> Output:
-        """One pass of the model that learns."""
+        """Runs the model that learns."""
         output: Output = self.model(image)
         return output
 
     def penalties(self, output: Output) -> dict[str, Tensor]:
-        """What is added to the loss, by name: scalars."""
+        """Terms to add to the loss, by name: scalars."""
         return {}
 
     def supervised_loss(self, logits: Tensor, label: Tensor | None) -> Tensor:
-        """As `Adapter.supervised_loss`; labels are smoothed under a `criterion` too."""
+        """As `Adapter.supervised_loss`; label smoothing applies to a `criterion` too."""
         loss = super().supervised_loss(logits, label)
         if self.criterion is None or not self.label_smoothing or label is None or label.is_floating_point():
             return loss
@@ -152,7 +155,7 @@ class Strategy(FineTune):
         return (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
 
     def _mix(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Mixes each image with another of the batch: mixed images, whose the others are, the share of the first."""
+        """Mixes each image with another of the batch; returns mixed images, the others' indices, the first's share."""
         cut = bool(self.cutmix) and (not self.mixup or bool(torch.rand(()) < 0.5))
         alpha = self.cutmix if cut else self.mixup
         share = float(Beta(alpha, alpha).sample())
@@ -161,7 +164,7 @@ class Strategy(FineTune):
             return share * image + (1 - share) * image[order], order, share
         if image.ndim < 4:
             raise ConfigError(
-                f"{type(self).__name__}: cutmix pastes boxes of images, and it was given features."
+                f"{type(self).__name__}: cutmix pastes boxes of images, but its input is features."
             )
         height, width = image.shape[-2:]
         side = (1 - share) ** 0.5
@@ -177,11 +180,11 @@ class Strategy(FineTune):
         return mixed, order, 1 - area / (height * width)
 
     def group(self, part: Part, lr: float) -> dict[str, Any]:
-        """How the optimiser treats a part: `lr`, and what `learning_rate` wants to know of it."""
+        """Optimiser settings of a part: `lr`, and whatever `learning_rate` needs to know about it."""
         return {"lr": lr}
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameters that learn, by learning rate, with and without weight decay."""
+        """Trainable parameters, grouped by learning rate and weight decay."""
         groups: dict[Any, dict[str, Any]] = {}
         for part in self.parts:
             for name, parameter in part.parameters.items():
@@ -205,7 +208,7 @@ class Strategy(FineTune):
         return any(name == f"encoder.network.{other}" for other in names)
 
     def plan(self, lr: float) -> list[dict[str, Any]]:
-        """What learns: one row a part (two where some of it does), to be printed before training."""
+        """What will learn, to be shown before training: one row per part, two if only some of it learns."""
         rates = {id(p): group["lr"] for group in self.param_groups(lr) for p in group["params"]}
         norms = set(batch_norms(self.model))
         with modes_kept(self):
@@ -237,19 +240,19 @@ class Strategy(FineTune):
         return rows
 
     def train(self, mode: bool = True) -> Strategy:
-        """Sets the mode; what is frozen stays in eval mode."""
+        """Sets the mode; frozen modules stay in eval mode."""
         super().train(mode)
         if mode:
             _hold(self.model)
         return self
 
     def learned(self) -> dict[str, Tensor]:
-        """The tensors that are averaged: weights and buffers of the model."""
+        """The tensors to average: weights and buffers of the model."""
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     @contextmanager
     def on_source(self) -> Iterator[None]:
-        """Within it, the model has its averaged weights, if there are any."""
+        """Within it, the model holds its averaged weights, if there are any."""
         if self.average is None:
             yield
         else:
@@ -257,7 +260,7 @@ class Strategy(FineTune):
                 yield
 
     def on_step_end(self) -> None:
-        """Takes the step into the average."""
+        """Updates the average after a step."""
         if self.average is not None:
             self.average.update(self.learned())
 
@@ -269,7 +272,7 @@ class Strategy(FineTune):
 
 
 def _hold(module: nn.Module) -> None:
-    """Puts every module of which no parameter learns into eval mode: its statistics and its dropout stand still."""
+    """Puts every module without a trainable parameter into eval mode: its statistics and dropout stay fixed."""
     parameters = list(module.parameters())
     if parameters and not any(p.requires_grad for p in parameters):
         module.eval()
