@@ -1,4 +1,4 @@
-"""Encoders with ImageNet weights, and the classifiers and segmentation networks that are built on them."""
+"""Encoders with ImageNet weights, and the classifiers and segmentation networks built on them."""
 
 from medtl.models.classifier import Classifier, build_classifier
 from medtl.models.encoder import Encoder, build_encoder

@@ -19,7 +19,7 @@ class AttentionPool(nn.Module):
     """Gated attention over the slices of a volume (Ilse et al. 2018, equation 9).
 
     Slices (B, D, F) are averaged with weights softmax(w . (tanh(V h) * sigmoid(U h))). The last layer starts
-    at zero, so that training starts from the plain mean.
+    at zero, so training starts from the plain mean.
     """
 
     def __init__(self, num_features: int, hidden: int = 128) -> None:
@@ -38,21 +38,21 @@ class AttentionPool(nn.Module):
 class Classifier(nn.Module):
     """An encoder with a linear head; a volume is classified by encoding its slices and pooling them.
 
-    It takes images, volumes, or features that its encoder gave for them, which it tells apart by their dimensions: a
-    head is trained on stored features as on scans.
+    The input is images, volumes, or features that the encoder computed from them, told apart by their dimensions: the
+    head trains on stored features as it does on scans.
 
     Args:
-        encoder: gives F features an image.
+        encoder: returns F features per image.
         num_classes: K logits; a binary task has two.
         bottleneck: width of a Linear-ReLU layer between features and head, or None for none.
         dropout: probability of dropping a feature before the head.
         pooling: how the slices of a volume become one vector; unused for images.
-        neighbours: the head is a `NeighbourHead` of so many; None for a linear one.
+        neighbours: makes the head a `NeighbourHead` with this many neighbours; None makes it linear.
 
     Attributes:
         task: "binary" or "multiclass".
-        num_features: F, the width of the features.
-        head: the layer that makes logits from the features.
+        num_features: F, the width of the head's input.
+        head: the layer that maps features to logits.
     """
 
     def __init__(
@@ -89,23 +89,23 @@ class Classifier(nn.Module):
             self.set_neighbours(neighbours)
 
     def set_neighbours(self, k: int) -> None:
-        """Puts a `NeighbourHead` in the place of the head; slices of a volume are averaged then."""
+        """Replaces the head by a `NeighbourHead`; slices of a volume are then averaged."""
         self.head = NeighbourHead(self.num_features, self.num_classes, k)
         self.pool, self.pooling = None, "mean"
 
     def forward(self, image: Tensor) -> Output:
         """Classifies images (B, C, H, W) or volumes (B, C, D, H, W) with values in [0, 1].
 
-        Or what `encode` made of them, (B, F) or (B, D, F).
+        Also takes the output of `encode`, (B, F) or (B, D, F).
         """
         return self.classify(image if image.ndim < 4 else self.encode(image))
 
     def encode(self, image: Tensor) -> Tensor:
-        """Features of images (B, F), or of volumes slice by slice (B, D, F): what a frozen encoder always gives."""
+        """Features of images (B, F), or of volumes slice by slice (B, D, F); constant if the encoder is frozen."""
         return encode_slices(self.encoder, image)
 
     def classify(self, features: Tensor) -> Output:
-        """Logits from what `encode` gives.
+        """Logits from the output of `encode`.
 
         Raises:
             DataError: as `represent`.
@@ -114,15 +114,15 @@ class Classifier(nn.Module):
         return Output(self.head(self.dropout(features)), features)
 
     def represent(self, features: Tensor) -> Tensor:
-        """What the head sees, (B, `num_features`), of what `encode` gives.
+        """The head's input, (B, `num_features`), from the output of `encode`.
 
         Raises:
-            DataError: the features have another width: they are another encoder's.
+            DataError: the features have another width, so they come from another encoder.
         """
         if features.shape[-1] != self.encoder.num_features:
             raise DataError(
                 f"Encoder {self.encoder.name} gives {self.encoder.num_features} features, got {tuple(features.shape)}: "
-                "these are another encoder's. Extract them with this classifier's encoder."
+                "these come from another encoder. Extract them with this classifier's encoder."
             )
         pooled: Tensor = self.neck(self._pool(features) if features.ndim == 3 else features)
         return pooled
@@ -134,7 +134,7 @@ class Classifier(nn.Module):
         return features.mean(dim=1) if self.pooling == "mean" else features.amax(dim=1)
 
     def spec(self) -> dict[str, Any]:
-        """What `build_classifier` needs to make this network again, as plain values."""
+        """The arguments with which `build_classifier` rebuilds this network, as plain values."""
         spec = {
             **{"encoder" if k == "name" else k: v for k, v in self.encoder.spec().items()},
             "num_classes": self.num_classes,
@@ -146,7 +146,7 @@ class Classifier(nn.Module):
 
 
 def encode_slices(encoder: nn.Module, image: Tensor) -> Tensor:
-    """Applies an encoder of images to images (B, C, H, W), or to each slice of volumes (B, C, D, H, W).
+    """Applies an image encoder to images (B, C, H, W), or to each slice of volumes (B, C, D, H, W).
 
     Returns:
         (B, F), or (B, D, F).
@@ -172,7 +172,7 @@ def build_classifier(
     neighbours: int | None = None,
     seed: int = 0,
 ) -> Classifier:
-    """Builds a classifier on a named encoder; what is not pretrained is drawn from `seed` alone.
+    """Builds a classifier on a named encoder; the new layers are initialised from `seed` alone.
 
     The other arguments are those of `build_encoder` and `Classifier`.
     """

@@ -1,13 +1,13 @@
 """A 3D network around a 2D encoder with ImageNet weights.
 
-Medical volumes are few and often have thick slices, and ImageNet weights exist in 2D. So:
+Medical volumes are few and often have thick slices, and ImageNet weights exist only in 2D. Therefore:
 
-1. every slice is encoded in 2D, with the pretrained weights unchanged;
-2. each level's maps are mixed through the plane by a depthwise 3x1x1 convolution that starts as the identity (the
+1. every slice is encoded in 2D with the unchanged pretrained weights;
+2. the maps of each level are mixed across slices by a depthwise 3x1x1 convolution that starts as the identity (the
    factorised kernels of P3D: Qiu et al. 2017), and projected to the decoder's width with BatchNorm;
-3. a 3D decoder (MONAI's U-Net blocks) upsamples in the plane alone, by transposed 1x2x2 convolutions (anisotropic
-   as nnU-Net's for thick slices: Isensee et al. 2021), and joins the levels;
-4. the last level reads the image itself through a small 3D convolution, for edges that a stride of 2 loses.
+3. a 3D decoder (MONAI's U-Net blocks) upsamples only in the plane, by transposed 1x2x2 convolutions (anisotropic
+   as in nnU-Net for thick slices: Isensee et al. 2021), and joins the levels;
+4. the last level sees the image itself through a small 3D convolution, to recover edges lost at stride 2.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ACT = ("relu", {"inplace": True})
 class ThroughPlane(nn.Module):
     """Mixes maps (N, F, D, h, w) along D, then projects them to `width` channels.
 
-    At the start a volume of equal slices and a single slice give the same maps.
+    At the start, a volume of equal slices and a single slice give the same maps.
     """
 
     def __init__(self, num_features: int, width: int) -> None:
@@ -52,18 +52,18 @@ class ThroughPlane(nn.Module):
 
 
 class VolumeNetwork(nn.Module):
-    """A 2D encoder on slices, through-plane mixing and a 3D decoder.
+    """A 2D encoder on slices, mixing across slices, and a 3D decoder.
 
     Args:
         encoder: timm's name.
         in_channels: channels of the volumes.
         num_classes: K.
-        width: channels of the decoder at full resolution are half of it; they double at each level, up to 8 times.
-        depth: levels of the encoder that are used; the deepest has stride 2**depth.
+        width: the decoder has half as many channels at full resolution; they double at each level, up to 8 times.
+        depth: number of encoder levels used; the deepest has stride 2**depth.
 
     Attributes:
         num_features: channels of the deepest map.
-        stride: what rows and columns have to be multiples of.
+        stride: rows and columns must be multiples of this.
     """
 
     def __init__(self, encoder: str, in_channels: int, num_classes: int, width: int, depth: int) -> None:
@@ -72,7 +72,7 @@ class VolumeNetwork(nn.Module):
         channels = [int(c) for c in self.encoder.out_channels]
         widths = [max(4, min(width * 2**i // 2, width * 4)) for i in range(depth + 1)]
         self.stem = UnetBasicBlock(3, in_channels, widths[0], 3, 1, _NORM, _ACT)
-        # Some encoders start at stride 4: no map, and no skip connection, at stride 2.
+        # Some encoders start at stride 4: they have no map, and no skip connection, at stride 2.
         self.levels = [i for i in range(1, depth + 1) if channels[i] > 0]
         self.mixing = nn.ModuleList(ThroughPlane(channels[i], widths[i]) for i in self.levels)
         ups = []

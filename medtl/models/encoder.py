@@ -1,4 +1,4 @@
-"""An ImageNet encoder: images in [0, 1] in, one feature vector an image out."""
+"""An ImageNet encoder: maps images in [0, 1] to one feature vector each."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from medtl.models.weights.load import (
 __all__ = ["PACKAGED_ENCODER", "Encoder", "build_encoder"]
 
 MAX_DEPTHS = 6
-"""Networks with more blocks of one width (transformers) give features at so many depths, evenly spaced."""
+"""Networks with more blocks of one width (transformers) return features at this many evenly spaced depths."""
 
 
 class Encoder(nn.Module):
-    """A timm network without its head, behind the normalisation that its weights were trained with.
+    """A timm network without its head, including the normalisation that its weights were trained with.
 
     The normalisation is part of the module, so that a checkpoint cannot be used with another one. It is timm's for the
     architecture, unless the weights are known to expect another (`key_report.statistics`). Unless the input has three
-    channels, each channel is normalised by the mean of the three. The two 4096-wide layers of VGG are a part of
-    its ImageNet head and are left out: its features are the pooled last map.
+    channels, every channel is normalised with the mean of the three. The two 4096-wide layers of VGG belong to its
+    ImageNet head and are left out: VGG's features are its pooled last map.
 
     Attributes:
         name: timm's name of the architecture.
         num_features: F, the width of the features.
         weights: where the weights came from.
-        key_report: how the tensors of the weights met those of the network.
-        image_size: side of the images that it was made for, or None: any that the network allows.
+        key_report: how the tensors of the weights matched those of the network.
+        image_size: side of the images the network was built for, or None: any size that it allows.
         channel_rule: how the first convolution was adapted from RGB, `sum` or `mean`.
     """
 
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
     def features_at(self, image: Tensor) -> dict[str, Tensor]:
         """Features at several depths, each averaged over the image: `stage1` (shallow), ..., `stageN`.
 
-        The last one equals what `forward` gives. Earlier ones of transformers are averaged over the patches.
+        The last one equals the output of `forward`. Earlier ones of transformers are averaged over the patches.
 
         Args:
             image: (B, C, H, W) with values in [0, 1].
@@ -105,12 +105,12 @@ class Encoder(nn.Module):
     def parameter_stages(self) -> list[list[str]]:
         """Names of the encoder's parameters by stage, the stem first; see `network_stages`.
 
-        Every parameter is in exactly one stage; the names are those of `named_parameters` of this module.
+        Every parameter is in exactly one stage; names are those of this module's `named_parameters`.
         """
         return [[f"network.{name}" for name in stage] for stage in network_stages(self.network)]
 
     def spec(self) -> dict[str, Any]:
-        """What `build_encoder` needs to make this network again, as plain values; what is left out is the default."""
+        """The arguments with which `build_encoder` rebuilds this network, as plain values; defaults are left out."""
         spec: dict[str, Any] = {"name": self.name, "in_channels": self.in_channels}
         config: Any = self.network.pretrained_cfg
         if self.image_size is not None and config.get("fixed_input_size"):
@@ -126,13 +126,13 @@ class Encoder(nn.Module):
         except (
             RuntimeError,
             AssertionError,
-        ) as error:  # torch and timm name neither the network nor a way out
+        ) as error:  # torch and timm name neither the network nor a remedy
             config: Any = self.network.pretrained_cfg
             own = self.image_size or config["input_size"][-1]
             if config.get("fixed_input_size") and image.shape[-2:] != (own, own):
                 raise ConfigError(
-                    f"Encoder {self.name} was made for images of {own} x {own} pixels, got {tuple(image.shape)}. Set "
-                    "image_size (--image-size) when it is built: its embeddings of positions are resampled then."
+                    f"Encoder {self.name} was built for images of {own} x {own} pixels, got {tuple(image.shape)}. Set "
+                    "image_size (--image-size) when it is built: its position embeddings are then resampled."
                 ) from error
             if not config.get("fixed_input_size"):
                 _check_size(self.name, min(image.shape[-2:]))
@@ -152,16 +152,16 @@ def build_encoder(
     Args:
         name: any timm architecture, for example `resnet50`, `vgg16`, `inception_v3`, `convnext_tiny`,
             `vit_small_patch16_224`, `swin_tiny_patch4_window7_224`, `tf_efficientnet_lite0`.
-        weights: `imagenet` (the extra `offline`, the hub's cache, or a download), the path of a file, or
-            `random`, which has to be asked for; None if a checkpoint is loaded next.
+        weights: `imagenet` (from the extra `offline`, the hub's cache, or a download), the path of a file, or
+            `random`, which you have to ask for; None if a checkpoint is loaded next.
         in_channels: channels of the images; the RGB weights of the first convolution are adapted.
         channel_rule: `sum` or `mean`, see `load_pretrained`.
-        image_size: side of the images. It is checked at once; transformers are made for it, their embeddings of
-            positions resampled.
+        image_size: side of the images. It is checked at once; transformers are built for it, with resampled position
+            embeddings.
 
     Raises:
         ConfigError: timm does not know `name`; the network does not take images of this size.
-        WeightsError: the weights are absent, altered, or of another architecture.
+        WeightsError: the weights are missing, altered, or belong to another architecture.
     """
     check_encoder_name(name)
     if image_size is not None:
@@ -175,10 +175,10 @@ def build_encoder(
 
 
 def network_stages(network: nn.Module) -> list[list[str]]:
-    """Names of the parameters of a timm network by stage, the stem first, as timm groups them for the decay of rates.
+    """Parameter names of a timm network by stage, the stem first, as timm groups them for layer-wise rate decay.
 
-    VGG's stages are what lies between two poolings. What has no weight matrix of its own (the norm after the last stage
-    of ConvNeXt or Swin) belongs to the stage before it.
+    VGG's stages lie between its poolings. A part without a weight matrix of its own (the norm after the last stage of
+    ConvNeXt or Swin) belongs to the stage before it.
     """
     matcher: Any = network.group_matcher(coarse=True)  # type: ignore[operator]
     if isinstance(network, VGG):
@@ -199,13 +199,13 @@ def _vgg_block(network: VGG) -> Callable[[str], int]:
 
 @lru_cache(maxsize=2)
 def _shapes(name: str, size: int | None) -> nn.Module:
-    """The network without values."""
+    """Builds the network without allocating its values."""
     with torch.device("meta"):
         return make_network(name, image_size=size).eval()
 
 
 def _takes(name: str, size: int) -> bool:
-    """Whether the network takes images of this size: their shapes go through it, without values."""
+    """Whether the network takes images of this size; checked by shapes alone, without computing values."""
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     try:
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""A head that remembers cases instead of being trained."""
+"""A head that stores cases instead of being trained."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch.nn import functional as F
 from medtl.errors import ConfigError, DataError
 
 TIE = 1e-3
-"""How much of its cosine a vote gains."""
+"""The weight of the cosine in a vote; it breaks ties."""
 
 
 class NeighbourHead(nn.Module):
-    """Log-probabilities of the classes from the votes of the k nearest remembered cases, by cosine.
+    """Log-probabilities of the classes from the votes of the k nearest stored cases, by cosine similarity.
 
-    One vote is spread evenly over the K classes, so that none has probability 0: (votes + 1 / K) / (k + 1). A vote is 1
-    and a thousandth of the cosine: of classes with as many votes the nearer decides, and not the order of the classes.
+    One extra vote is spread evenly over the K classes, so that no class has probability 0: (votes + 1 / K) / (k + 1).
+    A vote counts 1 plus a thousandth of its cosine: ties are decided by the nearer cases, not by the class order.
 
     Args:
         num_features: F.
         num_classes: K.
-        k: neighbours that vote.
+        k: number of neighbours that vote.
 
     Attributes:
-        memory: (M, F) features of length 1; empty until `remember`.
+        memory: (M, F) features of unit length; empty until `remember` is called.
         memory_label: (M,) their class indices.
 
     Raises:
@@ -37,20 +37,20 @@ class NeighbourHead(nn.Module):
     def __init__(self, num_features: int, num_classes: int, k: int = 5) -> None:
         super().__init__()
         if k < 1:
-            raise ConfigError(f"At least 1 neighbour votes, got k = {k}.")
+            raise ConfigError(f"Nearest neighbours need at least one vote, got k = {k}.")
         self.num_classes, self.k = num_classes, k
         self.register_buffer("memory", torch.zeros(0, num_features))
         self.register_buffer("memory_label", torch.zeros(0, dtype=torch.long))
 
     def remember(self, features: Tensor, label: Tensor) -> None:
-        """Takes (M, F) features and M class indices in the place of what was remembered.
+        """Stores (M, F) features and M class indices, replacing what was stored.
 
         Raises:
-            DataError: there are fewer than k, or a class index without a class.
+            DataError: there are fewer than k cases, or a class index is out of range.
         """
         if len(features) < self.k:
             raise DataError(
-                f"There are {len(features)} cases to remember, too few for k = {self.k} neighbours. Choose a smaller k "
+                f"There are {len(features)} training cases, too few for k = {self.k} neighbours. Choose a smaller k "
                 "(knn:1), or add cases."
             )
         if int(label.min()) < 0 or int(label.max()) >= self.num_classes:
@@ -59,10 +59,10 @@ class NeighbourHead(nn.Module):
         self.memory_label = label.detach().to(features.device)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) to (B, K).
+        """Maps (B, F) to (B, K).
 
         Raises:
-            DataError: nothing was remembered yet.
+            DataError: no cases are stored yet.
         """
         if not len(self.memory):
             raise DataError("The nearest neighbours are not known before `remember` (`fit` calls it).")
@@ -72,7 +72,7 @@ class NeighbourHead(nn.Module):
         return ((votes + 1 / self.num_classes) / (votes.sum(dim=1, keepdim=True) + 1)).log()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        """How many cases were remembered stands in the file alone."""
+        """Resizes the memory first: only the file says how many cases were stored."""
         for name in ("memory", "memory_label"):
             if (kept := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(kept, device=getattr(self, name).device))

@@ -1,4 +1,4 @@
-"""Segmentation networks in 2D: decoders of segmentation-models-pytorch on timm encoders.
+"""2D segmentation networks: decoders of segmentation-models-pytorch on timm encoders.
 
 `unet`: Ronneberger et al. 2015; `fpn`: Lin et al. 2017 and Kirillov et al. 2019; `deeplabv3plus`: Chen et al. 2018;
 `upernet`: Xiao et al. 2018.
@@ -31,7 +31,7 @@ NETWORKS: Mapping[str, str] = {
     **{f"{name}{STACKED}": "volumes, each slice with its neighbours as channels" for name in _PLAIN},
     VOLUMETRIC: "volumes: slices encoded in 2D, through-plane mixing and a 3D decoder",
 }
-"""Names of segmentation networks, and what they are for."""
+"""Segmentation networks by name, and what they are for."""
 
 
 def check_network_name(name: str) -> None:
@@ -48,7 +48,7 @@ def choose_network(name: str, spatial_dims: int) -> str:
         spatial_dims: 2 for images, 3 for volumes.
 
     Raises:
-        ConfigError: no such network, or one for volumes where there are images.
+        ConfigError: there is no such network, or it is for volumes and the scans are images.
     """
     if name == "auto":
         return "unet" if spatial_dims == 2 else f"unet{STACKED}"
@@ -62,10 +62,10 @@ def choose_network(name: str, spatial_dims: int) -> str:
 
 
 def build_maps(encoder: str, in_channels: int, **options: Any) -> Any:
-    """A timm encoder that gives maps at strides 1, 2, 4, 8, 16 and 32, with random weights; probed by a small image.
+    """A timm encoder that returns maps at strides 1, 2, 4, 8, 16 and 32; random weights, tested on a small image.
 
     Raises:
-        ConfigError: an encoder that does not give such maps for images of any size.
+        ConfigError: the encoder does not return such maps for images of any size.
     """
     return _probed(
         encoder,
@@ -77,18 +77,18 @@ def build_maps(encoder: str, in_channels: int, **options: Any) -> Any:
 
 
 class SliceNetwork(nn.Module):
-    """A 2D network: an encoder's maps, a decoder, a head.
+    """A 2D network: encoder, decoder and head.
 
     Attributes:
         num_features: channels of the deepest map.
-        stride: what the sides of images have to be multiples of.
+        stride: rows and columns of an image must be multiples of this.
     """
 
     def __init__(self, encoder: str, network: str, in_channels: int, num_classes: int, width: int) -> None:
         super().__init__()
         all_options: dict[str, dict[str, Any]] = {
             "unet": {"decoder_channels": [max(width * 8 // 2**i, 8) for i in range(5)]},
-            # GroupNorm of 32 groups needs more than one channel in each, for maps of one pixel.
+            # For maps of one pixel, each of the 32 groups of GroupNorm needs more than one channel.
             "fpn": {
                 "decoder_pyramid_channels": width * 8,
                 "decoder_segmentation_channels": max(64, width * 4 // 32 * 32),
@@ -122,7 +122,7 @@ class SliceNetwork(nn.Module):
 
 
 def _probed(encoder: str, in_channels: int, build: Any, network: str | None = None) -> Any:
-    """Builds, and runs one small image; windowed transformers take other sizes than their own only when asked to."""
+    """Builds the network and runs one small image; windowed transformers must be asked to take other sizes."""
     check_encoder_name(encoder)
     reason = ""
     for more in ({}, {"strict_img_size": False}):
@@ -133,7 +133,7 @@ def _probed(encoder: str, in_channels: int, build: Any, network: str | None = No
             with torch.no_grad():
                 found = maps.eval()(torch.zeros(1, in_channels, 2 * STRIDE, 3 * STRIDE))
             built.train(training)
-        except Exception as error:  # timm's architectures refuse in many ways
+        except Exception as error:  # timm's architectures raise many types
             reason = reason or f"{type(error).__name__}: {error}".splitlines()[0][:150]
             continue
         least = 16 if network == "deeplabv3plus" else STRIDE

@@ -1,4 +1,4 @@
-"""What every model of medtl returns."""
+"""The output of every model in medtl."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Output(NamedTuple):
-    """A model's answer for a batch of B images or volumes.
+    """The output for a batch of B images or volumes.
 
     Attributes:
-        logits: (B, K), before softmax (or before K sigmoids in a multi-label task). Of a segmentation: (B, K, *S), a
-            class for each pixel or voxel.
-        features: (B, F), what the logits are computed from; adaptation methods align these. Of a segmentation: the
-            deepest map (B, F, *s), with s the sides of the image divided by the encoder's stride.
+        logits: (B, K), before softmax (or before K sigmoids in a multi-label task). In segmentation: (B, K, *S), one
+            class score per pixel or voxel.
+        features: (B, F), the input of the head; adaptation methods align these. In segmentation: the encoder's
+            deepest map (B, F, *s), where s is the image's size divided by the encoder's stride.
     """
 
     logits: Tensor

@@ -1,4 +1,4 @@
-"""Segments images, and volumes by slices, by slices with their neighbours, or in 3D."""
+"""Segments images, and volumes slice by slice, by slices with their neighbours, or in 3D."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["NETWORKS", "Segmenter", "build_segmenter"]
 
 
 class Segmenter(nn.Module):
-    """A segmentation network on an ImageNet encoder, behind the normalisation of the encoder's weights.
+    """A segmentation network on an ImageNet encoder, including the normalisation of the encoder's weights.
 
-    Images and volumes of any size: they are padded inside with their edge to a multiple of the stride, and the logits
-    are cropped back. BatchNorm normalises by its running statistics where a batch holds one value a channel (pooled
-    maps of a batch of one), which has no spread.
+    Images and volumes may have any size: the network pads them with their edge values to a multiple of the stride and
+    crops the logits back. BatchNorm uses its running statistics when a batch holds one value per channel (pooled maps
+    of a batch of one), because a single value has no variance.
 
     Args:
         encoder: timm's name.
         num_classes: K, background included.
         network: one of `NETWORKS`.
         in_channels: channels of the images.
-        neighbours: slices on each side that a 2.5D network sees; unused by others.
+        neighbours: slices on each side that a 2.5D network sees; other networks ignore it.
         width: scale of the decoder's channels.
 
     Attributes:
@@ -58,7 +58,7 @@ class Segmenter(nn.Module):
         check_network_name(network)
         if num_classes < 2:
             raise ConfigError(
-                f"A segmentation network needs at least 2 classes, got {num_classes}: the background is one."
+                f"A segmentation network needs at least 2 classes, background included; got {num_classes}."
             )
         if neighbours < 1 or width < 4:
             raise ConfigError(
@@ -89,7 +89,7 @@ class Segmenter(nn.Module):
                 module.register_forward_hook(_after, always_call=True)
 
     def set_input_statistics(self, report: KeyReport) -> None:
-        """Normalises as the weights expect: as `report` says, or timm for the architecture."""
+        """Sets the normalisation that the weights expect: that of `report`, or timm's for the architecture."""
         config: Any = self.body.encoder.model.pretrained_cfg
         for key in ("mean", "std"):
             value = channel_values(getattr(report, key) or config[key], self.in_channels)
@@ -97,7 +97,7 @@ class Segmenter(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The layers that make logits from the decoder's last map."""
+        """The layers that map the decoder's last map to logits."""
         return self.body.head
 
     def forward(self, image: Tensor) -> Output:
@@ -107,13 +107,13 @@ class Segmenter(nn.Module):
             Logits (N, K, H, W) or (N, K, D, H, W), and the encoder's deepest map (N, F, h, w) or (N, F, D, h, w).
 
         Raises:
-            DataError: another number of channels or axes.
+            DataError: the number of channels or axes differs.
         """
         if image.ndim not in (4, 5) or image.shape[1] != self.in_channels:
             raise DataError(
                 f"The network takes images (N, {self.in_channels}, H, W) or volumes (N, {self.in_channels}, D, H, W), "
-                f"got shape {tuple(image.shape)}. Grey scans have 1 channel, colour ones 3: build the network for "
-                "them with in_channels; ImageNet weights are adapted."
+                f"got shape {tuple(image.shape)}. Grey scans have 1 channel, colour scans 3: set in_channels when you "
+                "build the network; ImageNet weights are adapted to it."
             )
         volume = image if image.ndim == 5 else image[:, :, None]
         height, width = volume.shape[-2:]
@@ -122,7 +122,7 @@ class Segmenter(nn.Module):
         return Output(logits, features) if image.ndim == 5 else Output(logits[:, :, 0], features[:, :, 0])
 
     def _prepared(self, volume: Tensor) -> Tensor:
-        """Normalises, and pads rows and columns at their end."""
+        """Normalises, and pads rows and columns at their ends."""
         volume = (volume - self.mean[..., None]) / self.std[..., None]
         pad = [-side % self.body.stride for side in volume.shape[-2:]]
         return F.pad(volume, (0, pad[1], 0, pad[0], 0, 0), mode="replicate") if any(pad) else volume
@@ -138,7 +138,7 @@ class Segmenter(nn.Module):
         return logits, features
 
     def _stacked(self, volume: Tensor) -> Tensor:
-        """(N, C, D, H, W) to (N, slices * C, D, H, W); the first and last slices are their own neighbours."""
+        """(N, C, D, H, W) to (N, slices * C, D, H, W); the first and last slice are repeated at the ends."""
         depth = volume.shape[2]
         place = torch.arange(depth, device=volume.device)
         shifts = range(-self.neighbours, self.neighbours + 1)
@@ -147,7 +147,7 @@ class Segmenter(nn.Module):
     def parameter_stages(self) -> list[list[str]]:
         """Names of the encoder's parameters by stage, the stem first; see `medtl.models.encoder.network_stages`.
 
-        Stages whose maps the decoder does not use are not there.
+        Stages whose maps the decoder does not use are left out.
         """
         with torch.device("meta"):
             stages = network_stages(make_network(self.encoder))
@@ -158,7 +158,7 @@ class Segmenter(nn.Module):
         return [found[n] for n in sorted(found)]
 
     def spec(self) -> dict[str, Any]:
-        """What `build_segmenter` needs to make this network again, as plain values."""
+        """The arguments with which `build_segmenter` rebuilds this network, as plain values."""
         return {
             "encoder": self.encoder,
             "num_classes": self.num_classes,
@@ -180,22 +180,23 @@ def build_segmenter(
     width: int = 16,
     seed: int = 0,
 ) -> Segmenter:
-    """Builds a segmentation network on a named encoder; what is not pretrained is drawn from `seed` alone.
+    """Builds a segmentation network on a named encoder; the new layers are initialised from `seed` alone.
 
     Args:
-        encoder: any timm architecture with maps at strides 2 (or 4) to 32, as `resnet34` or `tf_efficientnet_lite0`.
+        encoder: any timm architecture with maps at strides 2 (or 4) to 32, such as `resnet34` or
+            `tf_efficientnet_lite0`.
         num_classes: K, background included.
         network: one of `NETWORKS`.
-        weights: `imagenet` (the extra `offline`, the hub's cache, or a download), the path of a file, or `random`,
-            which has to be asked for; None if a checkpoint is loaded next.
+        weights: `imagenet` (from the extra `offline`, the hub's cache, or a download), the path of a file, or `random`,
+            which you have to ask for; None if a checkpoint is loaded next.
         in_channels: channels of the images; the RGB weights of the first convolution are adapted.
         neighbours: slices on each side that a 2.5D network sees.
         width: scale of the decoder's channels.
-        seed: of the decoder's and the head's weights.
+        seed: seed of the decoder's and the head's weights.
 
     Raises:
-        ConfigError: unknown encoder or network, or an encoder that does not give such maps.
-        WeightsError: the weights are absent, altered, or of another architecture.
+        ConfigError: unknown encoder or network, or an encoder that does not return such maps.
+        WeightsError: the weights are missing, altered, or belong to another architecture.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -216,7 +217,7 @@ def build_segmenter(
 
 
 def _without_spread(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Before a BatchNorm: one value a channel cannot be normalised by itself."""
+    """Runs before a BatchNorm layer: a single value per channel cannot be normalised by itself."""
     x = inputs[0]
     layer.one_value = layer.training and x.numel() == x.shape[1]  # type: ignore[assignment]
     if layer.one_value:

@@ -1,4 +1,4 @@
-"""Makes any network fit: its logits, and the features that they are computed from."""
+"""Adapts any network: returns its logits and the features that they are computed from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Conv = nn.modules.conv._ConvNd
 
 
 class WithFeatures(nn.Module):
-    """A user's own network that returns `Output(logits, features)`; made by `with_features`.
+    """Your own network, wrapped to return `Output(logits, features)`; made by `with_features`.
 
     Attributes:
         num_features: F, the width of the features.
@@ -28,26 +28,26 @@ class WithFeatures(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The layer that makes logits from the features.
+        """The layer that maps the features to logits.
 
         Raises:
-            ConfigError: it is not known, since the features are the output of a named layer.
+            ConfigError: it is unknown, because the features are the output of a named layer.
         """
         if not self._before:
             raise ConfigError(
-                f"The features are the output of layer {self.layer!r}; which layers make logits from them is not "
-                "known. Leave layer out of with_features to use the input of the last layer, which is the head then."
+                f"The features are the output of layer {self.layer!r}; which layers map them to logits is not known. "
+                "Leave layer out of with_features: the features are then the input of the last layer, the head."
             )
         return self.module.get_submodule(self.layer)
 
     def forward(self, image: Tensor) -> Output:
         """Runs the network.
 
-        Where logits are maps (B, K, *S), the features are a map too, (B, F, *s). Else spatial axes of the features are
-        averaged, so that they are (B, F).
+        If the logits are maps (B, K, *S), the features are maps too, (B, F, *s). Otherwise spatial axes of the features
+        are averaged, which gives (B, F).
 
         Raises:
-            ConfigError: the layer did not run exactly once, its width is another, or the network gives no logits.
+            ConfigError: the layer did not run exactly once, has another width, or the network gives no logits.
         """
         caught: list[Tensor] = []
         target = self.module.get_submodule(self.layer)
@@ -65,7 +65,7 @@ class WithFeatures(nn.Module):
             what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ConfigError(
                 f"The network gives {what} for images {tuple(image.shape)}. Expected: logits (B, K), or maps of logits "
-                "(B, K, *S). Switch further outputs off (deep supervision, auxiliary heads)."
+                "(B, K, *S). Switch off further outputs (deep supervision, auxiliary heads)."
             )
         if len(caught) != 1:
             raise ConfigError(
@@ -86,18 +86,18 @@ class WithFeatures(nn.Module):
 def with_features(
     module: nn.Module, *, layer: str | None = None, num_features: int | None = None
 ) -> WithFeatures:
-    """Wraps a network so that an adapter can use it.
+    """Wraps a network so that adaptation methods can use it.
 
     Args:
         module: any network that maps a batch of images to logits (B, K), or to maps of logits (B, K, *S).
-        layer: the name of the layer whose output is the features, as in `module.named_modules()`. Without
-            it, the features are the input of the last layer with weights (linear or convolution, in the order of
-            `named_modules`), as MONAI's and torchvision's networks have it. Of a segmentation network these are at full
-            resolution: alignment of features is cheaper and steadier on a deeper layer, which has to be named.
-        num_features: F; read off the layer where it says so (`out_features`, `out_channels`, `num_features`).
+        layer: the name of the layer whose output is the features, as in `module.named_modules()`. By default,
+            the features are the input of the last layer with weights (linear or convolution, in the order of
+            `named_modules`), which fits the networks of MONAI and torchvision. In a segmentation network these features
+            have full resolution; aligning a deeper layer is cheaper and more stable, but you have to name it.
+        num_features: F; by default read from the layer (`out_features`, `out_channels`, `num_features`).
 
     Raises:
-        ConfigError: no such layer, or its width is not known.
+        ConfigError: there is no such layer, or its width is not known.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -109,7 +109,7 @@ def with_features(
         weighted = [(name, m) for name, m in modules.items() if isinstance(m, (nn.Linear, _Conv))]
         if not weighted:
             raise ConfigError(
-                "The network has neither linear layers nor convolutions whose input could be its features. "
+                "The network has neither linear layers nor convolutions whose input could serve as its features. "
                 "Name the layer: with_features(module, layer=..., num_features=...)."
             )
         name, last = weighted[-1]
@@ -126,6 +126,6 @@ def with_features(
                 break
         else:
             raise ConfigError(
-                f"Layer {layer!r} does not say how wide its output is. Give it: with_features(..., num_features=F)."
+                f"The output width of layer {layer!r} is not known. Give it: with_features(..., num_features=F)."
             )
     return WithFeatures(module, layer, num_features, before=False)

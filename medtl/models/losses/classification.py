@@ -1,4 +1,4 @@
-"""Losses of classification for classes of unequal frequency, and what each does to the probabilities."""
+"""Classification losses for imbalanced classes, and what each one does to the probabilities."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from medtl.errors import ConfigError, DataError, near_matches
 __all__ = ["IMBALANCE", "ClassificationLoss", "calibration_note", "check_imbalance", "class_weights"]
 
 FOCUS = 2.0
-"""Gamma of the focal loss, the paper's."""
+"""Gamma of the focal loss, as in the paper."""
 
 _EQUAL = (
-    "probabilities are those of a population in which all classes are equally frequent, too high for rare classes "
-    "where they are rare; the order of cases within a class is kept"
+    "the probabilities are those of a population in which all classes are equally frequent, too high for classes that "
+    "are rare; the ranking of cases within a class is kept"
 )
 IMBALANCE: Mapping[str, str] = {
     "none": "",
     "class_weights": (
         f"Classes were weighted by the inverse of their frequency: {_EQUAL}. Recalibrate with an intercept (Platt, a "
-        "new prevalence); a temperature alone does not mend it."
+        "new prevalence); a temperature alone does not correct it."
     ),
     "balanced_sampling": (
-        f"Classes were drawn equally often: {_EQUAL}, and the few cases of a rare class were seen often, so that the "
-        "model may be too sure of them. Recalibrate with an intercept (Platt, a new prevalence); a temperature alone "
-        "does not mend it."
+        f"Classes were sampled equally often: {_EQUAL}, and the few cases of a rare class were seen often, so the "
+        "model may be overconfident on them. Recalibrate with an intercept (Platt, a new prevalence); a temperature "
+        "alone does not correct it."
     ),
     "focal": (
-        "The focal loss is no proper scoring rule: it pulls probabilities towards the middle, so that they are less "
-        "sure than the data allow where the model fits, and often better than those of an overconfident network. A "
-        "temperature mends most of it; rare classes are not made more frequent."
+        "The focal loss is not a proper scoring rule: it pulls probabilities towards the middle. They are less "
+        "confident than the data allow if the model fits well, and often better than those of an overconfident "
+        "network. A temperature corrects most of it; rare classes are not upweighted."
     ),
     "logit_adjusted": (
-        f"Logits were adjusted by the classes' frequency in training, not in prediction: {_EQUAL}. The logarithm of a "
-        "class's frequency added to its logit gives the probabilities of the training population."
+        f"Logits were adjusted by class frequency in training but not in prediction: {_EQUAL}. To get the "
+        "probabilities of the training population, add the logarithm of a class's frequency to its logit."
     ),
 }
-"""What may be done about rare classes, and the sentence on its calibration."""
+"""Remedies for class imbalance, and what the report says about calibration after each."""
 
 
 def check_imbalance(name: str) -> None:
     """Checks the name of a remedy.
 
     Raises:
-        ConfigError: it is none of `IMBALANCE`.
+            ConfigError: it is not one of `IMBALANCE`.
     """
     if name not in IMBALANCE:
         raise ConfigError(f"There is no imbalance {name!r}. {near_matches(name, IMBALANCE)}")
 
 
 def calibration_note(name: str) -> str:
-    """What the report says about the probabilities of a model that was trained with this remedy; empty for none."""
+    """What the report says about probabilities of a model trained with this remedy; empty if nothing."""
     check_imbalance(name)
     return IMBALANCE[name]
 
 
 def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
-    """Weights N / (K n_k): the mean over all N cases is 1, and every class weighs as much as any other.
+    """Weights N / (K n_k): their mean over all N cases is 1, and all classes have the same total weight.
 
     The limit beta -> 1 of the class-balanced weights of Cui et al. 2019 (scikit-learn's "balanced").
 
@@ -69,12 +69,14 @@ def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
         DataError: a class has no case.
     """
     if len(counts) < 2 or min(counts) < 1:
-        raise DataError(f"Weights need at least two classes with a case each, got {list(counts)} cases.")
+        raise DataError(
+            f"Class weights need at least two classes and a case of each, got {list(counts)} cases."
+        )
     return tuple(sum(counts) / (len(counts) * count) for count in counts)
 
 
 class ClassificationLoss(nn.Module):
-    """Mean over the labelled cases of a batch, in float32; linear in the target, so that targets can be mixed.
+    """Mean loss over the labelled cases of a batch, in float32; linear in the target, so that targets can be mixed.
 
     | Name | Loss of a case of class y |
     |---|---|
@@ -83,16 +85,16 @@ class ClassificationLoss(nn.Module):
     | `focal` | -(1 - p_y)^2 log p_y (Lin et al. 2017, equation 4) |
     | `logit_adjusted` | -log softmax(z + log pi)_y, pi the classes' frequency (Menon et al. 2021, equation 10, tau 1) |
 
-    The weighted loss is divided by the number of cases, not by the sum of their weights: a batch without the rare class
-    would otherwise count the others in full, and the rare class less than it should.
+    The weighted loss is divided by the number of cases, not by the sum of their weights: otherwise a batch without the
+    rare class would give the other classes full weight, and the rare class would count for less than it should.
 
     Args:
-        name: one of them.
-        counts: K numbers of training cases of each class.
+        name: a name from the table.
+        counts: number of training cases of each of the K classes.
 
     Raises:
-        ConfigError: an unknown name.
-        DataError: weights or frequencies of a class without a case.
+        ConfigError: the name is unknown.
+        DataError: weights or frequencies are asked for, and a class has no case.
     """
 
     weights: Tensor
@@ -106,7 +108,7 @@ class ClassificationLoss(nn.Module):
         weights = torch.ones(len(counts))
         if name in ("class_weights", "logit_adjusted"):
             weights = torch.tensor(class_weights(counts))
-        # log pi up to a constant, which softmax does not see
+        # log pi up to a constant, which softmax ignores
         shift = -weights.log() if name == "logit_adjusted" else torch.zeros(len(counts))
         self.register_buffer(
             "weights", torch.ones_like(weights) if name == "logit_adjusted" else weights, False
@@ -117,20 +119,20 @@ class ClassificationLoss(nn.Module):
     def of_labels(
         cls, name: str, labels: Sequence[int] | None, num_classes: int
     ) -> ClassificationLoss | None:
-        """The loss for training cases of these classes; None, for cross-entropy, where nothing is done."""
+        """The loss for training cases of these classes; None, for plain cross-entropy, if there is no remedy."""
         if name == "none":
             return None
         return cls(name, np.bincount(labels or (), minlength=num_classes).tolist())
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Computes the loss of logits (N, K) with classes (N,), negative where not labelled.
+        """Computes the loss of logits (N, K) with classes (N,), negative if unlabelled.
 
         Raises:
-            ConfigError: another number of classes, or labels that are no classes.
+            ConfigError: the number of classes differs, or the labels are not class indices.
         """
         if logits.ndim != 2 or logits.shape[1] != len(self.weights) or label.is_floating_point():
             raise ConfigError(
-                f"The loss {self.name} is for logits (N, {len(self.weights)}) and one class a case, got logits "
+                f"The loss {self.name} expects logits (N, {len(self.weights)}) and one class per case, got logits "
                 f"{tuple(logits.shape)} and labels {tuple(label.shape)} of {label.dtype}."
             )
         known = label >= 0

@@ -1,19 +1,19 @@
-"""Losses of segmentation: MONAI's, computed over the labelled voxels alone.
+"""Segmentation losses from MONAI, computed over the labelled voxels only.
 
-How they are set, and why:
+How they are set up, and why:
 
-- **The voxels of a batch are pooled** before Dice is computed (batch Dice, as nnU-Net's for patches: Isensee et al.
-  2021). A patch often lacks a structure; its Dice alone is then undefined or driven by a handful of voxels.
-- **Dice leaves the background out**: it is nearly 1 from the start and would only dilute the structures'. The
+- **The voxels of a batch are pooled** before Dice is computed (batch Dice, as in nnU-Net: Isensee et al. 2021). A patch
+  often lacks a structure; the Dice of that patch alone would be undefined or driven by a handful of voxels.
+- **Dice leaves out the background**: its Dice is nearly 1 from the start and would only dilute the structures'. The
   voxelwise term (cross-entropy, focal) covers the background. Only the generalized Dice, whose weights balance the
-  classes, has it (Sudre et al. 2017).
-- **The prediction is not squared** in the denominator, so that the loss is 1 - Dice as evaluated when probabilities
-  are 0 or 1.
+  classes, includes it (Sudre et al. 2017).
+- **The prediction is not squared** in the denominator, so that the loss equals 1 - Dice as evaluated when the
+  probabilities are 0 or 1.
 - **One voxel is added** to numerator and denominator. A structure that a batch lacks then costs nothing once it is
-  not predicted, and its false positives are still pushed down; the usual 1e-5 gives a constant 1 without a gradient.
-- The Tversky index weighs misses .7 and false positives .3 (Salehi et al. 2017).
+  no longer predicted, and its false positives are still penalised; the usual 1e-5 gives a constant 1 with no gradient.
+- The Tversky index weighs misses 0.7 and false positives 0.3 (Salehi et al. 2017).
 
-Void voxels are taken out before anything is computed, so that they touch neither a sum, nor a mean, nor a gradient.
+Void voxels are removed before anything is computed, so that they affect no sum, mean or gradient.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ LOSSES: Mapping[str, tuple[str, ...]] = {
     "generalized_dice": ("generalized_dice",),
     "generalized_dice_ce": ("generalized_dice", "ce"),
 }
-"""Names of losses, and the terms that each adds up."""
+"""Loss names, and the terms that each one adds up."""
 
 
 class SegmentationLoss(nn.Module):
@@ -80,11 +80,11 @@ class SegmentationLoss(nn.Module):
 
     Args:
         name: one of `LOSSES`.
-        class_weights: K weights of the voxels of each class in the voxelwise term (cross-entropy, focal), background
-            first; Dice counts every structure alike without them.
+        class_weights: weights of the K classes in the voxelwise term (cross-entropy, focal), background first; Dice
+            weighs all structures equally without them.
 
     Raises:
-        ConfigError: unknown name; weights for a loss that has no voxelwise term, or that are not positive.
+        ConfigError: unknown name; weights for a loss without a voxelwise term, or weights that are not positive.
     """
 
     def __init__(self, name: str = "dice_ce", class_weights: Sequence[float] | None = None) -> None:
@@ -96,11 +96,11 @@ class SegmentationLoss(nn.Module):
             if not _VOXELWISE & set(LOSSES[name]):
                 raise ConfigError(
                     f"Class weights act on cross-entropy or focal terms, and loss {name!r} has none: "
-                    "it counts every structure alike. Leave them out, or choose dice_ce."
+                    "it weighs all structures equally. Leave them out, or choose dice_ce."
                 )
             if any(not math.isfinite(w) or w < 0 for w in class_weights) or not any(class_weights):
                 raise ConfigError(
-                    f"Class weights are numbers of at least 0, not all 0; got {list(class_weights)}."
+                    f"Class weights must be numbers of at least 0, not all 0; got {list(class_weights)}."
                 )
             weight = torch.tensor(class_weights, dtype=torch.float32)
         self.name = name
@@ -109,27 +109,27 @@ class SegmentationLoss(nn.Module):
 
     @classmethod
     def balanced(cls, name: str, voxel_counts: Sequence[int]) -> SegmentationLoss:
-        """The loss of a name, weighted where structures are rare, if it has a voxelwise term that weights act on.
+        """Builds the named loss with weights for rare structures, if it has a voxelwise term that takes weights.
 
         Args:
             name: one of `LOSSES`.
-            voxel_counts: of the training set, as for `class_weights`.
+            voxel_counts: voxels of each class in the training set, as for `class_weights`.
         """
         plain = cls(name)
         return cls(name, class_weights(voxel_counts)) if _VOXELWISE & set(LOSSES[name]) else plain
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Computes the loss in float32, under autocast too.
+        """Computes the loss in float32, even under autocast.
 
         Args:
             logits: (N, K, *S), before softmax.
-            label: (N, *S) int64 class indices; -1 means void or not labelled.
+            label: (N, *S) int64 class indices; -1 means void or unlabelled.
 
         Returns:
             A scalar; 0 with a zero gradient if every voxel is void.
 
         Raises:
-            DataError: shapes that do not agree, or a class that the logits do not have.
+            DataError: the shapes do not agree, or the mask has a class that the logits lack.
         """
         num_classes = logits.shape[1]
         if label.shape != logits.shape[:1] + logits.shape[2:]:
@@ -144,7 +144,7 @@ class SegmentationLoss(nn.Module):
             )
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(
-                f"{len(self.class_weights)} class weights for {num_classes} classes (background included)."
+                f"Got {len(self.class_weights)} class weights for {num_classes} classes (background included)."
             )
         with torch.autocast(logits.device.type, enabled=False):
             voxels, classes = logits.float().transpose(0, 1).flatten(1), label.flatten()
@@ -158,26 +158,26 @@ class SegmentationLoss(nn.Module):
 
 
 def class_weights(voxel_counts: Sequence[int]) -> tuple[float, ...] | None:
-    """Weights for the voxelwise term where a structure is rare, from the training set's voxels of each class.
+    """Class weights for the voxelwise term if a structure is rare, from the training set's voxel counts.
 
-    Inverse square roots of the shares, at most `MAX_WEIGHT` times the most common class's, scaled so that the mean over
-    voxels is 1. Plain inverse shares would let a structure of some hundred voxels drown all others.
+    The weights are inverse square roots of the class shares, at most `MAX_WEIGHT` times that of the most common class,
+    scaled to a mean of 1 over voxels. Plain inverse shares would let a structure of a few hundred voxels dominate.
 
     Args:
         voxel_counts: voxels of each class, background first; void is not counted.
 
     Returns:
-        A weight a class, or None where no structure has less than `RARE` of the voxels: Dice is enough then. A class
-        without voxels gets the largest weight that occurs.
+        One weight per class, or None if no structure has less than `RARE` of the voxels: Dice is enough then. A class
+        without voxels gets the largest weight in use.
 
     Raises:
-        DataError: fewer than two classes, negative counts, or no voxel at all.
+        DataError: fewer than two classes, negative counts, or no voxels at all.
     """
     counts = [float(count) for count in voxel_counts]
     total = sum(counts)
     if len(counts) < 2 or min(counts) < 0 or total <= 0:
         raise DataError(
-            f"Weights need the voxels of at least two classes, some of them above 0; got {list(voxel_counts)}."
+            f"Class weights need voxel counts of at least two classes, not all 0; got {list(voxel_counts)}."
         )
     shares = [count / total for count in counts]
     if min((share for share in shares[1:] if share > 0), default=1.0) >= RARE:

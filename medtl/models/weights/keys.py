@@ -1,4 +1,4 @@
-"""Names of tensors: what other tools call the layers of a timm network, and the inputs that their weights expect."""
+"""Tensor names: what other tools call the layers of a timm network, and the inputs that their weights expect."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 def own_names(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], children: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Renames the tensors of a file to the names of a network, in the way that makes most of them match.
+    """Renames the tensors of a file to the names of a network, with the rule that makes most of them match.
 
-    Tried are: the names as they are; without the prefix that wrappers put before them (`module.`, `encoder.`,
-    `backbone.`); numbers in place of the network's children, as `nn.Sequential(*children)` has them (RadImageNet's
-    files); torchvision's names. For ResNet, VGG, DenseNet and Inception-v3 these are timm's too; those of torchvision's
-    first DenseNet files (`norm.1`) are understood.
+    Rules: the names unchanged; without the prefixes of wrappers (`module.`, `encoder.`, `backbone.`); numbers in place
+    of the network's children, as `nn.Sequential(*children)` gives (RadImageNet's files); torchvision's names. For
+    ResNet, VGG, DenseNet and Inception-v3 these equal timm's; the old names of torchvision's first DenseNet files
+    (`norm.1`) are supported too.
 
     Args:
         state: tensors of the file by name.
@@ -51,15 +51,15 @@ def _candidates(
 
 
 def input_statistics(state: Mapping[str, Tensor]) -> tuple[str, tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation, of images in [0, 1], that the weights in a file were trained with; None: timm's.
+    """Mean and standard deviation, for images in [0, 1], that the weights of a file were trained with; None: timm's.
 
-    torchxrayvision scales images to [-1024, 1024] (its `utils.normalize`; known by `op_threshs`, or by a grey DenseNet
-    with its 18 findings). RadImageNet scales them to [-1, 1] (its `pytorch_example.ipynb`; known by numbered children
-    of `backbone`). Torchvision's ViT and others expect those of ImageNet, which timm's ViT does not. Checkpoints of
-    medtl hold their own.
+    torchxrayvision scales images to [-1024, 1024] (its `utils.normalize`; recognised by `op_threshs`, or by a grey
+    DenseNet with its 18 findings). RadImageNet scales them to [-1, 1] (its `pytorch_example.ipynb`; recognised by
+    numbered children of `backbone`). torchvision's ViT and others expect ImageNet's, which timm's ViT does not.
+    Checkpoints of medtl hold their own.
 
     Returns:
-        Whose they are, the mean and the standard deviation of each channel (one for all where there is one).
+        Whose statistics they are, and mean and standard deviation of each channel (or one value for all).
     """
     ends = {key.rpartition(".")[0].rpartition(".")[2]: tuple(value.shape) for key, value in state.items()}
     grey = ends.get("conv0", ())[1:2] == (1,)

