@@ -24,7 +24,7 @@ import yaml
 
 import medtl
 from medtl import adapters, cli, strategies
-from medtl.cli import commands, entry
+from medtl.cli import flags as command_flags
 from medtl.data.tensors.spec import CT_WINDOWS
 from medtl.evaluation.tables.predictions import REQUIRED
 from medtl.models.losses.classification import IMBALANCE
@@ -117,7 +117,7 @@ def check_unrun(block: Block, where: str) -> None:
 
 def parse(command: str, words: list[str]) -> None:
     if command != "run":
-        entry._parse(getattr(commands, command.title()), words, command)
+        command_flags.parse(cli.command(command).Options, words)
         return
     config = cli.parse_config(cli.load_recipe(words[0]), words[1:], "medtl run")
     hparams = getattr(config, "hparams", ())
@@ -195,7 +195,7 @@ def test_what_users_meet_is_documented() -> None:
     classes = [strategies.strategy_class(name) for name in strategies.available()]
     strategy_hparams = sorted({key for c in classes for key in adapters.hyper_parameters(c)})
     assert undocumented("docs/reference/commands.md", flags) == []
-    assert undocumented("docs/reference/commands.md", [f"medtl {c}" for c in cli.COMMANDS]) == []
+    assert undocumented("docs/reference/commands.md", [f"medtl {c}" for c in cli.command_names()]) == []
     assert undocumented("docs/reference/adapters.md", [*adapters.available(), *hparams]) == []
     assert undocumented("docs/how-to/fine-tuning.md", [*strategies.available(), *strategy_hparams]) == []
     assert undocumented("docs/how-to/fine-tuning.md", list(IMBALANCE)) == []

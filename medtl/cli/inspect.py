@@ -1,0 +1,131 @@
+"""Says what is in folders of scans, what was left out and why: medtl inspect PATH... [--out DIR] [--json]."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from medtl.cli.flags import parse
+from medtl.cli.terminal import say, table
+from medtl.errors import ConfigError
+from medtl.files import atomic_write, fresh_folder
+
+if TYPE_CHECKING:
+    from medtl.scans.items import Rejection, VolumeItem
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `medtl inspect`."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of scans."""
+
+    out: Path | None = None
+    """Folder for volumes.csv and rejections.csv, one row a volume and a file."""
+
+    json: bool = False
+    """One JSON document on stdout and nothing else."""
+
+
+def main(words: list[str]) -> None:
+    """Prints what was found."""
+    options = parse(Options, words)
+    found = inspect_folders(options.paths, options.out)
+    say(json.dumps(found, indent=2) if options.json else _text(found))
+
+
+def inspect_folders(paths: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+    """Scans folders and says what is in them.
+
+    Args:
+        paths: folders of scans.
+        out: where `volumes.csv` and `rejections.csv` are written, if anywhere.
+
+    Raises:
+        ConfigError: no folder, or `out` is not empty.
+        DataError: a folder is absent.
+    """
+    from medtl.scans.catalog import scan_folder
+
+    if not paths:
+        raise ConfigError("medtl inspect needs one folder or more.")
+    folders, volumes, rejections = [], [], []
+    for path in paths:
+        catalog = scan_folder(path)
+        kinds = Counter(tuple(_kind(item).items()) for item in catalog.items)
+        reasons = Counter((r.code, r.next_step) for r in catalog.rejections)
+        volumes += [_volume(path.name, item) for item in catalog.items]
+        rejections += [_rejection(path.name, r) for r in catalog.rejections]
+        folders.append(
+            {
+                "folder": path.name,
+                "num_files": catalog.num_files,
+                "num_volumes": len(catalog.items),
+                "groups": [dict(kind) | {"number": n} for kind, n in kinds.most_common()],
+                "rejected": [
+                    {"reason": code, "number": n, "next step": step}
+                    for (code, step), n in sorted(reasons.items())
+                ],
+            }
+        )
+    if out is not None:
+        import pandas as pd
+
+        fresh_folder(out)
+        for name, rows in (("volumes.csv", volumes), ("rejections.csv", rejections)):
+            atomic_write(out / name, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    return {"folders": folders}
+
+
+def _kind(item: VolumeItem) -> dict[str, str]:
+    return {
+        "kind": item.kind,
+        "modality": item.modality or "",
+        "manufacturer": item.header.get("manufacturer", ""),
+        "channels": f"{item.channels}",
+        "size (k x j x i)": " x ".join(map(str, item.shape)),
+    }
+
+
+def _volume(folder: str, item: VolumeItem) -> dict[str, Any]:
+    kind = _kind(item)
+    return {
+        "folder": folder,
+        "name": item.name,
+        "path": item.path,
+        "kind": item.kind,
+        "files": len(item.files),
+        "modality": kind["modality"],
+        "shape_kji": kind["size (k x j x i)"],
+        "manufacturer": kind["manufacturer"],
+    }
+
+
+def _rejection(folder: str, found: Rejection) -> dict[str, Any]:
+    return {
+        "folder": folder,
+        "path": found.path,
+        "reason": found.code,
+        "detail": found.detail,
+        "next step": found.next_step,
+    }
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    parts = []
+    for folder in found["folders"]:
+        parts.append(
+            f"{folder['folder']}: {folder['num_files']} files, {folder['num_volumes']} volumes or images"
+        )
+        parts.append(table(folder["groups"]))
+        if folder["rejected"]:
+            parts += ["Left out:", table(folder["rejected"])]
+        parts.append("")
+    return "\n".join(parts).rstrip()
