@@ -4,8 +4,8 @@ A command is a file here with a docstring whose first line says what it does, a 
 its own matter, a dataclass `Options` with its flags. Only this package and the recipes write to the terminal.
 """
 
-from medtl.cli.entry import command, command_names, main
-from medtl.cli.run import load_recipe, parse_config, recipe_names, run_recipe
+from medtl.cli.entry import command, command_names, main, run_recipe
+from medtl.cli.run import load_recipe, parse_config, recipe_names
 from medtl.cli.terminal import on_terminal, progress, say, table
 
 __all__ = [

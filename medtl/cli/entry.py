@@ -49,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_recipe(file: str) -> None:
+    """Entry of a recipe that is run as a script: `python recipes/rank_encoders.py [flags]`."""
+    raise SystemExit(main(["run", file, *sys.argv[1:]]))
+
+
 def command_names() -> list[str]:
     """All commands, by file name."""
     names = (file.stem for file in Path(__file__).parent.glob("*.py"))

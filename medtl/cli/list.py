@@ -121,11 +121,22 @@ def _encoders(pattern: str | None) -> Rows:
 def _metrics(name: str | None) -> Rows:
     from medtl.evaluation.metrics.registry import MEASURES
 
-    if name is None:
-        return [{"metric": n, "title": m.title, "better": m.better or "neither"} for n, m in MEASURES.items()]
-    if name not in MEASURES:
+    if name is not None and name not in MEASURES:
         raise ConfigError(f"There is no metric {name!r}. {near_matches(name, MEASURES)}")
-    return [{"about": k, name: _shown(v)} for k, v in dataclasses.asdict(MEASURES[name]).items()]
+    rows = {
+        n: {
+            "metric": n,
+            "task": m.task,
+            "title": m.title,
+            "unit": {"distance": "mm or px", "volume": "ml or px"}.get(m.unit, m.unit),
+            "better": m.better or "neither",
+        }
+        for n, m in MEASURES.items()
+    }
+    if name is None:
+        return list(rows.values())
+    about = rows[name] | {"compared": "yes" if MEASURES[name].paired else "no"}
+    return [{"about": k, "is": v} for k, v in (about | {"definition": MEASURES[name].definition}).items()]
 
 
 def _shown(value: Any) -> str:

@@ -34,13 +34,6 @@ def main(words: list[str]) -> None:
     module.main(config, words[1:])
 
 
-def run_recipe(file: str) -> None:
-    """Entry of a recipe that is run as a script: `python recipes/adapt.py [flags]`."""
-    from medtl.cli.entry import main as run_command
-
-    raise SystemExit(run_command(["run", file, *sys.argv[1:]]))
-
-
 def recipes_folder() -> Path:
     """Where the recipes are: in the wheel, `medtl/recipes`; in a checkout, beside the package."""
     inside = Path(__file__).parents[1] / "recipes"
