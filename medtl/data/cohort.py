@@ -1,4 +1,4 @@
-"""A cohort: cases and their preprocessed volumes, from which data sets are taken."""
+"""A cohort: cases with their preprocessed volumes, as a supply of data sets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Cohort:
     ) -> Cohort:
         """Preprocesses every used case once; those that cannot be read are excluded, with the reason.
 
-        So it is with the masks of the source. Those of the target are not looked at.
+        The same holds for the masks of the source. Those of the target are not read.
 
         Raises:
             DataError: Nothing is left to train on, or a structure that no source mask in training holds.
@@ -64,7 +64,7 @@ class Cohort:
         return cls(_with_mask_warnings(table, cache) if table.labels else table, cache)
 
     def cases_per_batch(self, images: int, patch: Sequence[int] | None = None) -> int:
-        """How many cases (or patches) hold about so many images or slices; at least 2."""
+        """How many cases (or patches) contain about this many images or slices; at least 2."""
         depth = self.cache.preprocess.num_slices or 1
         if patch is not None:
             depth = patch[0] if len(patch) == 3 else 1
@@ -81,9 +81,9 @@ class Cohort:
         return tuple(map(sum, zip(*counts, strict=True))) if counts else (0,) * len(self.table.classes)
 
     def halves(self, domain: str = "target", seed: int = 0) -> tuple[tuple[tuple[Case, ...], ...], ...]:
-        """((half, rest), (rest, half)): the domain's labelled cases in two, by patient.
+        """Splits the domain's labelled cases in two by patient: ((half, rest), (rest, half)).
 
-        For the bound that training on the domain's own labels gives: every case is judged by a model that has not
+        Training on the domain's own labels gives an upper bound: every case is predicted by a model that has not
         seen its patient. Empty with fewer than two labelled patients. This reads the domain's labels.
         """
         cases = self.select(domain)
@@ -99,7 +99,7 @@ class Cohort:
         return ((half, rest), (rest, half)) if half else ()
 
     def subsets(self, sizes: Sequence[int], seed: int = 0) -> dict[int, tuple[Case, ...]]:
-        """Training cases of the source of so many patients, the smaller sets inside the larger; all come last."""
+        """Nested training sets of the source by number of patients; the last one holds them all."""
         cases = self.select("source", "train")
         chosen = nested_patients([c.patient for c in cases], [c.label or "" for c in cases], sizes, seed=seed)
         return {n: tuple(c for c in cases if c.patient in patients) for n, patients in chosen.items()}
@@ -109,7 +109,7 @@ class Cohort:
         return tuple(sorted({case.site for case in self.select(domain)}))
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row a site: what was found, used, and left out, and why."""
+        """One row per site: what was found, used, and left out, and why."""
         rows = []
         for site, found in self.table.flow().items():
             left_out = {**found["rejected"], **found["excluded"]}
@@ -153,8 +153,8 @@ class Cohort:
         Args:
             domain: `source` or `target`.
             split: `train`, `validation` or `test`.
-            with_labels: Whether samples carry labels; for the target, only to know what its labels would give.
-            augment: As for `CaseDataset`, and so are `seed`, `strong` and `patch`.
+            with_labels: Whether samples carry labels; for the target, only for the upper bound.
+            augment: As for `CaseDataset`, like `seed`, `strong` and `patch`.
             seed: The run's seed.
             strong: Whether to add a second, strongly augmented view.
             patch: Size of the samples, for segmentation.

@@ -1,4 +1,4 @@
-"""Seeds that depend on names, not on the order of calls: adding a draw somewhere never changes another's."""
+"""Seeds that depend on names, not on the order of calls: adding a draw somewhere never changes another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def derive_seed(seed: int, *stream: str | int) -> int:
 
     Args:
         seed: The run's seed.
-        *stream: What the numbers are for, e.g. `"augment", "source", epoch, index`.
+        *stream: Name of the stream, e.g. `"augment", "source", epoch, index`.
 
     Returns:
         An integer in [0, 2**63), the same on every machine and in every process.

@@ -1,4 +1,4 @@
-"""Cases: scans joined with labels, patients, sites and splits; all faults are reported at once."""
+"""Builds cases from scans, labels, patients, sites and splits; reports all faults at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from medtl.scans.series import NO_POSITION
 __all__ = ["COLUMNS", "Case", "CaseTable", "collect_cases"]
 
 ONE_PATIENT = 5
-"""A source of this many cases and one patient id has been given a constant id by an anonymiser."""
+"""If a source has this many cases and one patient id, an anonymiser has set the id to a constant."""
 
 
 @dataclass
 class _Draft:
-    """A case while it is put together; `key` identifies the patient and is not shown."""
+    """A case under construction; `key` identifies the patient and is never shown."""
 
     item: VolumeItem
     site: str
@@ -61,16 +61,16 @@ def collect_cases(
 
     Args:
         source: One folder a site; a site is named like its folder.
-        labels: Labels of the sources; for segmentation patients and groups alone are taken from it, for the target
-            too unless cases of both have the same names.
+        labels: Labels of the sources. Segmentation only takes patients and groups from it, also for the target unless
+            cases of both have the same names.
         target: Folder of the target site.
         target_labels: Labels of the target, for evaluation.
         classes: The classes to use, in this order; by default those of the labels, sorted.
         masks: Folders of the sources' masks: inside a site's folder for that site alone, else one for each
-            site in order, or any number for all. `pairing.pair_masks` says how they are joined.
+            site in order, or any number for all. See `pairing.pair_masks`.
         target_masks: Folder of the target's masks, for evaluation.
         structures: `NAME=VALUE` pairs, or names to select from `labels.json` in the masks' folder, its
-            parent or the site's folder. By default all that is named there, else every value found.
+            parent or the site's folder. By default everything named there, else every value found.
         val_fraction: Share of each source's patients for validation.
         test_fraction: Share of each source's patients kept for test.
         seed: Seed of the split.
@@ -247,7 +247,7 @@ def _attach(
 
 
 def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[str]) -> None:
-    """Who is who: the labels' column first, then PatientID; without either a case is its own patient."""
+    """Assigns patients: by the labels' column, else by PatientID; without either, a case is its own patient."""
     without: Counter[str] = Counter()
     places: dict[str, dict[str, str]] = defaultdict(dict)
     for draft in drafts:
@@ -285,7 +285,7 @@ def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[st
 def _set_classes(
     drafts: Sequence[_Draft], classes: Sequence[str] | None, faults: list[str], warnings: list[str]
 ) -> tuple[str, ...]:
-    """The classes in order; excludes source cases that are in none of them."""
+    """Sets the classes in order and excludes source cases that belong to none of them."""
     sources = [d for d in drafts if d.domain == "source"]
     found = sorted({d.label for d in sources if d.label})
     names = tuple(dict.fromkeys(classes)) if classes else tuple(found)
@@ -358,7 +358,7 @@ def _check_classes(used: Sequence[_Draft], needed: int, faults: list[str]) -> No
 
 
 def _doubtful_geometry(drafts: Sequence[_Draft]) -> list[str]:
-    """Says where a place in the patient was assumed; images have none and need none."""
+    """Reports assumed geometry; plain images have no geometry and need none."""
     counts = Counter((d.site, d.item.header.get("geometry", "")) for d in drafts)
     return [
         f"{count} scans of {site!r}: {note}."
@@ -368,7 +368,7 @@ def _doubtful_geometry(drafts: Sequence[_Draft]) -> list[str]:
 
 
 def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
-    """Cases with pseudonyms; names that two sites share get the site in front, everywhere in the table."""
+    """Cases with pseudonyms; if two sites share a name, it is prefixed with the site throughout the table."""
     keys = sorted({d.key for d in drafts})
     width = max(4, len(str(len(keys))))
     pseudonyms = {key: f"p{number:0{width}d}" for number, key in enumerate(keys, start=1)}

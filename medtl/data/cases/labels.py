@@ -31,7 +31,7 @@ class LabelRow:
 
 @dataclass
 class Matches:
-    """What became of the rows: rows of each item by (site, index), and of scans that were left out."""
+    """The matched rows: those of each item by (site, index), and those of scans that were left out."""
 
     rows: dict[tuple[str, int], list[LabelRow]]
     rejected: dict[tuple[str, int], list[LabelRow]]
@@ -40,7 +40,7 @@ class Matches:
 def read_labels(path: Path, faults: list[str], *, with_label: bool = True) -> list[LabelRow]:
     """Reads a labels CSV: a header with `case` and `label`; comma, semicolon or tab; UTF-8.
 
-    Where masks are the labels (`with_label` false) a column `label` is neither needed nor read.
+    If masks are the labels (`with_label` is False), the column `label` is neither required nor read.
 
     Every value stays text, so that `001` is not 1. Faults are appended to `faults`, which the caller
     raises at once.
@@ -167,7 +167,7 @@ Found = tuple[str, int, bool]
 def _find(
     key: str, sites: Sequence[str], known: Mapping[str, tuple[dict[str, set[int]], ...]]
 ) -> list[Found]:
-    """(site, index, by patient or series) of what a key names; names and paths come first."""
+    """(site, index, by patient or series) of the scan that a key names; names and paths take precedence."""
     plain = key.replace("\\", "/").removeprefix("./")
     for level in (_PLACES, _OWNERS):
         found = [
@@ -181,7 +181,7 @@ def _find(
 
 
 def _keys(things: Sequence[VolumeItem | Rejection], site: str) -> tuple[dict[str, set[int]], ...]:
-    """From what a row may say to indices, in three dictionaries.
+    """Maps everything that a row may contain to indices, in three dictionaries.
 
     Names and paths; patient ids and series; single files of a series, which cannot have labels of their own.
     """

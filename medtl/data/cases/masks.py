@@ -1,4 +1,4 @@
-"""The masks of a cohort: which scans have one that can be used, and what its values mean."""
+"""The masks of a cohort: which scans have a usable mask, and what its values mean."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def join_masks(
     faults: list[str],
     warnings: list[str],
 ) -> Joined:
-    """Pairs the masks of the sources and of the target, and finds the label map, in the sources alone.
+    """Pairs the masks of source and target with scans, and determines the label map from the sources alone.
 
     Args:
         sources: catalogues by site.
@@ -49,8 +49,8 @@ def join_masks(
         masks: folders of the sources' masks.
         target_masks: folder of the target's masks.
         structures: as in `structures.resolve_labels`.
-        faults: receives what makes a run impossible.
-        warnings: receives what is left out or assumed.
+        faults: receives the reasons why a run is impossible.
+        warnings: receives what was left out or assumed.
     """
     joined = Joined()
     pairs = Pairs()
@@ -85,7 +85,7 @@ def _order(entry: tuple[Place, MaskItem]) -> Place:
 
 
 def _near(folder: Path) -> list[Path]:
-    """Where the label file of a masks folder may lie."""
+    """The folders that may hold the label file of a masks folder."""
     folder = Path(folder).resolve()
     return [folder.parent] if folder.is_file() else [folder, folder.parent]
 
@@ -99,7 +99,7 @@ def _tell(
     *,
     told: bool,
 ) -> None:
-    """Says how many scans are without a usable mask, and why."""
+    """Reports how many scans have no usable mask, and why."""
     places = [(site, index) for site, catalog in catalogs.items() for index in range(len(catalog.items))]
     total = len(places)
     what = "are left out" if domain == "source" else "are used, but not evaluated"
@@ -129,13 +129,13 @@ def _tell(
 
 
 def _compare(target_masks: Path, labels: LabelMap | None, warnings: list[str]) -> None:
-    """A label file of the target decides nothing, but one that says otherwise is worth a word."""
+    """Warns if the target's label file disagrees; it is not used otherwise."""
     try:
         found = [label for place in _near(target_masks) if (label := label_file(place)) is not None]
     except ConfigError:
         return
     if labels is not None and found and not labels.within(found[0]):
         warnings.append(
-            f"The label file with the target's masks ({found[0].text()}) says otherwise than the map in use "
-            f"({labels.text()}), by which they are read: check that the values mean the same."
+            f"The label file with the target's masks ({found[0].text()}) disagrees with the label map in use "
+            f"({labels.text()}), which is applied to them: check that the values mean the same."
         )

@@ -1,4 +1,4 @@
-"""Masks joined with scans: by series, path, name or folder; what cannot be joined is listed."""
+"""Pairs masks with scans by series, path, name or folder, and lists those that cannot be paired."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Place = tuple[str, int]
 
 @dataclass
 class Pairs:
-    """What became of the masks.
+    """The result of pairing.
 
     Attributes:
-        masks: the mask of each scan that has one on its own voxels.
+        masks: the mask of each scan that has one on its own voxel grid.
         refused: scans whose mask cannot be used, and why.
         folders: the mask folders that each site's masks may lie in.
     """
@@ -49,17 +49,17 @@ def pair_masks(
 ) -> Pairs:
     """Finds the mask of each scan of these sites.
 
-    A folder inside a site's folder belongs to that site. Of the others, as many as there are sites left
-    belong to them in order; any other number of folders is searched for all of them. In a
-    folder a mask belongs to the scan of the same series (DICOM SEG), else of the same relative path, else of
-    the same name, else of the same folder; words such as `_seg`, `mask_`, `_0000` are set aside where names
-    as they are lead nowhere.
+    A folder inside a site's folder belongs to that site. If there are as many other folders as remaining sites,
+    they belong to these sites in order; otherwise all of them are searched for every site. Within a folder, a
+    mask belongs to the scan of the same series (DICOM SEG), else of the same relative path, else of the same
+    name, else of the same folder. If the full names match nothing, words such as `_seg`, `mask_` and `_0000` are
+    ignored.
 
     Args:
         folders: folders of masks, or single files.
         roots: each site's folder.
-        catalogs: what was found in it.
-        faults: receives what makes the masks unusable as they were given.
+        catalogs: the catalogue of each folder.
+        faults: receives the reasons why the masks cannot be used as given.
         warnings: receives what is left out, with counts and an example.
     """
     pairs = Pairs()
@@ -113,7 +113,7 @@ def pair_masks(
 def _bind(
     folders: Sequence[Path], roots: Mapping[str, Path], faults: list[str]
 ) -> list[tuple[Path, tuple[str, ...]]]:
-    """Which sites each folder of masks is for."""
+    """Decides which sites each folder of masks is for."""
     resolved: dict[Path, Path] = {}
     for folder in map(Path, folders):
         if folder.resolve() in resolved:
@@ -143,7 +143,7 @@ def _bind(
 
 
 def _scans(folder: Path, root: Path, catalog: Catalog) -> Iterable[Path]:
-    """Files of a site that are no masks, where the folder of masks holds the site itself."""
+    """The files of a site that are not masks, for a masks folder that contains the site itself."""
     root = root.resolve()
     if not root.is_relative_to(folder.resolve()):
         return ()
@@ -162,7 +162,7 @@ def _claim(
     faults: list[str],
     warnings: list[str],
 ) -> None:
-    """Joins the masks of one folder with scans, and says what was not joined."""
+    """Pairs the masks of one folder with scans and reports those that were not paired."""
     scans = _index({site: catalog.items for site, catalog in catalogs.items()})
     left_out = _index({site: catalog.rejections for site, catalog in catalogs.items()})
     unpaired: list[str] = []
@@ -179,7 +179,7 @@ def _claim(
         if len(found) == 1:
             site, index = found[0]
             item = catalogs[site].items[index]
-            # With the scan known, its patient's id is looked for in every part of the mask's path.
+            # Now that the scan is known, its patient's id is searched for in every part of the mask's path.
             own = safe_mask(mask, catalogs[site].identifiers, item.patient_id, key=item.series_uid or "")
             claims[found[0]].append(own)
             joined += 1
@@ -243,7 +243,7 @@ Index = dict[str, dict[str, set[Place]]]
 
 
 def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]]) -> Index:
-    """Scans by what a mask's name can say, from the most certain to the least."""
+    """Indexes scans by everything that a mask's name can match, from the most to the least specific."""
     index: Index = {level: defaultdict(set) for level in _LEVELS}
     for site, found in things.items():
         folders: dict[str, set[Place]] = defaultdict(set)
@@ -272,7 +272,7 @@ def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]]) -> Index:
 
 
 def _find(mask: MaskItem, index: Index) -> list[Place]:
-    """The scans that a mask's series, path or name means, by the most certain of them that means any."""
+    """The scans that match a mask's series, path or name, by the most specific of these that matches any."""
     path = SUFFIX.sub("", mask.files[0])
     stem, folder = PurePosixPath(path).name, _folders(path)
     keys = {
@@ -289,7 +289,7 @@ def _find(mask: MaskItem, index: Index) -> list[Place]:
     candidates: set[Place] = set()
     for level in _LEVELS:
         found = index[level].get(keys[level], set()) if keys[level] else set()
-        # What one level leaves open a later one may decide.
+        # A later level may resolve what an earlier one leaves ambiguous.
         candidates = (candidates & found or candidates) if candidates else set(found)
         if len(candidates) == 1:
             break
@@ -304,12 +304,12 @@ def _scan_path(thing: VolumeItem | Rejection) -> str:
 
 
 def _plain(stem: str, ends: re.Pattern[str]) -> str:
-    """The stem without the words that say what kind of file it is."""
+    """The stem without words for the kind of file, such as "mask"."""
     return (ends.sub("", stem) or stem).casefold()
 
 
 def _plain_path(path: str, ends: re.Pattern[str]) -> str:
-    """The path without the words and folders that only say what kind of file it is."""
+    """The path without words and folders for the kind of file."""
     folders = _folders(path)
     stem = _plain(PurePosixPath(path).name, ends)
     return f"{folders}/{stem}" if folders else stem

@@ -1,4 +1,4 @@
-"""Splits by patient, balanced over label and site."""
+"""Splits by patient, stratified by label and site."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medtl.data.seeds import derive_seed
 from medtl.errors import ConfigError
 
 CONFOUNDED = 0.5
-"""Cramer's V of label and site from which a warning is given."""
+"""A warning is given if Cramer's V of label and site is at least this."""
 
 
 def split_patients(
@@ -62,7 +62,7 @@ def split_patients(
 def _hold_out(
     patients: Sequence[str], labels: Sequence[str], sites: Sequence[str], fraction: float, seed: int
 ) -> set[int]:
-    """Places of the cases to hold out: one fold of several, repaired until each class is on both sides."""
+    """Indices of the cases to hold out: one fold of several, repaired until each class is on both sides."""
     folds = max(2, min(round(1 / fraction), len(set(patients))))
     strata = _strata(patients, labels, sites, folds)
     folds = min(folds, max(Counter(strata).values()))  # what the splitter asks for
@@ -115,7 +115,7 @@ def _repair(
 
 
 def confounding(labels: Sequence[str], places: Sequence[str]) -> list[str]:
-    """A warning if label and site of the cases say nearly the same."""
+    """Warns if label and site of the cases are nearly equivalent."""
     sites, names = sorted(set(places)), sorted(set(labels))
     if len(sites) < 2 or len(names) < 2:
         return []
@@ -141,7 +141,7 @@ def confounding(labels: Sequence[str], places: Sequence[str]) -> list[str]:
 def nested_patients(
     patients: Sequence[str], labels: Sequence[str], sizes: Sequence[int], *, seed: int = 0
 ) -> dict[int, frozenset[str]]:
-    """Smaller sets of patients inside larger ones, the classes in turn, so that each set is as even as it can be.
+    """Nested sets of patients, drawn from the classes in turn so that each set is as balanced as possible.
 
     A patient belongs to the rarest class of its cases.
 

@@ -1,4 +1,4 @@
-"""Which structures the masks hold: the label map, and what their voxels say once they were read."""
+"""The structures in the masks: the label map, and checks of the voxels after reading."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from medtl.scans.items import MaskItem, VolumeItem
 from medtl.scans.masks import UNKNOWN_LIMIT, MaskCounts, MaskError, stored_values
 
 MASKS_READ = 24
-"""So many masks, evenly spread, are read where nothing names the values."""
+"""If nothing names the values, this many evenly spaced masks are read."""
 MOST_VALUES = 64
 """More distinct values than this are grey values, not labels."""
 ONE_OF = 10
-"""A rare value that one mask alone holds, among so many read, is a slip of the pen and no structure."""
+"""If this many masks were read, a rare value found in only one of them is a slip of the pen, not a structure."""
 
 Pair = tuple[MaskItem, VolumeItem]
 
@@ -33,7 +33,7 @@ def resolve_labels(
 
     Args:
         structures: `NAME=VALUE` pairs, or names that select from what was found.
-        places: folders in which `labels.json` may lie, of the sources alone.
+        places: folders of the sources that may hold `labels.json`.
         masks: the sources' masks with their scans.
         faults: receives maps that cannot be read, or that disagree.
         warnings: receives what was assumed.
@@ -130,7 +130,7 @@ def _from_values(masks: Sequence[Pair], faults: list[str], warnings: list[str]) 
         try:
             counts = count_values(stored_values(mask, item))
         except MaskError:
-            continue  # it is excluded, with the reason, when all masks are read
+            continue  # it is excluded, with the reason, once all masks are read
         read += 1
         inside = sum(count for value, count in counts.items() if value != 0)
         for value, count in counts.items():
@@ -169,9 +169,9 @@ def _from_values(masks: Sequence[Pair], faults: list[str], warnings: list[str]) 
 def mask_warnings(
     cases: Sequence[Case], counts: Sequence[MaskCounts], labels: LabelMap
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the voxels of the masks say about the cases: to be called once they were read.
+    """Checks the voxels of the masks once they have been read.
 
-    Masks of the target give warnings alone: they decide nothing.
+    Masks of the target only give warnings: they decide nothing.
 
     Args:
         cases: used cases with masks.

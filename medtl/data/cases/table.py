@@ -1,4 +1,4 @@
-"""The table of cases: what is used, in which split, and what was left out and why."""
+"""The table of cases: which are used, in which split, and which were left out and why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = ("case", "patient", "site", "domain", "path", "label", "mask", "split"
 
 @dataclass(frozen=True)
 class Case:
-    """What a prediction is made for.
+    """One unit of prediction: a volume or image with its patient, site, label or mask, and split.
 
     Attributes:
         case: Its name, unique within the table.
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseTable:
-    """All cases of a run, used and excluded, and what became of every file.
+    """All cases of a run, used and excluded, and the fate of every file.
 
     Attributes:
         cases: Sorted by domain, site and case.
@@ -77,7 +77,7 @@ class CaseTable:
     def select(
         self, *, domain: str | None = None, split: str | None = None, status: str | None = "used"
     ) -> tuple[Case, ...]:
-        """The cases that agree with every argument that is not None."""
+        """The cases that match every argument that is not None."""
         wanted = {"domain": domain, "split": split, "status": status}
         return tuple(
             case for case in self.cases if all(v is None or getattr(case, k) == v for k, v in wanted.items())

@@ -1,4 +1,4 @@
-"""Random changes of training images: one seed gives one result, whatever was drawn before."""
+"""Augmentation of training images: one seed gives one result, whatever was drawn before."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from medtl.errors import ConfigError, near_matches
 Image = NDArray[Any] | Tensor
 NAMES = ("none", "standard", "strong")
 OUTSIDE = -1
-"""Label where a change of geometry shows what is beyond the image: the network is not taught its repeated border."""
+"""Label of voxels that a geometric change brings in from beyond the image: no training on the repeated border."""
 
 
 def augmentation(name: str, spatial_dims: int, channels: int, flip: bool = True) -> Augmentation:
-    """Builds the augmentation of a name.
+    """Builds the named augmentation.
 
     `standard`: left-right flip, small in-plane affine, contrast, brightness, noise, blur, low resolution.
-    `strong`: the same more often and further, a bias field for grey and a colour shift for colour images.
-    Volumes are changed alike in all slices: a slice is not moved against its neighbours.
+    `strong`: the same, more often and stronger, plus a bias field for grey images and a colour shift for colour
+    images. All slices of a volume change alike: no slice moves against its neighbours.
 
     Args:
         name: `none`, `standard` or `strong`.
         spatial_dims: 2 for (C, H, W), 3 for (C, D, H, W).
         channels: 1 or 3.
-        flip: whether left and right may be swapped; not where a structure is named by its side.
+        flip: whether left and right may be swapped; not if a structure is named by its side.
 
     Returns:
         A function of an image with values in [0, 1] and a seed; its result is float32 in [0, 1] of the
@@ -59,7 +59,7 @@ def augmentation(name: str, spatial_dims: int, channels: int, flip: bool = True)
 
 
 class Augmentation:
-    """Geometry, then grey values. This one changes neither.
+    """Changes geometry, then grey values. The base class changes neither.
 
     Attributes:
         reach: How far beyond the edge of a patch its geometry can look, as a share of the patch's side.
@@ -91,7 +91,7 @@ class Augmentation:
     def move(
         self, image: Image, seed: int, label: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:
-        """Geometry alone.
+        """Changes geometry only.
 
         Args:
             image: (C, ..., H, W), in the plane as large as `size` or larger by the same margin on both sides:
@@ -107,7 +107,7 @@ class Augmentation:
         return self._move(_tensor(image), label, size)
 
     def recolour(self, image: Tensor, seed: int) -> Tensor:
-        """Grey values alone; `image` itself is not changed."""
+        """Changes grey values only; `image` itself is not modified."""
         self._seed(seed)
         return self._recolour(image)
 
@@ -202,10 +202,10 @@ class _Random(Augmentation):
 
 
 def _drawn(transform: Any, image: Tensor) -> bool:
-    """Draws a transform's numbers as its own call does; whether it acts.
+    """Draws a transform's random numbers as its own call would, and returns whether it applies.
 
-    Most do nothing to most images, and MONAI's call would wrap and unwrap the image all the same, which takes longer
-    than most of what is done to it.
+    Most transforms leave most images unchanged, but MONAI's call would still wrap and unwrap the image, which takes
+    longer than most of the work itself.
     """
     if isinstance(transform, RandBiasField):
         transform.randomize(img_size=image.shape[1:])
@@ -217,15 +217,15 @@ def _drawn(transform: Any, image: Tensor) -> bool:
 
 
 class _Flip(RandFlip):
-    """Its own call follows the metadata, which takes longer than the flip."""
+    """A flip without MONAI's metadata tracking, which takes longer than the flip."""
 
     def move(self, planes: Tensor, labels: bool = False) -> Tensor:
-        """What was drawn, done to (C, H, W)."""
+        """Applies the drawn flip to (C, H, W)."""
         return planes.flip(-1)
 
 
 class _Affine(RandAffine):
-    """The numbers and the arithmetic of its own call, without following the metadata."""
+    """MONAI's random numbers and arithmetic without its metadata tracking."""
 
     def randomize(self, data: Any | None = None) -> None:
         super().randomize(data)
@@ -233,7 +233,7 @@ class _Affine(RandAffine):
             self.rand_affine_grid.randomize()  # a second time, as its own call does
 
     def move(self, planes: Tensor, labels: bool = False) -> Tensor:
-        """What was drawn, done to (C, H, W); labels are those of the nearest pixel, and zero beyond the border."""
+        """Applies the drawn map to (C, H, W); labels use the nearest pixel, and zero beyond the border."""
         size = self.spatial_size
         assert isinstance(size, tuple)
         # (3, H, W): row, column and 1, in pixels from the middle.
@@ -269,7 +269,7 @@ def _plain(image: Any) -> Tensor:
 
 
 class _RandSmooth(RandGaussianSmooth):
-    """The blur with its border repeated outwards; alone it would draw a dark frame round the image."""
+    """Gaussian blur with a repeated border; MONAI's own would draw a dark frame around the image."""
 
     def __call__(self, img: Any, randomize: bool = True) -> Any:
         if randomize:
@@ -282,7 +282,7 @@ class _RandSmooth(RandGaussianSmooth):
 
 
 class _RandColour(RandomizableTransform):
-    """Turns hue, stretches saturation, scales channels: the spread of stains and white balances."""
+    """Changes hue, saturation and channel gains, to cover the variation of stains and white balance."""
 
     def __init__(self, prob: float, hue: float = 0.12, saturation: float = 0.4, gain: float = 0.15) -> None:
         super().__init__(prob)

@@ -1,4 +1,4 @@
-"""`Batch`: the named fields that adapters receive."""
+"""`Batch`: the named fields that adaptation methods receive."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """One batch of one domain. Fields that a method may not see are None, not zeros.
+    """One batch of one domain. Fields that a method must not see are None, not zeros.
 
     Attributes:
         image: (N, C, H, W) or (N, C, D, H, W) float32 in [0, 1].
         label: (N,) int64 class indices; for segmentation (N, H, W) or (N, D, H, W), -1 where nothing is to be
             learnt. None without labels: batches of the target carry none.
-        index: (N,) int64 place of each case in its data set.
-        site: (N,) int64 place of each case's site in the data set's `sites`.
+        index: (N,) int64 position of each case in its data set.
+        site: (N,) int64 position of each case's site in the data set's `sites`.
         strong: A second, strongly augmented view, shaped as `image`; for segmentation voxel by voxel the same
             place, in other grey values.
     """

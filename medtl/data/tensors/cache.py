@@ -1,4 +1,4 @@
-"""Preprocessed volumes and masks on disk: computed once, memory-mapped, checked, recomputed when stale."""
+"""Preprocessed volumes and masks on disk: computed once, memory-mapped, checksummed, recomputed when stale."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from medtl.scans.volume import read_volume
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Version of the files in the cache: a change makes old entries unreachable."""
+"""Version of the cache's file format; changing it makes old entries unreachable."""
 MAX_POINTS = 10_000
-"""Voxels of a structure that are kept as places for patches; more would add nothing."""
+"""Number of voxels per structure stored as centres for patches; more would not help."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class MaskEntry:
 
     Attributes:
         array: (*shape) uint8 class indices, `VOID` where nothing is trained on; a read-only memory map.
-        points: For each structure that is there, its class index and the (n, dimensions) coordinates of some
-            of its voxels, all or `MAX_POINTS` drawn from a fixed seed.
+        points: For each structure present, its class index and the (n, dimensions) coordinates of its voxels: all, or
+            `MAX_POINTS` drawn with a fixed seed.
     """
 
     array: NDArray[np.uint8]
@@ -56,9 +56,9 @@ class VolumeCache:
     stale, and several runs, image sizes and processes can share a folder. It holds no identifier.
 
     Attributes:
-        folder: Where the entries are; made when the first is written.
-        preprocess: What every volume goes through.
-        labels: What the numbers in masks mean; None without masks.
+        folder: The folder of the entries; created with the first entry.
+        preprocess: The preprocessing of every volume.
+        labels: The meaning of the masks' values; None without masks.
     """
 
     def __init__(self, folder: Path, preprocess: Preprocess, labels: LabelMap | None = None) -> None:
@@ -69,7 +69,7 @@ class VolumeCache:
         self._layouts: dict[Path, dict[str, Any]] = {}  # of the files that were checked
 
     def key(self, item: VolumeItem) -> str:
-        """Name of the entry of `item` as its files are now.
+        """Name of the entry for the current state of the item's files.
 
         Raises:
             DataError: A file has gone.
@@ -77,20 +77,20 @@ class VolumeCache:
         return _key(item, item.name, self.preprocess.key())
 
     def mask_key(self, case: Case) -> str:
-        """Name of the entry of the case's mask as scan and mask are now.
+        """Name of the entry for the current state of the case's scan and mask.
 
         Raises:
             DataError: A file has gone, or the case has no mask.
         """
         if case.item is None or case.mask_item is None or self.labels is None:
             raise DataError(f"Case {case.case!r} has no mask to train on or to compare with.")
-        # The order counts: it numbers the classes. So does the limit: it decides what is refused.
+        # The order matters because it numbers the classes; the limit, because it decides what is refused.
         meaning = json.dumps([list(self.labels.to_dict().items()), unknown_limit(case.domain)])
         scan = _key(case.item, case.case, self.preprocess.key())
         return _key(case.mask_item, case.case, f"{scan} {meaning}")
 
     def get(self, item: VolumeItem) -> NDArray[np.float16]:
-        """The preprocessed volume, computed and stored if it is not there.
+        """The preprocessed volume, computed and stored if it is missing.
 
         Returns:
             A read-only array, (C, H, W) or (C, D, H, W) float16 in [0, 1].
@@ -101,7 +101,7 @@ class VolumeCache:
         return self.load(item, self.key(item))
 
     def load(self, item: VolumeItem, key: str) -> NDArray[np.float16]:
-        """As `get`, with the key known: saves asking the file system for the state of every slice."""
+        """As `get` with a known key, which saves a file-system call for every slice."""
         entry = self._read(key, item.name, "")
         if entry is None:
             self._write(key, {"": preprocess(read_volume(item), self.preprocess)})
@@ -111,7 +111,7 @@ class VolumeCache:
         return entry[0]
 
     def load_mask(self, case: Case) -> NDArray[np.uint8]:
-        """The case's mask in the network's grid, computed and stored if it is not there.
+        """The case's mask in the network's grid, computed and stored if it is missing.
 
         Returns:
             (*shape) uint8 class indices, 255 for void; a read-only memory map.
@@ -122,17 +122,17 @@ class VolumeCache:
         return self.mask(case).array
 
     def foreground(self, case: Case) -> Mapping[int, NDArray[np.int32]]:
-        """Coordinates of voxels in the network's grid, (n, dimensions), for each structure that is there."""
+        """Coordinates of voxels in the network's grid, (n, dimensions), for each structure present."""
         return self.mask(case).points
 
     def counts(self, case: Case) -> MaskCounts:
-        """What the mask holds in the scan's own grid."""
+        """Voxel counts of the mask in the scan's own grid."""
         key = self.mask_key(case)
         self.mask(case, key)
         return MaskCounts.from_dict(self._verified[key]["counts"])
 
     def mask(self, case: Case, key: str | None = None) -> MaskEntry:
-        """The case's mask and what is known of it; with the key known, the file system is not asked for it.
+        """The case's mask entry; a known key saves file-system calls.
 
         Raises:
             DataError: There is no mask, or it cannot be used.
@@ -171,12 +171,12 @@ class VolumeCache:
         """Computes the entries that are missing, in threads.
 
         Args:
-            items: What will be needed.
+            items: The items that will be needed.
             jobs: Threads, as in joblib: -1 for all cores; `joblib.parallel_config` chooses another engine.
             progress: Called with (done, total) after each item.
 
         Returns:
-            A rejection, with its `item`, for each that cannot be read.
+            A rejection, with its `item`, for each one that cannot be read.
         """
         found = map_items(self._prepare_one, list(items), jobs=jobs, progress=progress)
         return tuple(r for r in found if r is not None)
@@ -231,7 +231,7 @@ class VolumeCache:
         self._verified.pop(key, None)
 
     def _read(self, key: str, name: str, *suffixes: str) -> list[NDArray[Any]] | None:
-        """The entry's arrays, or None if it is absent or damaged. Checked once by each process."""
+        """The entry's arrays, or None if it is missing or damaged. Each process verifies an entry once."""
         facts = self.folder / f"{key}.json"
         files = [self.folder / f"{key}{suffix}.npy" for suffix in suffixes]
         if key not in self._verified and not facts.exists():
@@ -273,7 +273,7 @@ def _sample(mask: NDArray[np.uint8], index: int) -> NDArray[np.int32]:
 
 
 def _layout(file: Path) -> dict[str, Any]:
-    """What is needed to map an array without parsing its header again, which takes longer than the mapping."""
+    """The facts needed to map an array without parsing its header again, which takes longer than the mapping."""
     array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     order = "C" if array.flags.c_contiguous else "F"
     return {"dtype": array.dtype, "offset": array.offset, "shape": array.shape, "order": order}

@@ -28,7 +28,7 @@ _Views = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class CaseData(Protocol):
-    """What `fit` trains on: cases as images (`CaseDataset`) or as features that were computed once."""
+    """The training data of `fit`: cases as images (`CaseDataset`) or as stored features."""
 
     @property
     def labels(self) -> tuple[int, ...] | None:
@@ -46,7 +46,7 @@ class CaseData(Protocol):
 
 
 class Draw(int):
-    """An index that knows how often an epoch has drawn it before: repeats are augmented differently."""
+    """An index with the number of times an epoch has drawn it before, so that repeats are augmented differently."""
 
     repeat: int
 
@@ -63,17 +63,16 @@ class Draw(int):
 class CaseDataset(Dataset[Batch]):
     """Preprocessed, augmented cases; item i of an epoch depends on (seed, stream, epoch, i) alone.
 
-    With a label map in the cache the task is segmentation: labels are masks, image and mask are cut and moved
-    together, and the strong view shows the same voxels as the image, in other grey values. Without
-    augmentation a case gives the same patch in every epoch.
+    If the cache has a label map, the task is segmentation: labels are masks, image and mask are cropped and moved
+    together, and the strong view shows the same voxels as the image with other grey values. Without augmentation,
+    a case yields the same patch in every epoch.
 
     Args:
         cases: Cases with an item, in a fixed order.
         cache: Where their preprocessed volumes and masks are.
         classes: Names of the classes in the order of the network's outputs.
         augment: `none`, `standard` or `strong`, for the image.
-        with_labels: Whether samples carry labels. False for the target in training: no label is even
-            looked at.
+        with_labels: Whether samples carry labels. False for the target in training: its labels are not even read.
         strong: Whether to add a second view with strong augmentation.
         seed: The run's seed.
         stream: Name of this data set's random numbers, e.g. `source`.
@@ -236,7 +235,7 @@ class CaseDataset(Dataset[Batch]):
         return image, label, strong
 
     def _margin(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """What is read round a patch so that turning it brings in the scan and not a repeated border."""
+        """The margin to read around a patch, so that rotation brings in the scan and not a repeated border."""
         assert self.patch is not None
         reach = math.ceil(self._augment.reach * max(self.patch[-2:]))
         in_plane = (reach if length < size else 0 for length, size in zip(self.patch, shape, strict=True))
@@ -256,7 +255,7 @@ class EpochSampler(Sampler[int]):
         seed: The run's seed.
         stream: Name of this sampler's random numbers.
         shuffle: Whether to permute; without it the order is 0, 1, 2, ...
-        length: Indices an epoch; by default `num`. More than `num` appends further permutations, so that
+        length: Indices per epoch; by default `num`. More than `num` appends further permutations, so that
             every case is drawn equally often but for the last round.
         classes: The class of each index. Then every class is drawn equally often (but for the last round), and within
             a class every case.

@@ -1,4 +1,4 @@
-"""The way between a scan's own grid and the network's: one definition for both directions."""
+"""The transformation between a scan's grid and the network's: one definition for both directions."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from medtl.scans.items import Affine, VolumeItem
 
 _LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 _SLAB = 1 << 26
-"""Bytes of float32 that one slab may hold; what a call needs beside its input and result is a few of these."""
+"""Size limit of one float32 slab in bytes; a call needs a few slabs beyond its input and result."""
 
 _TIE = 1e-4
-"""Differences of shares that are rounding."""
+"""Differences between shares up to this are rounding."""
 
 Shape3 = tuple[int, int, int]
 Slab = Callable[[int, int], Tensor]
@@ -35,7 +35,7 @@ Slab = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class Grid:
-    """Turn, resample, pad; and the same back.
+    """Reorients, resamples and pads, and inverts all three.
 
     Voxels are areas: both grids cover the same extent in the patient (but for padding), so index n of N maps
     to (n + 1/2) M / N - 1/2 of M. Every step is linear; what is made smaller is low-pass filtered.
@@ -103,7 +103,7 @@ class Grid:
 
     @property
     def resampled(self) -> bool:
-        """Whether voxels change size, or are only moved."""
+        """Whether voxels change size (they are only moved otherwise)."""
         return self.size != self.turned
 
     @property
@@ -112,12 +112,12 @@ class Grid:
         return (self.shape[-2] - self.size[1]) // 2, (self.shape[-1] - self.size[2]) // 2
 
     def turn(self, array: NDArray[Any]) -> NDArray[Any]:
-        """(k, j, i, ...) seen along the plane's axes: a view."""
+        """Reorients (k, j, i, ...) to the plane's axes; returns a view."""
         rest = range(3, array.ndim)
         return np.flip(array.transpose((*self.order, *rest)), self.flips)
 
     def turn_back(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The inverse of `turn`: a view."""
+        """The inverse of `turn`; returns a view."""
         rest = range(3, array.ndim)
         return np.flip(array, self.flips).transpose((*np.argsort(self.order), *rest))
 
@@ -216,10 +216,10 @@ class Grid:
         return torch.from_numpy(result)
 
     def argmax_native(self, probabilities: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
-        """The most probable class of every voxel of the scan; needs little beside its input and result.
+        """The most probable class of every voxel of the scan; needs little memory beyond its input and result.
 
         Args:
-            probabilities: (K, *shape), or anything that grows with them such as logits.
+            probabilities: (K, *shape), or anything monotonic in them such as logits.
 
         Returns:
             (k, j, i) uint8 class indices.
@@ -281,7 +281,7 @@ def _pick(values: Sequence[Any], order: Sequence[int]) -> Any:
 def _turn(
     affine: Affine | None, spec: Preprocess
 ) -> tuple[Shape3, tuple[int, ...], tuple[float, float, float]]:
-    """Order and flips that lead to the plane's directions, and the spacing along the turned axes."""
+    """The axis order and flips that give the plane's directions, and the spacing along the reoriented axes."""
     if affine is None:
         return (0, 1, 2), (), (1.0, 1.0, 1.0)
     orientations: Any = nibabel.orientations
@@ -316,7 +316,7 @@ def _ranges(total: int, voxels: float) -> Iterator[tuple[int, int]]:
 
 @lru_cache(maxsize=8)
 def _weights(size: int, new_size: int, share: bool = False) -> Tensor:
-    """(new_size, size): how much each slice gives to each new one.
+    """(new_size, size): the weight of each slice in each new one.
 
     With `share`, a larger new slice takes what it covers; without it, a low-pass filter of twice that reach.
     """

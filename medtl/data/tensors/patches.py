@@ -1,4 +1,4 @@
-"""Patches: how large, where, and read from the memory map without touching the rest of the volume."""
+"""Patches: their size, their place, and how they are read from a memory map without the rest of the volume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medtl.errors import ConfigError, DataError
 from medtl.scans.items import VolumeItem
 
 THIN = 8
-"""Slices of a patch for networks that look at slices, or slices and their neighbours."""
+"""Slices per patch for networks that see slices, or slices and their neighbours."""
 
 
 def suggest_patch(
@@ -25,7 +25,7 @@ def suggest_patch(
 
     Args:
         items: the scans.
-        spec: what they go through.
+        spec: their preprocessing.
         image_size: largest height and width.
         depth: `cube` for 3D networks: about as thick as wide in mm, at most `image_size` slices; `thin`: 8
             slices. Never more slices than the largest scan has.

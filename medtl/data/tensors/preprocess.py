@@ -1,4 +1,4 @@
-"""Deterministic preprocessing: every volume to one grid and one range of values, before anything random."""
+"""Deterministic preprocessing: brings every volume to one grid and one range of values."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def preprocess(volume: Volume, spec: Preprocess) -> NDArray[np.float16]:
     pixels with its longer side filling the image, is padded to a square, and is resampled through its extent
     to `num_slices`. Downsampling is low-pass filtered. `Grid` is the same way, and the way back.
 
-    Large volumes are worked on slab by slab: beside the volume and the result, little is held.
+    Large volumes are processed slab by slab, which needs little memory beyond the volume and the result.
 
     Returns:
         (C, H, W) or (C, D, H, W) float16.
 
     Raises:
-        DataError: A volume of several slices where images are wanted, or a result that is too large.
+        DataError: A volume of several slices where an image is expected, or a result that is too large.
     """
     grid = Grid.of((volume.array.shape[:3], volume.affine), spec)
     low, high = _range(volume, spec)
@@ -98,7 +98,7 @@ def _range(volume: Volume, spec: Preprocess) -> tuple[float, float]:
 
 
 def auto_intensity(kind: str | None, modality: str | None, bits: int | None) -> str:
-    """The intensity setting that suits one volume by its header."""
+    """The intensity setting for one volume, chosen from its header."""
     if modality == "CT":
         return "soft_tissue"
     if bits == 8 and (kind == "image" or (kind == "dicom" and modality not in ("MR", "PT", "NM"))):
@@ -159,7 +159,7 @@ def suggest_preprocess(
 
 
 MOST_ENLARGED = 2.0
-"""How much finer than the scans' own pixels the network's may be."""
+"""By how much the network's pixels may be finer than the scans' own."""
 
 
 def _median_spacing(items: Sequence[VolumeItem], spec: Preprocess) -> tuple[float, float, float]:

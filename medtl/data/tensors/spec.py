@@ -1,4 +1,4 @@
-"""`Preprocess`: how scans become network inputs, as plain values; no scan and no torch is needed to say it."""
+"""`Preprocess`: how scans become network inputs, as plain values; needs neither a scan nor torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLANES: Mapping[str, str] = MappingProxyType({"axial": "LPS", "coronal": "LIP", 
 """Directions of rising (i, j, k) as a reader sees the plane; L left, P posterior, I inferior, S superior."""
 
 VERSION = 1
-"""Of the steps behind the values of `Preprocess`: it takes part in every cache key."""
+"""Version of the steps that `Preprocess` describes; part of every cache key."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Preprocess:
         intensity: `percentile` (0.5 to 99.5 of what is not padding), `unit` (8-bit values / 255), the
             name of a CT window, `window:LO,HI` in stored units, or `auto`: the soft-tissue window for CT,
             `unit` for 8-bit images, `percentile` for all else.
-        plane: In which plane slices lie: `axial`, `coronal` or `sagittal`. Single slices keep their own.
-        spacing: Volumes for segmentation: mm along (slices, rows, columns) of the plane. The result then keeps
-            its natural size; `image_size` and `num_slices` take no part in it.
+        plane: The plane of the slices: `axial`, `coronal` or `sagittal`. Single slices keep their own.
+        spacing: For segmentation of volumes: mm along (slices, rows, columns) of the plane. The result then keeps
+            its natural size, and `image_size` and `num_slices` are ignored.
     """
 
     image_size: int = 128
@@ -96,7 +96,7 @@ class Preprocess:
 
     def key(self) -> str:
         """Digest of everything that determines the result for a given volume."""
-        # What is not set takes no part: entries of runs without spacing keep their names.
+        # Unset values are left out of the key, so that cache entries of runs without spacing keep their names.
         values = {k: v for k, v in self.to_dict().items() if k != "spacing" or v is not None}
         text = json.dumps([VERSION, values], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
