@@ -96,7 +96,8 @@ def test_target_masks_decide_nothing(tmp_path):
             two.status,
         )
     assert any(
-        "label file with the target's masks (background 0, other 7, foreground 9) disagrees with the label map" in w
+        "label file with the target's masks (background 0, other 7, foreground 9) disagrees with the label map"
+        in w
         for w in seeing.warnings
     )
 
