@@ -1,7 +1,7 @@
-"""How far two sites lie apart in an encoder's features, and which fine-tuning strategy data and distance suggest.
+"""The distance of two sites in an encoder's features, and the fine-tuning strategy that it and the data suggest.
 
-The advice is the textbook's table: few or many patients, a near or a far task. Its thresholds are conventions; they
-stand here by name.
+The advice follows the textbook's table: few or many patients, a near or a far task. The thresholds are conventions,
+defined below.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from medtl.evaluation.statistics.resample import Support, estimate, patient_coun
 FEW_PATIENTS = 25
 """Fewer patients than this in the rarest class: a convention for "small"."""
 MANY_PATIENTS = 100
-"""So many patients in the rarest class: a convention for "large"."""
+"""This many patients or more in the rarest class: a convention for "large"."""
 NEAR_SKILL = 0.5
-"""Frozen features that take nearest neighbours half of the way from chance to perfect: a convention for "near"."""
+"""A task is "near" if nearest neighbours on frozen features get half way from chance to perfect: a convention."""
 FAR_AUC = 0.8
-"""A classifier that tells the sites apart with this AUC: a convention for sites that are far apart."""
+"""Sites are "far apart" if a classifier separates them with this AUC: a convention."""
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How well a classifier tells two sites apart by their features.
+    """How well a classifier separates two sites by their features.
 
     Attributes:
         auc: 0.5 is chance, 1 complete separation.
@@ -52,19 +52,19 @@ def domain_distance(
     seed: int = 0,
     level: float = 0.95,
 ) -> Distance:
-    """Distance of two sites by a logistic regression that judges patients it has not seen.
+    """Measures the distance of two sites by a logistic regression, evaluated on patients it has not seen.
 
-    Labels of the task play no part. The proxy A-distance is that of Ben-David et al. 2007, section 4, with the error
-    averaged over the sites, so that unequal numbers of cases do not count as distance.
+    The labels of the task are not used. The proxy A-distance is that of Ben-David et al. 2007, section 4, with the
+    error averaged over the sites, so that unequal numbers of cases do not count as distance.
 
     Args:
         source: (n, F) features.
         target: (m, F) features.
-        source_patients: (n,) whose case it is.
-        target_patients: (m,); a patient of both sites has one name.
-        replicates: patient resamples.
-        seed: of folds and resamples.
-        level: of the intervals.
+        source_patients: (n,) patient of each case.
+        target_patients: (m,) likewise; a patient of both sites has the same name in both.
+        replicates: number of patient resamples.
+        seed: seed of folds and resamples.
+        level: level of the intervals.
 
     Raises:
         DataError: other shapes, values that are not finite, or fewer than two patients at a site.
@@ -136,7 +136,7 @@ def domain_distance(
 
 @dataclass(frozen=True)
 class Advice:
-    """What to try first.
+    """The strategy to try first.
 
     Attributes:
         strategy: a name that `medtl list strategies` knows.
@@ -148,7 +148,7 @@ class Advice:
 
 
 def skill(balanced_accuracy: float, num_classes: int) -> float:
-    """How far a balanced accuracy is from chance (0) to perfect (1).
+    """Rescales a balanced accuracy to 0 for chance and 1 for perfect.
 
     Example:
         >>> skill(0.75, 2)
@@ -163,9 +163,9 @@ def advise(
 ) -> Advice:
     """The textbook's table of strategies by size of the data and distance of the task.
 
-    Few and near: a probe. Few and far: keep the early layers and train the last stage. Many: all layers. Between the
-    two: a probe first, then all layers. Where the target lies far, a probe goes before full fine-tuning, which else can
-    distort the features that still hold there (Kumar et al. 2022).
+    Few and near: a probe. Few and far: keep the early layers and train the last stage. Many: all layers. In between:
+    a probe first, then all layers. If the target is far, a probe precedes full fine-tuning, which could otherwise
+    distort features that still hold there (Kumar et al. 2022).
 
     Args:
         patients_per_class: labelled patients of the rarest class.
@@ -183,39 +183,38 @@ def advise(
             if patients_per_class >= MANY_PATIENTS
             else f"neither few (fewer than {FEW_PATIENTS}) nor many ({MANY_PATIENTS} or more)."
         ),
-        f"On frozen features nearest neighbours come {100 * max(0.0, task_skill):.0f} % of the way from chance to "
+        f"On frozen features, nearest neighbours get {100 * max(0.0, task_skill):.0f} % of the way from chance to "
         f"perfect ({100 * NEAR_SKILL:.0f} % and more counts as near): the task lies "
         + ("near what the encoder has learnt." if near else "far from what the encoder has learnt."),
     ]
     if depth is not None:
         reasons[-1] = (
-            f"Features from {depth} serve the task better than the last ones: it lies far from the pretraining."
+            f"Features from {depth} suit the task better than the last ones: it lies far from the pretraining."
         )
     if patients_per_class < FEW_PATIENTS:
         strategy = "probe" if near else "last:1"
         reasons.append(
-            "Few cases on good features: a linear probe has the least to overfit."
+            "Few cases on good features: a linear probe overfits least."
             if near
-            else "Few cases on features that fit badly: the early layers, which are general, stay, and the last "
-            "stage is trained again with the head."
+            else "Few cases on features that fit badly: keep the early, general layers and train the last stage with "
+            "the head."
         )
     elif patients_per_class < MANY_PATIENTS:
         strategy = "lp_ft" if near else "gradual"
         reasons.append(
             "Enough cases to fine-tune with care: first the head, then all layers."
             if near
-            else "Enough cases to fine-tune with care: layers are released from the last to the first."
+            else "Enough cases to fine-tune with care: unfreeze the layers from the last to the first."
         )
     else:
         strategy = "full"
         reasons.append(
-            "Many cases: all layers can be trained"
-            + ("." if near else ", for longer than with a task that is near.")
+            "Many cases: all layers can be trained" + ("." if near else ", for longer than on a near task.")
         )
     far = distance is not None and distance.auc.value is not None and distance.auc.value >= FAR_AUC
     if far and distance is not None and distance.auc.value is not None:
         reasons.append(
-            f"A classifier tells source and target apart with an AUC of {distance.auc.value:.2f} ({FAR_AUC:g} and more "
+            f"A classifier separates source and target with an AUC of {distance.auc.value:.2f} ({FAR_AUC:g} and more "
             "counts as far): expect losses at the target, test there, and try `medtl run adapt_classification`."
         )
         if strategy == "full":

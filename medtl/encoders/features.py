@@ -1,4 +1,4 @@
-"""Features of scans, computed once by a frozen encoder and used many times.
+"""Features of scans, computed once by a frozen encoder and reused.
 
 train = extract_features(model.encoder, cohort.dataset("source", "train", with_labels=True), folder)
 fit(build_strategy("probe", model), train, folder=...)          # seconds, not minutes
@@ -32,13 +32,13 @@ from medtl.models.encoder import Encoder
 from medtl.models.neighbours import NeighbourHead
 
 FORMAT = 3
-"""Version of the kept files: a change makes older ones unreachable."""
+"""Version of the stored files; changing it makes older ones unreachable."""
 SHARD = 512
-"""Images, or slices of volumes, in a file: what a killed extraction loses at most."""
+"""Images, or slices of volumes, per file: a killed extraction loses at most this many."""
 
 
 class FeatureDataset(Dataset[Batch]):
-    """Features in the place of images: `fit` and `predict_cases` take it as they take a `CaseDataset`.
+    """Features in place of images: `fit` and `predict_cases` accept it like a `CaseDataset`.
 
     Args:
         features: (N, V, F), or (N, V, D, F) of volumes with D slices; V views of each case, the first not augmented.
@@ -82,7 +82,7 @@ class FeatureDataset(Dataset[Batch]):
         return self.features.mean(2) if self.features.ndim == 4 else self.features
 
     def plain(self) -> FeatureDataset:
-        """The same cases, each by its view without augmentation."""
+        """The same cases, each with its view without augmentation."""
         return FeatureDataset(
             self.features[:, :1],
             self.cases,
@@ -92,7 +92,7 @@ class FeatureDataset(Dataset[Batch]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch: the views are taken in turn."""
+        """Sets the epoch: the epochs use the views in turn."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -108,10 +108,10 @@ class FeatureDataset(Dataset[Batch]):
         )
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A batch at once: the loader asks for it, and `collate` leaves it as it is."""
+        """Returns a whole batch: the loader calls it, and `collate` passes the batch through."""
         places = torch.tensor([int(i) for i in indices])
         views = self.features.shape[1]
-        # Another view in each epoch, and in each repeat of a case within one.
+        # Each epoch uses another view, and so does each repeat of a case within an epoch.
         view = torch.tensor([(self.epoch + getattr(i, "repeat", 0)) % views for i in indices])
         return Batch(
             image=self.features[places, view],
@@ -132,26 +132,26 @@ def extract_features(
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureDataset:
-    """Encodes every case once a view, and keeps the result: what is there already is not computed again.
+    """Encodes every view of every case once and stores the result; stored features are not computed again.
 
-    A view of a case is kept by itself, so that data sets which differ in cases, augmentation, seed or number of views
-    share what they have in common. Features are float32: in half precision the logits of a trained probe (standard
-    deviation 9) moved by 1e-3, which is 50 times what another batch size does, and the scans in the cache take more
-    room anyway.
+    Each view of a case is stored by itself, so that data sets that differ in cases, augmentation, seed or number of
+    views share what they have in common. Features are float32: in half precision the logits of a trained probe
+    (standard deviation 9) moved by 1e-3, which is 50 times what another batch size does, and the scans in the cache
+    take more room anyway.
 
     Args:
-        encoder: is put into eval mode meanwhile.
-        data: cases with their augmentation, which views 1, 2, ... show (that of epochs 1, 2, ...); view 0 is plain.
-        folder: of all extractions; see `FeatureStore`. Features are kept by a digest of the encoder's weights, the
-            preprocessed scan and, beyond view 0, the augmentation, its seed and the place of the case in the data.
+        encoder: the encoder; in eval mode meanwhile.
+        data: cases with their augmentation; views 1, 2, ... show that of epochs 1, 2, ..., and view 0 is plain.
+        folder: folder of all extractions; see `FeatureStore`. The key is a digest of the encoder's weights, the
+            preprocessed scan and, beyond view 0, the augmentation, its seed and the position of the case in the data.
         views: V.
         depth: `last`, or a name that `Encoder.features_at` gives, such as `stage3`.
         batch_size: images or slices at once.
         device: where to compute; by default a GPU if there is one.
-        progress: called with (done, all) cases.
+        progress: called with (done, total) cases.
 
     Raises:
-        ConfigError: no such depth, or several views of data without augmentation, which would all be the same.
+        ConfigError: there is no such depth, or several views of data without augmentation, which would be equal.
     """
     check_views(views, data.augment)
     work = _Encoding(encoder, data, folder, batch_size, device)
@@ -178,10 +178,10 @@ def extract_depths(
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FeatureDataset]:
-    """As `extract_features` of the plain view, for every depth in one pass.
+    """As `extract_features` for the plain view, for every depth in one pass.
 
     Returns:
-        By name, `stage1` (shallow) first; the last one is what `extract_features` calls `last`, and is kept as that.
+        Data sets by depth, `stage1` (shallow) first; the last one equals the depth `last` of `extract_features`.
     """
     work = _Encoding(encoder, data, folder, batch_size, device)
     names = work.depths()
@@ -190,7 +190,7 @@ def extract_depths(
 
 
 def check_views(views: int, augment: str) -> None:
-    """Raises ConfigError for no view, and for several that would all be the same."""
+    """Raises ConfigError if there is no view, or if there are several that would be equal."""
     if views < 1 or (views > 1 and augment == "none"):
         raise ConfigError(
             f"Got {views} views with augmentation {augment!r}; expected 1 view, the scans as they are, or more with "
@@ -199,7 +199,7 @@ def check_views(views: int, augment: str) -> None:
 
 
 def feature_table(data: FeatureDataset) -> pd.DataFrame:
-    """One row a case and view: `case, patient, site, domain, split, label, view`, then `f0000`, `f0001`, ...
+    """One row per case and view: `case, patient, site, domain, split, label, view`, then `f0000`, `f0001`, ...
 
     Features of a volume are the mean over its slices.
     """
@@ -231,7 +231,7 @@ def knn_logits(train: FeatureDataset, test: FeatureDataset, k: int = 5) -> NDArr
         DataError: the training cases have no labels, or fewer than k.
     """
     if train.labels is None:
-        raise DataError("Nearest neighbours vote by their labels, and the training cases have none.")
+        raise DataError("Nearest neighbours vote with their labels, and the training cases have none.")
     x = train.vectors
     head = NeighbourHead(x.shape[-1], len(train.classes), k)
     head.remember(x.flatten(0, 1), torch.tensor(train.labels).repeat_interleave(x.shape[1]))
@@ -240,7 +240,7 @@ def knn_logits(train: FeatureDataset, test: FeatureDataset, k: int = 5) -> NDArr
 
 
 class _Encoding:
-    """One encoder over one data set, with what is kept of it."""
+    """One encoder on one data set, with its store."""
 
     def __init__(
         self, encoder: Encoder, data: CaseDataset, folder: Path, batch_size: int, device: torch.device | None
@@ -265,7 +265,7 @@ class _Encoding:
     def view(
         self, view: int, depths: Sequence[str], progress: Callable[[int, int], None] | None
     ) -> dict[str, Tensor]:
-        """Features (N, F), or (N, D, F) of volumes, by depth; those that are missing are computed and kept."""
+        """Features (N, F), or (N, D, F) of volumes, by depth; missing ones are computed and stored."""
         data = self.data if view else self.data.plain()
         shown: tuple[str | int, ...] = (data.augment, data.seed, data.stream, view) if view else ()
         keys = [f"{key}-{place}" for place, key in enumerate(self.keys)] if view else self.keys
@@ -301,7 +301,7 @@ class _Encoding:
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
-        """Within it, the encoder is in eval mode on the device; afterwards it is as it was and where it was."""
+        """Within it, the encoder is in eval mode on the device; mode and device are restored afterwards."""
         home = next(self.encoder.parameters()).device
         with modes_kept(self.encoder), torch.no_grad():
             self.encoder.to(self.device).eval()
@@ -311,7 +311,7 @@ class _Encoding:
                 self.encoder.to(home)
 
     def _encode(self, image: Tensor, depths: Sequence[str]) -> dict[str, Tensor]:
-        """Features of a batch, (B, F) or (B, D, F), on the CPU, by depth; without depths, of all by their own names."""
+        """Features of a batch, (B, F) or (B, D, F), on the CPU, by depth; all depths if none is named."""
         image = image.to(self.device)
         if tuple(depths) == ("last",):
             return {"last": encode_slices(self.encoder, image).float().cpu()}

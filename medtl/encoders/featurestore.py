@@ -1,4 +1,4 @@
-"""Features on disk, case by case: what one run encoded, every other run finds, whichever cases it takes."""
+"""Features on disk, case by case, so that every run finds what earlier runs have encoded."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 class FeatureStore:
     """Features of one encoder, depth and view, in files of some hundred cases with their keys in the header.
 
-    Nothing is ever changed in place, so that several processes can share a folder: at worst two of them compute the
-    same. Keys are digests; no identifier is kept.
+    Files are never changed in place, so several processes can share a folder: at worst two of them compute the same
+    features. Keys are digests; no identifier is stored.
 
     Args:
-        folder: of the files; made when the first is written.
+        folder: folder of the files; created with the first one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
 
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Those features that are there, whole, by key; (F,) or (D, F).
+        """The stored features by key; (F,) or (D, F).
 
-        A damaged file is deleted with a warning: its cases are then as if they had never been there.
+        A damaged file is deleted with a warning, and its features count as missing.
         """
         wanted = set(keys)
         found: dict[str, Tensor] = {}
@@ -54,7 +54,7 @@ class FeatureStore:
         return found
 
     def add(self, keys: Sequence[str], features: Tensor) -> None:
-        """Keeps (n, F) or (n, D, F) features under n keys, in one file."""
+        """Stores (n, F) or (n, D, F) features under n keys, in one file."""
         tensor = features.contiguous()
         listed = json.dumps(list(keys))
         check = {"keys": listed, "sha256": _digest(tensor)}
@@ -63,7 +63,7 @@ class FeatureStore:
 
 
 def _keys(path: Path) -> list[str] | None:
-    """From the header alone; None if there are none to be read."""
+    """The keys in a file's header; None if it cannot be read."""
     with contextlib.suppress(SafetensorError, ValueError, KeyError, OSError), safe_open(path, "pt") as file:
         keys = json.loads((file.metadata() or {})["keys"])
         if isinstance(keys, list):

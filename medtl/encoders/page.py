@@ -1,4 +1,4 @@
-"""What a ranking of encoders says: rows for the terminal, files, and the page."""
+"""The result of ranking encoders: rows for the terminal, files, and the page."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from medtl.evaluation import format_estimate
 from medtl.report import Drawing, Section, TableBuilder, interval_figure, plain
 
 SURE = 0.9
-"""An order (or a depth) that holds in so many of the random halves is called clear: a convention."""
+"""An order (or a depth) that holds in this share of the random halves is called clear: a convention."""
 
 
 def verdict(ranking: Ranking, advice: Advice) -> tuple[str, ...]:
-    """What was found, in two or three sentences."""
+    """The finding, in two or three sentences."""
     best, name = ranking.rows[0], SCORES[ranking.score]
     if len(ranking.rows) == 1:
         found = f"{best.name} is the only candidate."
@@ -42,7 +42,7 @@ def verdict(ranking: Ranking, advice: Advice) -> tuple[str, ...]:
 
 
 def table_rows(ranking: Ranking, distances: Mapping[str, Distance]) -> list[dict[str, Any]]:
-    """One row a candidate, for the terminal."""
+    """One row per candidate, for the terminal."""
     rows = []
     for row in ranking.rows:
         found: dict[str, Any] = {
@@ -58,7 +58,7 @@ def table_rows(ranking: Ranking, distances: Mapping[str, Distance]) -> list[dict
 
 
 def table_csv(ranking: Ranking, distances: Mapping[str, Distance]) -> str:
-    """`ranking.csv`: one row a candidate, each number with its limits."""
+    """`ranking.csv`: one row per candidate, each number with its interval."""
     rows = []
     for row in ranking.rows:
         found: dict[str, Any] = {"rank": row.rank, "candidate": row.name, "first": row.first}
@@ -81,7 +81,7 @@ def ranking_json(ranking: Ranking) -> dict[str, Any]:
 def sections(
     ranking: Ranking, by_depth: Mapping[str, Ranking], distances: Mapping[str, Distance], advice: Advice
 ) -> list[Section]:
-    """The page."""
+    """The sections of the page."""
     keys = [k for k in SCORES if any(k in row.scores for row in ranking.rows)]
     heads = [SCORES[k] for k in keys]
     order = TableBuilder("Candidates, best first", ("Candidate", "Rank", "First in halves", *heads))
@@ -94,8 +94,8 @@ def sections(
     for (a, b), tau in ranking.agreement.items():
         agreement.row(f"{SCORES[a]} and {SCORES[b]}", plain(tau))
     text = [
-        "The encoders were not trained: their frozen features were scored against the labels. That orders candidates "
-        "on these cases; it does not foretell the accuracy after training.",
+        "The encoders were not trained: their frozen features were scored against the labels. The scores order the "
+        "candidates on these cases; they do not predict the accuracy after training.",
     ]
     if ranking.stability is not None:
         text.append(
@@ -119,7 +119,8 @@ def sections(
             "depths",
             "Depth",
             (
-                "Features of earlier layers are more general. Where they score clearly better, the task is far.",
+                "Features of earlier layers are more general. If they score clearly better, the task is far from "
+                "the pretraining.",
             ),
             tables=(depth_table.build(),),
         ),
@@ -129,9 +130,9 @@ def sections(
         for name, distance in distances.items():
             apart.row(name, apart.number(distance.auc), apart.number(distance.a_distance))
         note = (
-            "A logistic regression on the features tells source from target, on patients that it has not seen: an AUC "
-            "of 0.5 means alike, 1 apart. It sees every difference, also those that do not matter for the task, and a "
-            "difference in the shares of the classes."
+            "A logistic regression on the features separates source from target, on patients that it has not seen: an "
+            "AUC of 0.5 means no difference, 1 complete separation. It sees every difference, including those that do "
+            "not matter for the task and differences in class shares."
         )
         parts.append(Section("distance", "Distance", (note,), tables=(apart.build(),)))
     parts.append(Section("advice", f"Advice: {advice.strategy}", items=advice.reasons))

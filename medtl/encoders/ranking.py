@@ -1,4 +1,4 @@
-"""The order of candidate encoders by the scores of their frozen features, and how sure it is."""
+"""Ranks candidate encoders by scores of their frozen features, with the uncertainty of the order."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ __all__ = [
 ]
 
 SCORES = {"logme": "LogME", "h_score": "H-score", "knn": "kNN balanced accuracy", "leep": "LEEP"}
-"""The scores by name, and what a page calls them. Higher is better in all."""
+"""The scores by name, and their titles on a page. Higher is better for all."""
 METHOD = "random halves of the patients"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is known of one encoder on the cases.
+    """One encoder's features of the cases.
 
     Attributes:
         features: (n, F).
-        source_probs: (n, Z) probabilities of the classes that its own head knows, or None without a head.
+        source_probs: (n, Z) probabilities of its own head's classes, or None without a head.
     """
 
     features: NDArray[Any]
@@ -53,10 +53,10 @@ class Ranked:
     """One candidate in the order.
 
     Attributes:
-        name: of the candidate.
+        name: name of the candidate.
         rank: 1 is the best.
-        first: share of the random halves in which it is the best; equals share it.
-        scores: by name, as in `SCORES`; without LEEP where there is no head.
+        first: share of the random halves in which it is the best; ties share it.
+        scores: scores by name, as in `SCORES`; without LEEP if there is no head.
     """
 
     name: str
@@ -72,9 +72,9 @@ class Ranking:
     Attributes:
         rows: best first.
         score: the score that orders them.
-        agreement: Kendall's tau between the orders of two scores; None where they are not defined.
+        agreement: Kendall's tau between the orders of two scores; None if one is not defined.
         stability: mean Kendall's tau between the order on all patients and on random halves; None with one candidate.
-        replicates: how many halves.
+        replicates: number of halves.
     """
 
     rows: tuple[Ranked, ...]
@@ -94,20 +94,20 @@ def rank_candidates(
     seed: int = 0,
     level: float = 0.95,
 ) -> Ranking:
-    """Scores every candidate on the same cases and says how sure their order is.
+    """Scores every candidate on the same cases and measures how certain their order is.
 
-    How sure comes from random halves of each class's patients. For averages these spread as a bootstrap does (Shao
-    and Wu 1989), but no case is in them twice: a copy would look like certainty to the evidence, and like a
-    neighbour. An interval is the score on all cases and its standard deviation over the halves.
+    The uncertainty comes from random halves of each class's patients. For averages, their spread equals that of a
+    bootstrap (Shao and Wu 1989), but no case occurs twice: LogME would count a copy as evidence, and nearest neighbours
+    would find it. An interval is the score on all cases with its standard deviation over the halves.
 
     Args:
-        candidates: by name; features of the same n cases each.
+        candidates: candidates by name, each with features of the same n cases.
         labels: (n,) class indices.
-        patients: (n,) whose case it is.
+        patients: (n,) patient of each case.
         score: a key of `SCORES`; LEEP only if all candidates have a head.
-        replicates: how many halves.
-        seed: of the halves.
-        level: of the intervals.
+        replicates: number of halves.
+        seed: seed of the halves.
+        level: level of the intervals.
 
     Raises:
         ConfigError: an unknown score, no candidate, or LEEP without a head.
@@ -178,9 +178,9 @@ def rank_candidates(
 
 
 def random_halves(labels: Ints, patients: Ints, replicates: int, seed: int) -> Iterator[Ints]:
-    """Rows of half of each class's patients, at least two, without replacement; of odd numbers the larger half.
+    """Draws half of each class's patients without replacement: at least two, the larger half of an odd number.
 
-    A patient with cases of several classes counts to the rarest of them.
+    A patient with cases of several classes belongs to the rarest of them.
     """
     own = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     strata = patient_strata(own, patients, int(patients.max()) + 1)

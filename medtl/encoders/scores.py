@@ -1,13 +1,13 @@
-"""Which encoder suits a task, from its frozen features and the labels alone: nothing is trained.
+"""Transferability scores: how well an encoder suits a task, from frozen features and labels, without training.
 
-Each score takes features (n, F) of labelled cases; the more, the better. All are read as an order between candidates
-on the same cases, not as a prediction of accuracy.
+Each score takes features (n, F) of labelled cases; higher is better. The scores order candidates on the same cases;
+they do not predict accuracy.
 
 - `logme`: evidence of a Bayesian linear model (You et al. 2021);
-- `h_score`: how far apart the classes' means lie, by the features' covariance (Bao et al. 2019; shrunk as Ibrahim et
-  al. 2021);
+- `h_score`: the distance of the class means relative to the features' covariance (Bao et al. 2019; shrunk as in
+  Ibrahim et al. 2021);
 - `knn_score`: balanced accuracy of the nearest neighbours among the other patients;
-- `leep`: how well the classes that the encoder's own head knows tell of the new ones (Nguyen et al. 2020).
+- `leep`: how well the classes of the encoder's own head predict the new ones (Nguyen et al. 2020).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _NEGLIGIBLE = 1e-10
 
 
 def logme(features: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Log of the maximum evidence of a linear model of each class's indicator, a case, averaged over the classes.
+    """Log of the maximum evidence per case of a linear model of each class's indicator, averaged over classes.
 
-    Source: You et al. 2021 (LogME), equations 2 to 4 and algorithm 1: y = F w + noise, w from N(0, 1/alpha), noise
-    from N(0, 1/beta), alpha and beta at the fixed point of MacKay's updates (algorithm 3). It does not change when the
-    features are scaled or turned.
+    Source: You et al. 2021 (LogME), equations 2 to 4 and algorithm 1: y = F w + noise, w from N(0, 1/alpha), noise from
+    N(0, 1/beta), alpha and beta at the fixed point of MacKay's updates (algorithm 3). It is invariant to scaling and
+    rotation of the features.
 
     Args:
         features: (n, F).
@@ -56,9 +56,9 @@ def logme(features: NDArray[Any], labels: NDArray[Any]) -> float:
 
 
 def _evidence(squares: Floats, coefficients: Floats, energy: float, n: int) -> float:
-    """Log evidence a case at the fixed point, from the squared singular values s2 and u'y."""
+    """Log evidence per case at the fixed point, from the squared singular values s2 and u'y."""
     power = coefficients**2
-    outside = max(energy - float(power.sum()), 0.0)  # what no linear function of the features reaches
+    outside = max(energy - float(power.sum()), 0.0)  # what no linear function of the features can fit
     alpha, beta = 1.0, 1.0
     for _ in range(_STEPS):
         ratio = alpha / beta
@@ -82,7 +82,7 @@ def h_score(features: NDArray[Any], labels: NDArray[Any]) -> float:
     """Trace of the inverse shrunk covariance times the covariance of the classes' means.
 
     Source: Ibrahim et al. 2021, equation 4: tr(S_a^-1 (1 - a) S_z) with S_a = (1 - a) S + a tr(S)/F I and a of Ledoit
-    and Wolf 2004. Bao et al. 2019, definition 2, is the case a = 0, which with more features than cases says nothing.
+    and Wolf 2004. Bao et al. 2019, definition 2, is the case a = 0, meaningless with more features than cases.
 
     Args:
         features: (n, F).
@@ -131,15 +131,15 @@ def _spectrum(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def knn_score(
     features: NDArray[Any], labels: NDArray[Any], patients: NDArray[Any], *, neighbours: int = NEIGHBOURS
 ) -> float:
-    """Balanced accuracy of a vote of the nearest cases, by cosine, among all other patients.
+    """Balanced accuracy of a vote of the nearest cases of all other patients, by cosine similarity.
 
-    Every patient is a fold of its own, so that nobody is recognised by an own scan. Ties go to the nearest case.
+    Every patient is its own fold, so that none is recognised by another of its scans. Ties go to the nearest case.
 
     Args:
         features: (n, F).
         labels: (n,) class indices.
-        patients: (n,) whose case it is.
-        neighbours: how many vote.
+        patients: (n,) patient of each case.
+        neighbours: number of cases that vote.
 
     Raises:
         DataError: see `check_features`; or a class with a single patient.
@@ -156,7 +156,7 @@ def knn_score(
         near[who[rows, None] == who] = -np.inf
         order = np.argsort(-near, axis=1, kind="stable")[:, :neighbours]
         usable = np.take_along_axis(near, order, axis=1) > -np.inf
-        # Each vote is 1, less a little the farther it is: that breaks ties and nothing else.
+        # Each vote is slightly less than 1 by its distance, which only breaks ties.
         vote = usable * (1 - 1e-3 * np.arange(order.shape[1]))
         tally = np.stack([(vote * (own[order] == k)).sum(axis=1) for k in range(len(classes))], axis=1)
         called[rows] = tally.argmax(axis=1)
@@ -164,10 +164,10 @@ def knn_score(
 
 
 def leep(source_probs: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Log expected empirical prediction: mean log probability of the labels by way of the encoder's own classes.
+    """Log expected empirical prediction: mean log probability of the labels, predicted through the encoder's classes.
 
-    Source: Nguyen et al. 2020, equations 1 and 2: each case is given a source class by the head's probabilities, and
-    the source class a label by how often they went together.
+    Source: Nguyen et al. 2020, equations 1 and 2: the head's probabilities assign each case to source classes, and the
+    empirical conditional distribution assigns labels to source classes.
 
     Args:
         source_probs: (n, Z) the head's probabilities of its own classes.
@@ -177,7 +177,7 @@ def leep(source_probs: NDArray[Any], labels: NDArray[Any]) -> float:
         At most 0.
 
     Raises:
-        DataError: see `check_features`; or rows that are no probabilities.
+        DataError: see `check_features`; or rows that are not probabilities.
     """
     theta, y = check_features(source_probs, labels, constant=True)
     if theta.min() < 0 or np.abs(theta.sum(axis=1) - 1).max() > 1e-3:
@@ -194,7 +194,7 @@ def leep(source_probs: NDArray[Any], labels: NDArray[Any]) -> float:
 def check_features(
     features: NDArray[Any], labels: NDArray[Any], *, constant: bool = False
 ) -> tuple[Floats, NDArray[Any]]:
-    """The features in float64 and the labels, if something can be said of them.
+    """Returns the features in float64 and the labels, after checking that scores are defined for them.
 
     Args:
         features: (n, F).
@@ -211,7 +211,7 @@ def check_features(
     num_classes = len(np.unique(y))
     if num_classes < 2 or len(y) <= num_classes:
         raise DataError(
-            f"{len(y)} cases of {num_classes} classes cannot tell encoders apart: at least two classes and more cases "
+            f"{len(y)} cases of {num_classes} classes cannot rank encoders: at least two classes and more cases "
             "than classes are needed. Add labelled cases, or leave rare classes out with --classes."
         )
     if not np.isfinite(x).all():
@@ -225,10 +225,10 @@ def check_features(
 
 
 def check_patients(labels: NDArray[Any], patients: Ints) -> None:
-    """Raises `DataError` where a class has cases of one patient only."""
+    """Raises `DataError` if a class has cases of only one patient."""
     alone = [k for k in np.unique(labels) if len(set(patients[labels == k])) < 2]
     if alone:
         raise DataError(
-            f"{len(alone)} of {len(np.unique(labels))} classes have cases of one patient only, expected two or more: a "
-            "patient cannot be judged by others then. Add patients, or leave the class out with --classes."
+            f"{len(alone)} of {len(np.unique(labels))} classes have cases of one patient only, expected two or more: "
+            "each patient is predicted from the others. Add patients, or leave the class out with --classes."
         )

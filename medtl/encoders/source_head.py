@@ -1,4 +1,4 @@
-"""The head that an encoder was trained with, and what it says of scans: LEEP asks for that."""
+"""The head that an encoder was trained with, and its predictions for scans, which LEEP needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from medtl.models.weights.torchvision import torchvision_names
 
 @torch.no_grad()
 def source_probabilities(head: nn.Module, features: Tensor) -> NDArray[np.float32]:
-    """What the head says of each case, by the mean over the slices of a volume.
+    """The head's probabilities for each case; for a volume, of the mean over its slices.
 
     Args:
-        head: as from `source_head`.
+        head: as returned by `source_head`.
         features: (N, F), or (N, D, F) of volumes.
 
     Returns:
@@ -32,12 +32,12 @@ def source_probabilities(head: nn.Module, features: Tensor) -> NDArray[np.float3
 
 
 def source_head(encoder: Encoder, weights: str) -> nn.Module | None:
-    """The linear head that the weights were trained with, or None where it is not known.
+    """The linear head that the weights were trained with, or None if it is not known.
 
-    That is so for random weights, for files that hold none, and for networks with more layers before their head.
+    It is unknown for random weights, for files without one, and for networks with more layers before their head.
 
     Args:
-        encoder: made with `weights`.
+        encoder: built with `weights`.
         weights: as in `build_encoder`.
     """
     if weights == "random":
@@ -68,5 +68,5 @@ def _state(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def _ending(state: dict[str, Tensor], key: str) -> Tensor | None:
-    """The tensor of that name, behind any prefix."""
+    """The tensor of that name, with any prefix."""
     return next((v for k, v in state.items() if k == key or k.endswith(f".{key}")), None)

@@ -1,9 +1,9 @@
 """Which model to keep, decided without a label of the target.
 
 Two things can be known about a target without labels: how a model does on source validation, and what it
-predicts for the target. A model that forgot the source, that no longer predicts a class which the source has, or
-that predicts one far too often, is vetoed. Of those that remain, the one whose target predictions are the most
-certain and diverse is kept (information maximisation: Shi and Sha 2012), for entropy alone rewards models that
+predicts for the target. A model that forgot the source, that no longer predicts one of the source's classes, or
+that predicts one far too often, is vetoed. Of the remaining models, the one whose target predictions are the most
+certain and diverse is kept (information maximisation: Shi and Sha 2012), because entropy alone rewards models that
 collapsed onto one class (Musgrave et al. 2022). Methods that minimise entropy make their own evidence: TENT, SHOT.
 """
 
@@ -22,19 +22,19 @@ from sklearn.metrics import balanced_accuracy_score
 MAX_SOURCE_LOSS = 0.10
 """How much balanced accuracy on source validation a model may lose against the reference.
 
-A veto needs resamples of the patients to leave no doubt (95 %, one-sided) that more was lost: validation sets are
-small, adaptation always costs the source something, and a few cases must not decide.
+A veto requires that more was lost in 95 % of patient resamples (one-sided): validation sets are small, adaptation
+always costs the source something, and a few cases must not decide.
 """
 
 MIN_GAIN = 0.01
-"""Information (nats) by which an adapted model has to lead the reference: less is a tie, and ties change nothing."""
+"""Information (nats) by which an adapted model must lead the reference; less is a tie, and ties keep the reference."""
 
 LOST_CLASS = 0.2
-"""A class is lost when it is predicted for less than this fraction of its share of the source's labels."""
+"""A class is lost if its predicted share is below this fraction of its share of the source's labels."""
 
 
 TOO_MUCH = 5.0
-"""A class is over-called when it is predicted for more than so many times its share of the source's labels."""
+"""A class is over-called if its predicted share exceeds this multiple of its share of the source's labels."""
 
 SOURCE_FIGURE = "Balanced accuracy on source validation (most probable class)"
 TARGET_FIGURE = "Information in the target's predictions (nats)"
@@ -43,7 +43,7 @@ SHARE_FIGURE = "Distance of the target's predicted class shares from the source'
 
 @dataclass(frozen=True)
 class Evidence:
-    """One figure of every model, and what it says."""
+    """One figure of every model, and its interpretation."""
 
     name: str
     values: dict[str, float]
@@ -52,7 +52,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """The model to keep, why, and on what evidence."""
+    """The model to keep, the reason, and the evidence."""
 
     model: str
     reason: str
@@ -142,7 +142,7 @@ def recommend_masks(
 
 @dataclass(frozen=True)
 class _Figures:
-    """What is known of every model without a label of the target."""
+    """Everything that is known about each model without a label of the target."""
 
     source_figure: str
     target_figure: str
