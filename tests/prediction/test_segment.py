@@ -480,4 +480,3 @@ def test_a_ct_of_512_x_512_x_600_stays_within_6_gib(tmp_path):
     assert found["network"] == [3, 600, 512, 512]
     assert min(found["classes"]) > 1e7
     assert found["gib"] < 6
-    assert sum(found["seconds"]) < 180  # of one core: the clock on the wall depends on who else works there

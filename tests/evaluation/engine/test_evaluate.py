@@ -13,6 +13,7 @@ from medtl.errors import ConfigError
 from medtl.evaluation import MEASURES, PredictionTable, Results, RunContext, evaluate
 from medtl.evaluation.shared import hide_folders
 from medtl.report import write_report
+from tests.helpers.work import calls, peak
 
 Maker = Callable[..., pd.DataFrame]
 FAST = {"replicates": 200}
@@ -298,14 +299,16 @@ def test_command_lines_lose_their_folders() -> None:
     assert hide_folders("medtl report sub/p.csv --lr 1/2") == "medtl report sub/p.csv --lr 1/2"
 
 
-def test_resampling_is_quick(binary: Maker) -> None:
-    import time
+def test_work_grows_no_faster_than_cases_and_resamples(binary: Maker) -> None:
+    def evaluation(cases: int, replicates: int) -> Callable[[], object]:
+        frame = binary(seeds=("0",), models=("a", "b"), external=cases, test=cases, validation=cases)
+        table = PredictionTable.from_frame(frame)
+        return lambda: evaluate(table, replicates=replicates)
 
-    frame = binary(seeds=("0",), models=("a", "b"), external=150, test=150, validation=100)
-    table = PredictionTable.from_frame(frame)
-    started = time.process_time()
-    evaluate(table)
-    assert time.process_time() - started < 10  # of the processor, whatever else it does
+    small, more_cases, more_resamples = evaluation(75, 200), evaluation(150, 200), evaluation(75, 400)
+    assert calls(more_cases) < 1.2 * calls(small)  # no loop over cases
+    assert calls(more_resamples) < 2 * calls(small)
+    assert peak(more_cases) < 2.4 * peak(small)  # no array of cases by cases
 
 
 def test_no_temperature_is_told_from_cases_that_are_all_called_right(binary: Maker, tmp_path: Path) -> None:

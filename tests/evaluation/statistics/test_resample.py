@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from medtl.evaluation.statistics.resample import (
     patient_strata,
     wilson,
 )
+from tests.helpers.work import calls, peak
 
 
 def draw(strata: np.ndarray, replicates: int, seed: int, columns: int | None = None) -> np.ndarray:
@@ -113,12 +114,19 @@ def test_bootstrap_agrees_with_delong_where_patients_are_rows() -> None:
     assert delong_variance(scores, y)[1] > 0
 
 
-def test_two_thousand_resamples_of_a_thousand_cases_are_quick() -> None:
-    rng = np.random.default_rng(0)
-    y = rng.random(1000) < 0.4
-    started = time.process_time()
-    interval(rng.normal(size=1000) + y, y, np.arange(1000), 2000)
-    assert time.process_time() - started < 1.0
+@pytest.mark.parametrize(("n", "replicates"), [(2000, 2000), (1000, 4000)])
+def test_work_grows_no_faster_than_cases_and_resamples(n: int, replicates: int) -> None:
+    """Resamples are worked through in blocks: twice as many cost twice the calls at most, and no more memory."""
+
+    def draws(n: int, replicates: int) -> Callable[[], object]:
+        rng = np.random.default_rng(0)
+        y = rng.random(n) < 0.4
+        scores = rng.normal(size=n) + y
+        return lambda: interval(scores, y, np.arange(n), replicates)
+
+    once, twice = draws(1000, 2000), draws(n, replicates)
+    assert calls(twice) <= 2 * calls(once)
+    assert peak(twice) < 1.2 * peak(once)
 
 
 def coverage(num_images: int, shift: float, patients: int, trials: int, by_patient: bool) -> float:
