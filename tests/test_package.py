@@ -64,13 +64,6 @@ def test_top_level_is_the_fixed_set() -> None:
     } == found
 
 
-def test_modules_are_not_too_long() -> None:
-    lengths = {
-        p: len(p.read_text().splitlines()) for d in ("medtl", "recipes") for p in (ROOT / d).rglob("*.py")
-    }
-    assert {str(p): n for p, n in lengths.items() if n > 400} == {}
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("build")

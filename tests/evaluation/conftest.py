@@ -96,6 +96,44 @@ def four() -> Maker:
     return make_four
 
 
+def measured(
+    rng: np.random.Generator, z: float, truth: float, gone: bool, referenced: bool
+) -> dict[str, object]:
+    """The measures of one structure; `z` says how well it was found."""
+    nothing = dict.fromkeys(
+        ("dice", "iou", "hd95", "hd", "assd", "nsd", "sensitivity", "precision"), float("nan")
+    )
+    if not referenced:
+        volumes = {"volume_reference": float("nan"), "volume_predicted": truth}
+        return {"status": "no_reference"} | nothing | volumes
+    if gone:
+        found = rng.random() < 0.5
+        status = "ref_empty" if found else "both_empty"
+        zero = {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 60.0, "assd": 60.0} if found else {}
+        volumes = {"volume_reference": 0.0, "volume_predicted": 0.05 if found else 0.0}
+        return {"status": status} | nothing | zero | volumes
+    if z < 0.1:
+        zero = {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 60.0, "assd": 60.0, "sensitivity": 0.0}
+        return (
+            {"status": "pred_empty"} | nothing | zero | {"volume_reference": truth, "volume_predicted": 0.0}
+        )
+    dice = float(1 / (1 + np.exp(-z)))
+    far = float(np.exp(2.2 - 1.1 * z + rng.normal(0, 0.2)))
+    return {
+        "status": "ok",
+        "dice": dice,
+        "iou": dice / (2 - dice),
+        "hd95": far,
+        "hd": 1.5 * far,
+        "assd": far / 4,
+        "nsd": float(np.clip(dice + 0.04, 0, 1)),
+        "sensitivity": float(np.clip(dice - 0.04 + rng.normal(0, 0.02), 0, 1)),
+        "precision": float(np.clip(dice + 0.04 + rng.normal(0, 0.02), 0, 1)),
+        "volume_reference": truth,
+        "volume_predicted": truth * float(0.72 + 0.3 * dice + rng.normal(0, 0.05)),
+    }
+
+
 def make_segmented(
     *,
     models: tuple[str, ...] = ("source_only", "dann", "mean_teacher"),
@@ -138,45 +176,6 @@ def make_segmented(
                         rows.append(
                             row | measured(rng, z, truth[k], gone[k], referenced or domain == "source")
                         )
-
-    def measured(
-        rng: np.random.Generator, z: float, truth: float, gone: bool, referenced: bool
-    ) -> dict[str, object]:
-        nothing = dict.fromkeys(
-            ("dice", "iou", "hd95", "hd", "assd", "nsd", "sensitivity", "precision"), float("nan")
-        )
-        if not referenced:
-            volumes = {"volume_reference": float("nan"), "volume_predicted": truth}
-            return {"status": "no_reference"} | nothing | volumes
-        if gone:
-            found = rng.random() < 0.5
-            status = "ref_empty" if found else "both_empty"
-            zero = {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 60.0, "assd": 60.0} if found else {}
-            volumes = {"volume_reference": 0.0, "volume_predicted": 0.05 if found else 0.0}
-            return {"status": status} | nothing | zero | volumes
-        if z < 0.1:
-            zero = {"dice": 0.0, "iou": 0.0, "nsd": 0.0, "hd95": 60.0, "assd": 60.0, "sensitivity": 0.0}
-            return (
-                {"status": "pred_empty"}
-                | nothing
-                | zero
-                | {"volume_reference": truth, "volume_predicted": 0.0}
-            )
-        dice = float(1 / (1 + np.exp(-z)))
-        far = float(np.exp(2.2 - 1.1 * z + rng.normal(0, 0.2)))
-        return {
-            "status": "ok",
-            "dice": dice,
-            "iou": dice / (2 - dice),
-            "hd95": far,
-            "hd": 1.5 * far,
-            "assd": far / 4,
-            "nsd": float(np.clip(dice + 0.04, 0, 1)),
-            "sensitivity": float(np.clip(dice - 0.04 + rng.normal(0, 0.02), 0, 1)),
-            "precision": float(np.clip(dice + 0.04 + rng.normal(0, 0.02), 0, 1)),
-            "volume_reference": truth,
-            "volume_predicted": truth * float(0.72 + 0.3 * dice + rng.normal(0, 0.05)),
-        }
 
     if validation:
         add("validation", "source", "lab_a", validation)

@@ -108,11 +108,7 @@ def match_rows(
     absent: list[LabelRow] = []
     unclear: list[int] = []
     slices: list[int] = []
-    strange: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        if row.site is not None and row.site not in catalogs:
-            strange[row.site].append(row.line)
-            continue
+    for row in _of_known_sites(name, rows, catalogs, faults):
         sites = [row.site] if row.site is not None else list(catalogs)
         found = _find(row.key, sites, known)
         lost = _find(row.key, sites, left_out)
@@ -133,12 +129,6 @@ def match_rows(
         faults.append(
             f"{name} labels single files of a series ({lines(slices)}): a series is one case, named like its folder"
         )
-    if strange:
-        faults.append(
-            f"{name} names the site {', '.join(map(repr, strange))} "
-            f"({lines([n for rows in strange.values() for n in rows])}), the folders are "
-            f"{', '.join(map(repr, catalogs))}"
-        )
     if unclear:
         faults.append(
             f"{name} names cases that are in several places ({lines(unclear)}): give the path inside the "
@@ -147,6 +137,20 @@ def match_rows(
     if absent:
         faults.append(_absent_text(name, absent, catalogs))
     return matches
+
+
+def _of_known_sites(
+    name: str, rows: Sequence[LabelRow], catalogs: Mapping[str, Catalog], faults: list[str]
+) -> list[LabelRow]:
+    """The rows whose site, if they name one, is among the folders."""
+    strange = [row for row in rows if row.site is not None and row.site not in catalogs]
+    if strange:
+        named = dict.fromkeys(row.site for row in strange)
+        faults.append(
+            f"{name} names the site {', '.join(map(repr, named))} ({lines([row.line for row in strange])}), "
+            f"the folders are {', '.join(map(repr, catalogs))}"
+        )
+    return [row for row in rows if row.site is None or row.site in catalogs]
 
 
 def _absent_text(name: str, absent: Sequence[LabelRow], catalogs: Mapping[str, Catalog]) -> str:

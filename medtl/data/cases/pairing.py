@@ -189,23 +189,7 @@ def _claim(
             lost[catalogs[behind[0][0]].rejections[behind[0][1]].code] += 1
         else:
             unpaired.append(mask.path)
-    alone: list[Rejection] = []
-    for rejection in rejections:
-        stand_in = MaskItem(Path(), rejection.files, "image", "", rejection.path)
-        found = _find(stand_in, scans)
-        if len(found) != 1:
-            alone.append(rejection)
-            continue
-        site, index = found[0]
-        item = catalogs[site].items[index]
-        code = rejection.code if rejection.code in MASK_CODES else "mask_unreadable"
-        path = catalogs[site].identifiers.safe_path(
-            rejection.path, item.patient_id, None, item.series_uid or ""
-        )
-        detail = f"mask {path!r}: {rejection.detail}"
-        pairs.refused[site, index] = Rejection(
-            item.path, code, detail, rejection.next_step, item.files, item=item
-        )
+    alone = _refuse(rejections, scans, catalogs, pairs)
     names = [item.name for catalog in catalogs.values() for item in catalog.items]
     if not items and not rejections:
         faults.append(f"the masks folder {folder!r} holds no mask (NIfTI, PNG, TIFF, BMP or DICOM SEG)")
@@ -236,6 +220,33 @@ def _claim(
             f"{_count(len(alone), 'file', 'files')} of {folder!r} cannot be used as a mask, for example "
             f"{first.path!r}: {first.detail}. {first.next_step}"
         )
+
+
+def _refuse(
+    rejections: Sequence[Rejection],
+    scans: Index,
+    catalogs: Mapping[str, Catalog],
+    pairs: Pairs,
+) -> list[Rejection]:
+    """Refuses the scans whose masks cannot be used, and returns the files that belong to no scan or to several."""
+    alone: list[Rejection] = []
+    for rejection in rejections:
+        stand_in = MaskItem(Path(), rejection.files, "image", "", rejection.path)
+        found = _find(stand_in, scans)
+        if len(found) != 1:
+            alone.append(rejection)
+            continue
+        site, index = found[0]
+        item = catalogs[site].items[index]
+        code = rejection.code if rejection.code in MASK_CODES else "mask_unreadable"
+        path = catalogs[site].identifiers.safe_path(
+            rejection.path, item.patient_id, None, item.series_uid or ""
+        )
+        detail = f"mask {path!r}: {rejection.detail}"
+        pairs.refused[site, index] = Rejection(
+            item.path, code, detail, rejection.next_step, item.files, item=item
+        )
+    return alone
 
 
 _LEVELS = ("series", "path", "plain path", "stem", "plain stem", "folder")
