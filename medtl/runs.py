@@ -66,10 +66,11 @@ class Run:
 
         Raises:
             CheckpointError: the folder exists already and is not empty, is no run, or is complete.
-            ConfigError: a flag differs from the resumed run's.
+            ConfigError: a flag differs from the resumed run's, or the configuration is not complete.
         """
         if config.resume is not None:
             return cls._resume(recipe, config)
+        config = config.ready()
         name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(p.name for p in config.source) or "run").strip("-")[:40]
         folder = config.out or Path("runs") / recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -116,7 +117,7 @@ class Run:
         if folder is None or not (folder / "config.yaml").is_file():
             raise CheckpointError(
                 f"--resume {shareable_path(folder or Path('.'))}: no run of medtl is there (config.yaml is absent). "
-                "Expected: a folder such as runs/adapt_classification/20260101-120000-site."
+                "Expected: a folder such as runs/adapt/20260101-120000-site."
             )
         if (folder / "DONE").exists():
             raise CheckpointError(

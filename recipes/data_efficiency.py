@@ -1,10 +1,12 @@
 r"""Shows how much more labelled patients would help: trains on 5, 10, 20, ... of them and draws the curve.
 
 The patients of a smaller training set are among those of every larger one; all models are tested on the same
-patients. Training takes a fixed number of epochs: with few patients there are none to stop on.
+patients. Training takes a fixed number of epochs: with few patients there are none to stop on. With --labels the models
+classify, with --masks they segment.
 
     medtl run data_efficiency --source sample_data/site_a --labels sample_data/site_a/labels.csv \
         --target sample_data/site_b --target-labels sample_data/site_b/labels.csv --strategies probe
+    medtl run data_efficiency --source sample_data/site_a --masks sample_data/site_a/masks --patients 5 10
     medtl run data_efficiency --smoke
 """
 
@@ -14,24 +16,36 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import medtl
 from medtl.cli import on_terminal, progress, run_recipe, say, table
-from medtl.config import ClassificationConfig, OneEncoder, listed
+from medtl.config import OneEncoder, TrainingConfig, listed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OneEncoder, ClassificationConfig):
+class Config(OneEncoder, TrainingConfig):
     """Flags of this recipe."""
 
-    strategies: str = "probe,full"
-    """Strategies, separated by commas; `medtl list strategies` shows them."""
+    task_defaults: ClassVar = {
+        "labels": {"epochs": 15, "strategies": ("probe", "full")},
+        "masks": {"epochs": 40, "strategies": ("full",)},
+    }
+
+    strategies: tuple[str, ...] = ()
+    """Strategies; `medtl list strategies` shows them. By default probe and full with labels, full with masks."""
+
+    methods: tuple[str, ...] = ()
+    """Adaptation methods beside them, with source-only; they need --target."""
+
+    head: str = "linear"
+    """With labels: linear, or dense:N for a hidden layer of N units before it."""
 
     patients: tuple[int, ...] = (5, 10, 20, 50, 100)
     """Numbers of labelled training patients; all that there are come last."""
 
-    epochs: int = 15
-    """Passes over the training cases."""
+    epochs: int | None = None
+    """Passes over the training cases; by default 15 with labels, 40 with masks."""
 
     seeds: int = 3
     """Train so many times, each on patients of its own choice."""
@@ -39,65 +53,48 @@ class Config(OneEncoder, ClassificationConfig):
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
-    run = medtl.Run.plan(Path(__file__).stem, config.reduced())
+    run = medtl.Run.plan(Path(__file__).stem, config)
     config = run.config
-    if config.labels is None or not config.source:
-        raise medtl.ConfigError("Give --source DIR --labels CSV (or try --smoke).")
-    ways = {
-        s: medtl.FineTuning.of_recipe(config, strategy=s) for s in listed(config.strategies, "--strategies")
-    }
-    cases = medtl.collect_cases(
-        source=config.source,
-        labels=config.labels,
-        target=config.target,
-        target_labels=config.target_labels,
-        classes=config.classes or None,
-        val_fraction=0.2,
-        test_fraction=0.2,
-        seed=config.seed,
+    task = medtl.task_of(config)
+    methods = listed(config.methods, "--methods", least=0)
+    if methods and config.target is None:
+        raise medtl.ConfigError("--methods learn from scans of the target: give --target DIR.")
+    ways = medtl.ways_of(
+        (config.encoder,),
+        strategies=listed(config.strategies, "--strategies"),
+        methods=methods,
+        hparams=config.hparams,
     )
-    preprocess = medtl.suggest_preprocess(cases.items(), config.image_size, config.slices, config.intensity)
-    for way in ways.values():  # absent weights are an error before anything is written
-        way.build(len(cases.classes), preprocess, config.seed)
+    cases = task.collect(val_fraction=0.2, test_fraction=0.2)
+    preprocess = task.suggest(cases)
+    medtl.check_ways(task, ways, cases, preprocess)
 
     with run.open(command):
         say(f"Run: {run.name}")
-        cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
-        cohort.table.to_csv(run.folder / "cases.csv")
-        say(table(cohort.summary()) + "\n" + "\n".join(cohort.table.warnings))
-        tuned, sizes = [], {}
-        for seed in config.training_seeds:
-            subsets = cohort.subsets(config.patients, seed)
-            for (number, chosen), (strategy, way) in itertools.product(subsets.items(), ways.items()):
-                name = f"{strategy}@{number}"
-                sizes[name] = number
-                say(f"Training {strategy} on {number} patients, seed {seed}")
-                fit = medtl.FitConfig.of_recipe(
-                    config,
-                    batch_size=cohort.cases_per_batch(config.batch_size),
-                    seed=seed,
-                    progress_bar=on_terminal(),
-                )
-                tuned.append(
-                    medtl.fine_tune(way, run, cohort, name=name, seed=seed, config=fit, cases=chosen)
-                )
-        predictions = run.write_table("predictions.csv", [t.rows for t in tuned])
-        results, page = medtl.report_run(
+        study = medtl.Study.prepare(
             run,
-            cohort,
-            medtl.PredictionTable.from_frame(predictions),
-            title=f"How many labelled patients of {' and '.join(cohort.sites('source'))}",
-            target_seen_unlabelled=False,
-            sizes=sizes,
-            methods={name: ways[name.partition("@")[0]].note for name in sizes},
+            task,
+            ways,
+            cases,
+            preprocess,
+            progress=progress("Preparing scans"),
+            progress_bar=on_terminal(),
+        )
+        say(table(study.cohort.summary()) + "\n" + "\n".join(study.warnings))
+        for seed in config.training_seeds:
+            subsets = study.cohort.subsets(config.patients, seed)
+            for (number, chosen), way in itertools.product(subsets.items(), ways):
+                say(f"Training {way.name} on {number} patients, seed {seed}")
+                study.train(way, seed, cases=chosen, size=number)
+            study.train_bound(ways[0], seed)
+        results, page = study.report(
+            title=f"How many labelled patients of {study.sources}",
             notes=(
-                *cohort.table.warnings,
                 "The patients of source validation set temperature and operating point of every model; they are not "
                 "counted among its labelled patients.",
             ),
-            **medtl.training_record(run, tuned),
         )
-    say("\n" + table(results.summary_table()))
+    say("\n" + table(medtl.summary_rows(results)))
     say(f"\nReport: {page}")
 
 

@@ -75,9 +75,14 @@ class Cohort:
         depth: Literal["thin", "cube"] = "cube" if cube else "thin"
         return suggest_patch(self.table.items(), self.cache.preprocess, image_size, depth=depth)
 
-    def voxel_counts(self, domain: str = "source", split: str = "train") -> tuple[int, ...]:
-        """Voxels of each class in the masks of a domain and split, background first, void not counted."""
-        counts = [self.cache.counts(c).voxels for c in self.select(domain, split) if c.mask_item is not None]
+    def voxel_counts(self, cases: Sequence[Case] | None = None) -> tuple[int, ...]:
+        """Voxels of each class in the masks of cases, background first, void not counted.
+
+        Args:
+            cases: by default those that the source trains on.
+        """
+        chosen = self.select("source", "train") if cases is None else cases
+        counts = [self.cache.counts(c).voxels for c in chosen if c.mask_item is not None]
         return tuple(map(sum, zip(*counts, strict=True))) if counts else (0,) * len(self.table.classes)
 
     def halves(self, domain: str = "target", seed: int = 0) -> tuple[tuple[tuple[Case, ...], ...], ...]:
@@ -92,8 +97,16 @@ class Cohort:
         else:
             lost = {r.item for r in self.cache.prepare_masks(cases)}
             cases = tuple(c for c in cases if c.mask_item is not None and c.item not in lost)
-        patients = sorted({c.patient for c in cases}, key=lambda p: derive_seed(seed, "halves", p))
-        first = set(patients[: len(patients) // 2])
+        # Classes are shared out evenly: a half without one could not be trained on.
+        kind = {c.patient: c.label or "" if self.table.labels is None else "" for c in cases}
+        first: set[str] = set()
+        odd = 0
+        for label in sorted(set(kind.values())):
+            patients = sorted(
+                (p for p in kind if kind[p] == label), key=lambda p: derive_seed(seed, "halves", p)
+            )
+            first |= set(patients[: (len(patients) + odd) // 2])
+            odd = (len(patients) + odd) % 2
         half = tuple(c for c in cases if c.patient in first)
         rest = tuple(c for c in cases if c.patient not in first)
         return ((half, rest), (rest, half)) if half else ()

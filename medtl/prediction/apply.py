@@ -38,32 +38,40 @@ class Finished:
 
 
 def find_model(run: Path, name: str | None) -> Finished:
-    """The model of a run by name, or the one that the run decided to keep.
+    """The model of a run by its name in the report, or the one that the run decided to keep.
 
     Raises:
         CheckpointError: no finished run.
-        ConfigError: the run has no such model.
+        ConfigError: the run has no such model, or several and none was named.
     """
+    from medtl.checkpoints import read_header
+
     if not (run / "DONE").is_file():
         raise CheckpointError(
             f"{shareable_path(run)} is not a finished run (DONE is absent). Expected: a folder that "
             "`medtl run` made; one that was stopped goes on with --resume."
         )
     decision = run / "decision.json"
-    paths = sorted(run.glob("checkpoints/*-seed*/model.safetensors"))
-    # Halves of a bound that learnt from the target's own masks are not for use.
-    paths = [p for p in paths if not p.parent.name.startswith("target_trained_")]
-    names = sorted({p.parent.name.rpartition("-seed")[0] for p in paths})
-    if not names:
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(run.glob("checkpoints/*-seed*/model.safetensors")):
+        folder, _, seed = path.parent.name.rpartition("-seed")
+        # Halves of a bound that learnt from the target's own labels are not for use.
+        if not folder.startswith("target_trained_"):
+            found.setdefault(read_header(path).get("name") or folder, {})[seed] = path
+    if not found:
         raise CheckpointError(f"{shareable_path(run)} holds no weights.")
-    name = name or (
-        json.loads(decision.read_text(encoding="utf-8"))["model"] if decision.is_file() else names[0]
-    )
-    if name not in names:
-        raise ConfigError(f"The run has no model {name!r}. {near_matches(name, names)}")
-    parts = [(p.parent.name.rpartition("-seed"), p) for p in paths]
+    if name is None and decision.is_file():
+        name = json.loads(decision.read_text(encoding="utf-8"))["model"]
+    if name is None and len(found) > 1:
+        raise ConfigError(
+            f"The run holds {len(found)} models and does not say which of them to keep: choose one with --model. "
+            f"There are: {', '.join(sorted(found))}."
+        )
+    name = name or next(iter(found))
+    if name not in found:
+        raise ConfigError(f"The run has no model {name!r}. {near_matches(name, sorted(found))}")
     frozen = json.loads((run / "calibration.json").read_text(encoding="utf-8"))["models"]
-    return Finished(name, {seed: p for (model, _, seed), p in parts if model == name}, frozen.get(name, {}))
+    return Finished(name, found[name], frozen.get(name, {}))
 
 
 def apply_run(

@@ -55,7 +55,7 @@ class MaskWriter:
         self._unusable: dict[str, str] = {}
 
     def add(
-        self, segmentations: Iterable[Segmentation], model: str, seed: int, *, oracle: bool = False
+        self, segmentations: Iterable[Segmentation], model: str, seed: int, *, candidate: bool = True
     ) -> None:
         """Writes each case's mask, and compares it with its reference standard where there is one.
 
@@ -63,7 +63,7 @@ class MaskWriter:
             segmentations: cases with their masks.
             model: name of the model.
             seed: its training seed.
-            oracle: the model has seen masks of the target: it is evaluated, and is no candidate.
+            candidate: it may be chosen; a model that has seen masks of the target is evaluated alone.
         """
         for found in segmentations:
             case = found.case
@@ -86,7 +86,7 @@ class MaskWriter:
                     **case.groups,
                 }
             )
-            if not oracle:
+            if candidate:
                 known = self._known(found, reference if case.domain == "source" else None)
                 self._evidence.append({**known, "model": model, "seed": seed})
             if reference is not None:
@@ -134,6 +134,7 @@ class MaskWriter:
         case = found.case
         called = np.bincount(found.mask.reshape(-1), minlength=VOID + 1)[: len(self.labels.classes)]
         result: dict[str, Any] = {"case": case.case, "patient": case.patient, "domain": case.domain}
+        result["split"] = case.split
         result["certainty"] = certainty(found.probabilities)
         for name, count in zip(self.labels.structures, called[1:], strict=True):
             result[f"share_{name}"] = float(count / max(called.sum(), 1))

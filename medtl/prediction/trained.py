@@ -23,6 +23,7 @@ def model_header(
     classes: Sequence[str],
     preprocess: Preprocess,
     *,
+    name: str = "",
     labels: LabelMap | None = None,
     patch: Sequence[int] | None = None,
     hparams: Mapping[str, Any] | None = None,
@@ -33,6 +34,7 @@ def model_header(
         adapter: what is trained.
         classes: names in the order of the logits.
         preprocess: of the scans.
+        name: of the model, as tables and reports give it; a folder cannot hold every character of it.
         labels: values in masks, for segmentation.
         patch: size of the windows, for segmentation.
         hparams: of a method that adapts at test time: prediction adapts again.
@@ -41,6 +43,7 @@ def model_header(
     header: dict[str, Any] = {
         "kind": "segmenter" if isinstance(model, Segmenter) else "classifier",
         "version": __version__,
+        "name": name,
         "method": method,
         "classes": list(classes),
         "preprocess": preprocess.to_dict(),

@@ -108,13 +108,13 @@ def recommend_masks(
     """As `recommend`, for segmentation: from rows of one case, model and seed that no mask of the target enters.
 
     Args:
-        evidence: columns `case, patient, domain, model, seed`, `dice` (mean over structures, of source cases),
+        evidence: columns `case, patient, domain, split, model, seed`, `dice` (mean over structures, of source cases),
             `certainty` and `share_<structure>`, as `medtl.prediction.mask_writer` gathers them, and
             `expected_<structure>`, the share of the source's masks.
         structures: their names.
         reference: the model that was not adapted.
     """
-    source = evidence[evidence.domain == "source"]
+    source = evidence[(evidence.domain == "source") & (evidence.split == "validation")]
     target = evidence[evidence.domain == "target"]
     models = [reference, *sorted(set(evidence.model) - {reference})]
     own = source[source.model == reference]

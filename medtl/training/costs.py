@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medtl.adapters import Adapter
 from medtl.evaluation import Cost
 from medtl.runs import Run
-from medtl.strategies import Strategy
 from medtl.training.keeper import last_epoch
 
 
@@ -64,30 +64,41 @@ class CostMeter:
             lines = Path("/proc/self/status").read_text().splitlines()
             self._megabytes = int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024
 
-    def cost(self, model: str, adapter: Strategy, *, lr: float, predict: Callable[[], int]) -> Cost:
+    def cost(
+        self, model: str, adapter: Adapter, *, lr: float, predict: Callable[[], int] | None = None
+    ) -> Cost:
         """The cost of the training.
 
         Args:
             model: its name in the predictions.
             adapter: holds the model.
             lr: peak learning rate.
-            predict: predicts some cases and returns how many; it is called where the cost was not kept.
+            predict: predicts some cases and returns how many; it is called where the cost was not kept. None leaves the
+                time of a prediction open.
         """
         path = self._folder / "cost.json"
         if path.is_file():
             return Cost(**json.loads(path.read_text(encoding="utf-8")))
         started = time.perf_counter()
-        number = predict()
+        number = 0 if predict is None else predict()
         kept = Cost(
             model=model,
             train_seconds=self._seconds if self._fresh else None,
             predict_seconds_per_case=(time.perf_counter() - started) / number if number else None,
             peak_memory_mb=self._megabytes,
             parameters=sum(p.numel() for p in adapter.model.parameters()),
-            trained_parameters=sum(row["parameters"] for row in adapter.plan(lr) if row["trained"] == "yes"),
+            trained_parameters=_trained_parameters(adapter, lr),
         )
         self._run.write_json(str(path.relative_to(self._run.folder)), asdict(kept))
         return kept
+
+
+def _trained_parameters(adapter: Adapter, lr: float) -> int:
+    """Parameters of the model that an optimiser is given; a discriminator's are not the model's."""
+    if not adapter.trains:
+        return 0
+    own = {id(p) for p in adapter.model.parameters()}
+    return sum(p.numel() for group in adapter.param_groups(lr) for p in group["params"] if id(p) in own)
 
 
 def mean_costs(costs: Sequence[Cost]) -> tuple[Cost, ...]:

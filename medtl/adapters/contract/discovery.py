@@ -108,6 +108,26 @@ def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     return parse_pairs(f"Method {name}", hyper_parameters(adapter_class(name)), pairs)
 
 
+def pairs_of(name: str, pairs: Sequence[str], among: Sequence[str], kind: str) -> list[str]:
+    """The `key=value` texts that are for `name`: those without an owner, and `NAME.key=value` without the name.
+
+    Raises:
+        ConfigError: the owner of one is not of the run.
+    """
+    known = {name, *among}
+    own = []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        owner, dot, key = key.rpartition(".")
+        if dot and owner not in known:
+            raise ConfigError(
+                f"{pair!r} is for {kind} {owner!r}, which is not among this run's. {near_matches(owner, known)}"
+            )
+        if owner in ("", name):
+            own.append(f"{key}{equals}{value}")
+    return own
+
+
 def parse_pairs(where: str, known: dict[str, inspect.Parameter], pairs: Sequence[str]) -> dict[str, Any]:
     """Turns `key=value` strings into typed arguments.
 

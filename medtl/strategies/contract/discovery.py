@@ -8,8 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from medtl.adapters.contract.discovery import convert, find_class, hyper_parameters, modules_of, parse_pairs
-from medtl.errors import ConfigError, near_matches
+from medtl.adapters.contract.discovery import (
+    convert,
+    find_class,
+    hyper_parameters,
+    modules_of,
+    pairs_of,
+    parse_pairs,
+)
+from medtl.errors import ConfigError
 from medtl.strategies.contract.strategy import Strategy
 
 STRATEGIES = "medtl.strategies"
@@ -53,17 +60,7 @@ def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str]
             or a value of the wrong type.
     """
     plain = _split(name)[0]
-    known = {plain, *(_split(other)[0] for other in among)}
-    own = []
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        owner, dot, key = key.rpartition(".")
-        if dot and owner not in known:
-            raise ConfigError(
-                f"{pair!r} is for strategy {owner!r}, which is not among this run's. {near_matches(owner, known)}"
-            )
-        if owner in ("", plain):
-            own.append(f"{key}{equals}{value}")
+    own = pairs_of(plain, pairs, [_split(other)[0] for other in among], "strategy")
     given = parse_pairs(f"Strategy {plain}", hyper_parameters(strategy_class(name)), own)
     _argument(name, given)
     return given

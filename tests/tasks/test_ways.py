@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from medtl.training.finetune import FineTuning
 
 import medtl
 from medtl.cli import main
 from medtl.errors import ConfigError
-from medtl.training.finetune import FineTuning
 from tests.sites import write_site
 
 FLAGS: dict[str, Any] = {

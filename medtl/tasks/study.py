@@ -1,0 +1,325 @@
+"""A study: ways to a model, trained on one cohort, tested on what was held out, and reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medtl.adapters import Adapter
+from medtl.checkpoints import restore_weights
+from medtl.data.cases.table import Case, CaseTable
+from medtl.data.cohort import Cohort
+from medtl.data.tensors.dataset import CaseDataset
+from medtl.data.tensors.preprocess import Preprocess
+from medtl.errors import DataError
+from medtl.evaluation import Cost, Results, RunContext
+from medtl.prediction.trained import model_header
+from medtl.report.run import report_run
+from medtl.runs import Run, environment
+from medtl.selection.decide import Decision
+from medtl.strategies import Strategy
+from medtl.tasks.task import Task
+from medtl.tasks.ways import Way
+from medtl.training.costs import CostMeter, mean_costs
+from medtl.training.fit import FitConfig, FitResult, fit
+from medtl.training.learning import Kept, learning_curves
+
+logger = logging.getLogger(__name__)
+
+BOUND = "target_trained"
+"""Name of the upper bound in tables; its halves are called `target_trained_1` and `_2` in the run folder."""
+HELD_OUT = (("source", "validation"), ("source", "test"), ("target", "test"))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is known of a training; the weights are on disk.
+
+    Attributes:
+        result: what training did.
+        kept: how the kept weights do on the training and the validation cases.
+        cost: time, memory and size.
+    """
+
+    result: FitResult
+    kept: Kept
+    cost: Cost
+
+
+class Study:
+    """Trains ways to a model on the same cases, and gathers what is known of each.
+
+    Example:
+        study = Study.prepare(run, task, ways, cases, preprocess)
+        for way in ways:
+            study.train(way, seed=0)
+        results, page = study.report(title="Two ways")
+
+    Args:
+        run: the open run.
+        task: classification or segmentation.
+        ways: what is to be trained; all take as many steps where one learns from the target.
+        cohort: the cases.
+        progress_bar: a bar on the terminal while training.
+    """
+
+    def __init__(
+        self, run: Run, task: Task, ways: Sequence[Way], cohort: Cohort, *, progress_bar: bool = False
+    ) -> None:
+        self.run, self.task, self.ways, self.cohort = run, task, tuple(ways), cohort
+        self.adapts = any(way.adapts for way in ways)
+        self.config: Any = run.config
+        self.progress_bar = progress_bar
+        self.samples = task.samples(cohort)
+        self.predictions = task.predictions(run, cohort)
+        self.fitted: list[Fitted] = []
+        self._sizes: dict[str, int] = {}
+        self._halves = cohort.halves("target") if self.config.target_trained else ()
+        if self.config.target_trained and not self._halves:
+            raise DataError(
+                "--target-trained learns from one half of the target's patients and is judged on the other, and "
+                f"fewer than two patients have {self.config.task} that can be used. Leave the flag out."
+            )
+
+    @classmethod
+    def prepare(
+        cls,
+        run: Run,
+        task: Task,
+        ways: Sequence[Way],
+        cases: CaseTable,
+        preprocess: Preprocess,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        progress_bar: bool = False,
+    ) -> Study:
+        """Preprocesses the scans and writes `cases.csv`.
+
+        Raises:
+            DataError: nothing is left to train on.
+        """
+        cohort = Cohort.prepare(cases, preprocess, run.cache, progress=progress)
+        cohort.table.to_csv(run.folder / "cases.csv")
+        return cls(run, task, ways, cohort, progress_bar=progress_bar)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is doubtful about the cases."""
+        return self.cohort.table.warnings
+
+    @property
+    def sources(self) -> str:
+        """The names of the source's sites."""
+        return " and ".join(self.cohort.sites("source"))
+
+    def train(
+        self, way: Way, seed: int, *, cases: Sequence[Case] | None = None, size: int | None = None
+    ) -> Fitted:
+        """Trains one way once, and predicts all that is held out: source validation, source test, target.
+
+        What the run folder holds already is not trained again.
+
+        Args:
+            way: the way.
+            seed: of the training.
+            cases: these training cases of the source instead of all.
+            size: number of their patients, which the model is named after (`probe@20`).
+
+        Raises:
+            DataError: there are no training cases, or some that no model can be trained on.
+        """
+        cohort, name = self.cohort, way.name if size is None else f"{way.name}@{size}"
+        if size is not None:
+            self._sizes[name] = size
+        chosen = cohort.select("source", "train") if cases is None else tuple(cases)
+        train = self._data("source", "train", cases=chosen, with_labels=True, augmented=True, seed=seed)
+        if train is None:
+            raise DataError("There are no training cases: every case of the source was left out or held out.")
+        adapter = self._adapter(way, seed, chosen, size)
+        validation = self._data("source", "validation", with_labels=True)
+        target = None
+        if self.adapts:
+            strong = "strong_view" in way.kind.needs
+            target = self._data("target", "test", augmented=True, seed=seed, strong=strong)
+        folder, config = self.run.model_folder(name, seed), self._fit_config(way, seed)
+        with CostMeter(self.run, folder) as meter:
+            given = self.task.inputs(adapter, train, self.run, training=True)
+            checked = None if validation is None else self.task.inputs(adapter, validation, self.run)
+            result = fit(
+                adapter,
+                given,
+                target,
+                folder=folder,
+                config=config,
+                validation=checked,
+                target_plain=self._data("target", "test") if way.method else None,
+                header=self._header(adapter, way, name),
+                metrics=self.run.metrics(name, seed),
+            )
+        with adapter.on_source():
+            kept = Kept(
+                model=name,
+                seed=seed,
+                best_epoch=result.best_epoch,
+                train_accuracy=self.task.accuracy(adapter, given, config.batch_size),
+                validation_accuracy=None
+                if checked is None
+                else self.task.accuracy(adapter, checked, config.batch_size),
+                validation_patients=len({c.patient for c in cohort.select("source", "validation")}),
+            )
+        # A method that adapts while it predicts has no time a case of its own.
+        time_it = (
+            None if adapter.test_time else lambda: self.task.predict_some(adapter, train, **self.samples)
+        )
+        cost = meter.cost(name, adapter, lr=self.config.lr, predict=time_it)
+        for part in HELD_OUT:
+            if (data := self._data(*part)) is not None:
+                self.predictions.add(adapter, data, name, seed)
+        self.fitted.append(Fitted(result, kept, cost))
+        return self.fitted[-1]
+
+    def train_bound(self, way: Way, seed: int) -> None:
+        """Trains on the target's own labels where the run asks for it: an upper bound, never a candidate.
+
+        Every case is predicted by a model that has not seen its patient: of two halves of the patients each is the
+        other's test.
+        """
+        for number, (half, rest) in enumerate(self._halves, 1):
+            train = self._data("target", "test", cases=half, with_labels=True, augmented=True, seed=seed)
+            unseen = self._data("target", "test", cases=rest)
+            assert train is not None
+            assert unseen is not None
+            adapter, name = self._adapter(way, seed, half), f"{BOUND}_{number}"
+            fit(
+                adapter,
+                self.task.inputs(adapter, train, self.run, training=True),
+                folder=self.run.model_folder(name, seed),
+                config=dataclasses.replace(self._fit_config(way, seed), patience=None),
+                header=self._header(adapter, way, name),
+                metrics=self.run.metrics(name, seed),
+            )
+            self.predictions.add(adapter, unseen, BOUND, seed, candidate=False)
+
+    def recommend(self, reference: Way) -> Decision:
+        """Which model to keep, decided without a label of the target.
+
+        Args:
+            reference: the way that was not adapted.
+        """
+        return self.predictions.recommend(reference.name)
+
+    def report(
+        self,
+        *,
+        title: str,
+        decision: Decision | None = None,
+        reference_model: str = "",
+        notes: Sequence[str] = (),
+    ) -> tuple[Results, Path]:
+        """Writes the predictions, evaluates them, and writes the report.
+
+        Args:
+            title: headline of the page.
+            decision: what would be kept without labels of the target.
+            reference_model: the model that others are compared with.
+            notes: remarks, beside the warnings of the cohort.
+
+        Returns:
+            The results, and the path of the page.
+        """
+        config, cohort = self.config, self.cohort
+        predictions = self.predictions.finish()
+        if decision is not None:
+            self.run.write_json("decision.json", decision.to_dict())
+        described = {way.name: f"{way.note} {self.task.note}".strip() for way in self.ways}
+        models = dict.fromkeys(fitted.kept.model for fitted in self.fitted)
+        context = RunContext(
+            title=title,
+            source_sites=cohort.sites("source"),
+            target_site=config.target.name if config.target is not None else "",
+            reference_model=reference_model,
+            keep=None if decision is None else decision.to_dict(),
+            notes=(*cohort.table.warnings, *notes),
+            flow=cohort.table.flow(),
+            target_trained=(BOUND,) if config.target_trained else (),
+            target_seen_unlabelled=self.adapts,
+            command=self.run.command,
+            versions=environment()["versions"],
+            seeds=config.training_seeds,
+            learning=learning_curves(self.run.folder / "metrics.csv", [f.kept for f in self.fitted]),
+            costs=mean_costs([f.cost for f in self.fitted]),
+            sizes=self._sizes,
+            methods={m: described.get(m, described.get(m.rpartition("@")[0], "")) for m in models},
+        )
+        return report_run(self.run, predictions, context)
+
+    def _adapter(self, way: Way, seed: int, cases: Sequence[Case], size: int | None = None) -> Adapter:
+        """The way's untrained model, with the weights that it starts from and the loss of these cases."""
+        classes, preprocess = self.cohort.table.classes, self.cohort.cache.preprocess
+        model = self.task.build(way.encoder, len(classes), preprocess, seed)
+        if way.start:
+            start = way.start if size is None else f"{way.start}@{size}"
+            restore_weights(model, self.run.model_folder(start, seed))
+        return way.around(model, seed, self.task.loss(self.cohort, cases))
+
+    def _data(
+        self,
+        domain: str,
+        split: str,
+        *,
+        augmented: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> CaseDataset | None:
+        if augmented:
+            options |= {"augment": self.config.augment, "seed": seed}
+        return self.cohort.dataset(domain, split, **options, **self.samples)
+
+    def _fit_config(self, way: Way, seed: int) -> FitConfig:
+        own: dict[str, Any] = {}
+        if way.trained_already:
+            own["epochs"] = 0
+        if way.method:  # an adapted model is that of the last step: nothing of the source may stop it
+            own["patience"] = None
+        return FitConfig.of_recipe(
+            self.config,
+            **own,
+            batch_size=self.cohort.cases_per_batch(self.config.batch_size, **self.samples),
+            seed=seed,
+            progress_bar=self.progress_bar,
+        )
+
+    def _header(self, adapter: Adapter, way: Way, name: str) -> dict[str, Any]:
+        return model_header(
+            adapter,
+            self.cohort.table.classes,
+            self.cohort.cache.preprocess,
+            name=name,
+            hparams=way.hparams,
+            **self.task.header(self.cohort),
+        )
+
+
+def check_ways(
+    task: Task, ways: Sequence[Way], cases: CaseTable, preprocess: Preprocess
+) -> dict[str, list[dict[str, Any]]]:
+    """Builds every way once, so that absent weights and what cannot be done are errors before anything is written.
+
+    Returns:
+        By name of the way: what a strategy trains, one row a part of the model; empty for a method.
+
+    Raises:
+        ConfigError: a method, strategy, encoder or loss that does not go with the others.
+        WeightsError: the weights are absent or of another encoder.
+    """
+    plans = {}
+    for way in ways:
+        model = task.build(way.encoder, len(cases.classes), preprocess, task.config.seed)
+        adapter = way.around(model, task.config.seed)
+        task.check_adapter(adapter)
+        plans[way.name] = adapter.plan(task.config.lr or 0.0) if isinstance(adapter, Strategy) else []
+    return plans
