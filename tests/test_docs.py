@@ -134,7 +134,7 @@ def test_other_output_is_found() -> None:
     assert not same("a", "a b")
 
 
-@pytest.mark.parametrize("line", ["run adapt_classification --epoch 3", "report", "predict run scans"])
+@pytest.mark.parametrize("line", ["run adapt --epoch 3", "report", "predict run scans"])
 def test_wrong_lines_are_found(line: str) -> None:
     command, *words = line.split()
     with pytest.raises(SystemExit):

@@ -75,7 +75,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_recipes_templates_and_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert "medtl/recipes/adapt_classification.py" in names
+    assert "medtl/recipes/adapt.py" in names
     assert "medtl/py.typed" in names
     assert any(n.startswith("medtl/report/templates/") for n in names)
     assert not [n for n in names if n.startswith(("recipes/", "tests/", "sample_data/"))]
@@ -91,7 +91,7 @@ def test_wheel_runs_elsewhere(wheel: Path, tmp_path: Path) -> None:
         "from medtl.cli import main; raise SystemExit(main(sys.argv[3:]))"
     )
     site = ROOT / "sample_data" / "site_b"
-    words = ["run", "finetune_classification", "--smoke", "--encoder", "test_resnet", "--out", "r"]
+    words = ["run", "finetune", "--smoke", "--encoder", "test_resnet", "--out", "r"]
     words += ["--source", str(site), "--labels", str(site / "labels.csv")]
     command = [sys.executable, "-c", script, str(target), str(ROOT), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

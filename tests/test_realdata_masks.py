@@ -36,7 +36,7 @@ def dice(run: str, domain: str) -> dict[tuple[str, str], float]:
 
 def test_blood_cells_of_another_laboratory(data: Path) -> None:
     a, b = data / "wbc" / "lab_a", data / "wbc" / "lab_b"
-    words = ["run", "adapt_segmentation", "--source", f"{b}", "--masks", f"{b}/masks", "--target", f"{a}"]
+    words = ["run", "adapt", "--source", f"{b}", "--masks", f"{b}/masks", "--target", f"{a}"]
     words += ["--target-masks", f"{a}/masks", "--structures", "cytoplasm=128", "nucleus=255", "--out", "run"]
     assert main([*words, "--image-size", "128", "--epochs", "12", "--method", "histogram"]) == 0
     found = dice("run", "target")
@@ -52,7 +52,7 @@ def test_hippocampus_within_its_own_group(data: Path, tmp_path: Path) -> None:
     (tmp_path / "patients.csv").write_text("\n".join(["case,patient", *rows]) + "\n")
     words = [
         "run",
-        "finetune_segmentation",
+        "finetune",
         "--source",
         f"{group}",
         "--masks",

@@ -35,7 +35,7 @@ def two_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def adapt(*more: str, out: str = "run") -> list[str]:
     flags = ["--source", "a", "--masks", "a/masks", "--target", "b", "--target-masks", "b/masks"]
-    return ["run", "adapt_segmentation", *flags, *TINY, "--out", out, *more]
+    return ["run", "adapt", *flags, *TINY, "--out", out, *more]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ class TestRun:
         with monkeypatch.context() as patch:
             patch.setattr("medtl.training.fit.fit", stops)
             assert main(adapt(*flags, out="cut")) == 130
-        assert main(["run", "adapt_segmentation", "--resume", "cut"]) == 0
+        assert main(["run", "adapt", "--resume", "cut"]) == 0
         for name in ("predictions.csv", "decision.json", "voxels.csv"):
             assert Path("cut", name).read_bytes() == Path("run", name).read_bytes()
         one, two = (
@@ -255,7 +255,7 @@ class TestPredict:
         write_site(two_sites / "c")
         words = [
             "run",
-            "finetune_classification",
+            "finetune",
             "--source",
             "c",
             "--labels",
@@ -317,7 +317,7 @@ class TestStrategies:
     def test_what_is_frozen_stays_and_the_report_says_how_it_went(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = ["run", "finetune_segmentation", "--source", "a", "--masks", "a/masks", *TINY, "--out", "r"]
+        words = ["run", "finetune", "--source", "a", "--masks", "a/masks", *TINY, "--out", "r"]
         assert main([*words, "--strategy", "last:1", "--epochs", "2"]) == 0
         assert "encoder stem" in capsys.readouterr().out
         trained = load_weights(two_sites / "r/checkpoints/finetune-seed0/model.safetensors")[1]
@@ -341,7 +341,7 @@ class TestStrategies:
     def test_probe_is_refused_before_anything_is_written(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        words = ["run", "finetune_segmentation", "--source", "a", "--masks", "a/masks", *TINY, "--out", "r"]
+        words = ["run", "finetune", "--source", "a", "--masks", "a/masks", *TINY, "--out", "r"]
         text = error_of([*words, "--strategy", "probe"], capsys, 2)
         assert "take head" in text
         assert "medtl list strategies" in text
@@ -383,7 +383,7 @@ class TestBadInput:
 
     def test_no_masks(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (two_sites / "empty").mkdir()
-        words = ["run", "adapt_segmentation", "--source", "a", "--masks", "empty", "--target", "b", *TINY]
+        words = ["run", "adapt", "--source", "a", "--masks", "empty", "--target", "b", *TINY]
         assert "mask" in error_of(words, capsys, 1)
 
     def test_unknown_names(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ def advise(
     if far and distance is not None and distance.auc.value is not None:
         reasons.append(
             f"A classifier separates source and target with an AUC of {distance.auc.value:.2f} ({FAR_AUC:g} and more "
-            "counts as far): expect losses at the target, test there, and try `medtl run adapt_classification`."
+            "counts as far): expect losses at the target, test there, and try `medtl run adapt`."
         )
         if strategy == "full":
             strategy = "lp_ft"
@@ -223,6 +223,6 @@ def advise(
                 "Full fine-tuning can distort features that still hold at the target; a probe first keeps more of them."
             )
     reasons.append(
-        "The thresholds are conventions, not findings: compare with `medtl run compare_methods` before you rely on it."
+        "The thresholds are conventions, not findings: compare with `medtl run compare` before you rely on it."
     )
     return Advice(strategy, tuple(reasons))

@@ -13,7 +13,7 @@ from medtl.adapters import Adapter
 from medtl.data.cases.table import Case
 from medtl.data.cohort import Cohort
 from medtl.data.tensors.dataset import CaseDataset
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.encoders.features import FeatureDataset, extract_features
 from medtl.errors import ConfigError, DataError
 from medtl.evaluation import PredictionTable

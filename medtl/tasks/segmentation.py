@@ -15,7 +15,7 @@ from medtl.data.cases.table import Case
 from medtl.data.cohort import Cohort
 from medtl.data.tensors.batch import collate
 from medtl.data.tensors.dataset import CaseDataset
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.evaluation import SegmentationTable
 from medtl.models import Segmenter, build_segmenter
 from medtl.models.device import default_device

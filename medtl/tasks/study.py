@@ -14,7 +14,7 @@ from medtl.checkpoints import restore_weights
 from medtl.data.cases.table import Case, CaseTable
 from medtl.data.cohort import Cohort
 from medtl.data.tensors.dataset import CaseDataset
-from medtl.data.tensors.preprocess import Preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import DataError
 from medtl.evaluation import Cost, Results, RunContext
 from medtl.prediction.trained import model_header

@@ -15,7 +15,8 @@ from medtl.data.cases.collect import collect_cases
 from medtl.data.cases.table import Case, CaseTable
 from medtl.data.cohort import Cohort
 from medtl.data.tensors.dataset import CaseDataset
-from medtl.data.tensors.preprocess import Preprocess, suggest_preprocess
+from medtl.data.tensors.preprocess import suggest_preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.encoders.features import FeatureDataset
 from medtl.evaluation import PredictionTable, SegmentationTable
 from medtl.runs import Run

@@ -177,7 +177,7 @@ def first_step() -> float:
     """Seconds from the command, on scans that are in the cache, to the end of the first step."""
     site = ROOT / "sample_data/site_a"
     with tempfile.TemporaryDirectory() as folder:
-        run = ["-m", "medtl.cli", "run", "finetune_classification", "--source", str(site)]
+        run = ["-m", "medtl.cli", "run", "finetune", "--source", str(site)]
         run += ["--labels", str(site / "labels.csv"), "--weights", WEIGHTS, "--epochs", "1", "--out"]
         subprocess.run([sys.executable, *run, f"{folder}/warm"], check=True, capture_output=True)
         code = (

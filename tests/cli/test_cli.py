@@ -42,7 +42,7 @@ def two_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def adapt(*more: str, out: str = "run") -> list[str]:
     flags = ["--source", "a", "--labels", "a/labels.csv", "--target", "b", "--target-labels", "b/labels.csv"]
-    return ["run", "adapt_classification", *flags, *TINY, "--out", out, *more]
+    return ["run", "adapt", *flags, *TINY, "--out", out, *more]
 
 
 def error_of(words: list[str], capsys: pytest.CaptureFixture[str], code: int) -> str:
@@ -78,7 +78,7 @@ class TestHelp:
 
     def test_recipe_help_needs_no_torch(self) -> None:
         script = "import sys; from medtl.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
-        words = ["run", "adapt_classification", "--help"]
+        words = ["run", "adapt", "--help"]
         done = subprocess.run(
             [sys.executable, "-c", script, *words], capture_output=True, text=True, check=True
         )
@@ -119,10 +119,10 @@ class TestWrongUsage:
         assert "'report'" in error_of(["reprot"], capsys, 2)
 
     def test_recipe(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "'adapt_classification'" in error_of(["run", "adapt_clasification"], capsys, 2)
+        assert "'adapt'" in error_of(["run", "adpt"], capsys, 2)
 
     def test_flag(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["run", "adapt_classification", "--epoch", "3"]) == 2
+        assert main(["run", "adapt", "--epoch", "3"]) == 2
         assert "--epochs" in capsys.readouterr().err
 
     def test_method(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +137,7 @@ class TestWrongUsage:
         assert "'epochs'" in error_of(adapt("--config", "c.yaml"), capsys, 2)
 
     def test_no_source(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "--source" in error_of(["run", "adapt_classification"], capsys, 2)
+        assert "--source" in error_of(["run", "adapt"], capsys, 2)
 
 
 class TestOwnMethod:
@@ -307,7 +307,7 @@ class TestRun:
         for file in (two_sites / "run").rglob("*"):
             assert not file.is_file() or b"jane_doe" not in file.read_bytes(), file.name
         (two_sites / "run" / "DONE").unlink()
-        assert main(["run", "adapt_classification", "--resume", "run", "--target", str(elsewhere / "c")]) == 0
+        assert main(["run", "adapt", "--resume", "run", "--target", str(elsewhere / "c")]) == 0
 
     def test_target_labels_change_no_weight_and_no_choice(self, finished: Path) -> None:
         path = finished.parent / "b" / "labels.csv"
@@ -332,7 +332,7 @@ class TestRun:
         assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
 
     def test_finished_run_is_not_resumed(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        text = error_of(["run", "adapt_classification", "--resume", "run"], capsys, 1)
+        text = error_of(["run", "adapt", "--resume", "run"], capsys, 1)
         assert "complete" in text
 
     def test_resume_after_a_stop(
@@ -347,15 +347,13 @@ class TestRun:
         assert "disk is full" in text
         cut = finished.parent / "cut"
         assert not (cut / "DONE").exists()
-        assert "differ" in error_of(
-            ["run", "adapt_classification", "--resume", "cut", "--lr", "0.1"], capsys, 2
-        )
-        assert main(["run", "adapt_classification", "--resume", "cut"]) == 0
+        assert "differ" in error_of(["run", "adapt", "--resume", "cut", "--lr", "0.1"], capsys, 2)
+        assert main(["run", "adapt", "--resume", "cut"]) == 0
         assert (cut / "DONE").exists()
         assert (cut / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
 
     def test_configuration_file_makes_the_same_run(self, finished: Path) -> None:
-        words = ["run", "adapt_classification", "--config", "run/config.yaml", "--out", "again"]
+        words = ["run", "adapt", "--config", "run/config.yaml", "--out", "again"]
         assert main(words) == 0
         again = finished.parent / "again"
         assert (again / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
@@ -441,9 +439,9 @@ class TestOtherCommands:
         assert os.uname().nodename not in text
 
     def test_copy(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["copy", "adapt_classification", "mine.py"]) == 0
+        assert main(["copy", "adapt", "mine.py"]) == 0
         assert main(["run", "mine.py", "--help"]) == 0
-        assert "not overwritten" in error_of(["copy", "adapt_classification", "mine.py"], capsys, 2)
+        assert "not overwritten" in error_of(["copy", "adapt", "mine.py"], capsys, 2)
 
     def test_report_of_sample_data(self, sample_data: Path, tmp_path: Path) -> None:
         words = [
@@ -476,4 +474,4 @@ def test_table_aligns() -> None:
 
 
 def test_all_recipes_are_found() -> None:
-    assert {"adapt_classification", "finetune_classification"} <= set(recipe_names())
+    assert {"adapt", "finetune"} <= set(recipe_names())

@@ -122,6 +122,7 @@ def cases(model: str, domain: str, certainty: float, share: float, dice: float =
             "case": [f"{domain}{i}" for i in range(10)],
             "patient": [f"p{i:03d}" for i in range(10)],
             "domain": domain,
+            "split": "validation" if domain == "source" else "test",
             "model": model,
             "seed": 0,
             "certainty": certainty + 0.01 * rng.normal(size=10),

@@ -132,6 +132,3 @@ def test_what_does_not_go_with_it() -> None:
     masks = medtl.build_segmenter("resnet10t", 2, weights="random")
     with pytest.raises(ConfigError, match="one label"):
         build_strategy("knn", masks)
-    way = medtl.FineTuning(encoder="test_resnet", weights="random", strategy="knn", imbalance="focal")
-    with pytest.raises(ConfigError, match="trains nothing"):
-        way.build(2, medtl.Preprocess(image_size=32), 0)

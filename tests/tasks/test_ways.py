@@ -1,37 +1,72 @@
-"""One way of fine-tuning: what its flags mean, what it costs, what a resumed run remembers."""
+"""Ways to a model: what their flags mean, what they cost, what a resumed run remembers."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from medtl.training.finetune import FineTuning
 
 import medtl
-from medtl.cli import main
+from medtl.adapters import available
+from medtl.cli import load_recipe, main
 from medtl.errors import ConfigError
+from medtl.tasks.task import task_of
+from medtl.tasks.ways import ways_of
 from tests.sites import write_site
 
-FLAGS: dict[str, Any] = {
-    "encoder": "test_resnet",
-    "weights": "random",
-    "head": "linear",
-    "imbalance": "none",
-    "augment": "none",
-}
+
+def config(**flags: Any) -> Any:
+    """A classifier's configuration."""
+    kind = load_recipe("finetune").Config
+    return kind(source=(Path("s"),), labels=Path("l"), weights="random", **flags).ready()
 
 
-def test_hyper_parameters_of_all_and_of_one() -> None:
-    flags = {**FLAGS, "hparams": ("mixup=0.2", "lp_ft.penalty=3", "last.dropout=0.1")}
-    config = SimpleNamespace(**flags, strategies="lp_ft,last:2,full")
-    assert FineTuning.of_recipe(config, strategy="lp_ft").hparams == {"mixup": 0.2, "penalty": 3.0}
-    assert FineTuning.of_recipe(config, strategy="last:2").hparams == {"mixup": 0.2, "dropout": 0.1}
-    assert FineTuning.of_recipe(config, strategy="full").hparams == {"mixup": 0.2}
-    with pytest.raises(ConfigError, match="strategy 'last', which is not among this run's"):
-        FineTuning.of_recipe(SimpleNamespace(**flags), strategy="lp_ft")
+class TestWays:
+    def test_hyper_parameters_of_all_and_of_one(self) -> None:
+        hparams = ("mixup=0.2", "lp_ft.penalty=3", "last.dropout=0.1")
+        ways = ways_of(("test_resnet",), strategies=("lp_ft", "last:2", "full"), hparams=hparams)
+        assert [dict(way.hparams) for way in ways] == [
+            {"mixup": 0.2, "penalty": 3.0},
+            {"mixup": 0.2, "dropout": 0.1},
+            {"mixup": 0.2},
+        ]
+        with pytest.raises(ConfigError, match="'last', which is not among this run's"):
+            ways_of(("test_resnet",), strategies=("lp_ft",), hparams=hparams)
+
+    def test_a_method_and_a_strategy_have_their_own(self) -> None:
+        hparams = ("dann.weight=0.5", "full.mixup=0.1")
+        found = ways_of(("r",), strategies=("full",), methods=("dann",), hparams=hparams)
+        assert {w.name: dict(w.hparams) for w in found} == {
+            "full": {"mixup": 0.1},
+            "source_only": {},
+            "dann": {"weight": 0.5},
+        }
+
+    def test_names_are_crossed_with_encoders(self) -> None:
+        found = ways_of(("a", "b"), strategies=("probe",), methods=("adabn", "dann"))
+        own = ["probe", "source_only", "adabn", "dann"]
+        assert [w.name for w in found] == [f"{e}/{n}" for e in "ab" for n in own]
+        starts = {w.name: w.start for w in found}
+        assert starts["b/adabn"] == "b/source_only"  # its weights are source-only's
+        assert starts["b/dann"] == ""
+        assert [w.is_source_only for w in found] == [w.name.endswith("source_only") for w in found]
+
+    @pytest.mark.parametrize("name", available())
+    def test_methods_without_a_source_start_from_source_only(self, name: str) -> None:
+        way = (
+            ways_of(("r",), methods=(name,))[-1]
+            if name != "finetune"
+            else ways_of(("r",), methods=("fda",))[0]
+        )
+        without = "source" not in way.kind.needs or way.kind.source_weights
+        assert (way.start == "source_only") == without
+        assert way.name in way.note or way.is_source_only
+
+    def test_two_of_one_name_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="would be called dann"):
+            ways_of(("r",), methods=("dann", "dann"))
 
 
 @pytest.mark.parametrize(
@@ -44,17 +79,25 @@ def test_hyper_parameters_of_all_and_of_one() -> None:
 )
 def test_names_that_do_not_exist(wrong: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        FineTuning(**{**FLAGS, **wrong})
+        task_of(config(**wrong))
 
 
-def test_dense_head_and_note(tmp_path: Path) -> None:
-    way = FineTuning(**{**FLAGS, "head": "dense:16", "imbalance": "focal", "strategy": "head"})
+def test_dense_head_and_note() -> None:
+    task = task_of(config(head="dense:16", imbalance="focal"))
     spec = medtl.Preprocess(image_size=32, channels=1)
-    model: Any = way.build(3, spec, seed=0).model
+    model: Any = task.build("test_resnet", 3, spec, seed=0)
     assert model.num_features == 16
     assert model.pool is None  # images have no slices
-    assert "Strategy head on test_resnet" in way.note
-    assert "proper scoring rule" in way.note
+    assert "proper scoring rule" in task.note
+    assert ways_of(("test_resnet",), strategies=("head",))[0].note == "Strategy head on test_resnet."
+
+
+def test_a_remedy_that_would_do_nothing_is_refused() -> None:
+    task = task_of(config(imbalance="focal"))
+    way = ways_of(("test_resnet",), strategies=("knn",))[0]
+    spec = medtl.Preprocess(image_size=32, channels=1)
+    with pytest.raises(ConfigError, match="trains nothing"):
+        task.check_adapter(way.around(task.build("test_resnet", 2, spec, 0), 0))
 
 
 def test_a_run_says_how_training_went_and_what_it_cost(
@@ -62,7 +105,7 @@ def test_a_run_says_how_training_went_and_what_it_cost(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     site = write_site(tmp_path / "site", 30)
-    words = ["run", "compare_methods", "--source", "site", "--labels", str(site / "labels.csv")]
+    words = ["run", "compare", "--source", "site", "--labels", str(site / "labels.csv")]
     words += ["--encoders", "test_resnet", "--strategies", "probe,last:1", "--weights", "random"]
     words += ["--image-size", "32", "--epochs", "2", "--seeds", "2", "--imbalance", "balanced_sampling"]
     assert main([*words, "--out", "r"]) == 0
@@ -78,7 +121,7 @@ def test_a_run_says_how_training_went_and_what_it_cost(
     assert "equally often" in context["methods"]["probe"]
     kept = json.loads((tmp_path / "r/checkpoints/probe-seed0/cost.json").read_text())
     (tmp_path / "r/DONE").unlink()  # stopped before the end: the costs are those that were measured
-    assert main(["run", "compare_methods", "--resume", "r"]) == 0
+    assert main(["run", "compare", "--resume", "r"]) == 0
     again = json.loads((tmp_path / "r/report/results.json").read_text())["context"]["costs"]
     assert [c["train_seconds"] for c in again] == [c["train_seconds"] for c in context["costs"]]
     assert kept["model"] == "probe"

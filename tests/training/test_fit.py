@@ -314,7 +314,7 @@ def test_two_processes(tmp_path: Path) -> None:
     site = root / "sample_data" / "site_a"
     words = [
         "run",
-        "finetune_classification",
+        "finetune",
         "--smoke",
         "--encoder",
         "test_resnet",
