@@ -32,7 +32,7 @@ def restore_weights(model: nn.Module, folder: Path) -> None:
     """Loads the weights that `fit` left in `folder` into a model of the same architecture.
 
     Raises:
-        CheckpointError: no such weights, or those of another architecture.
+        CheckpointError: there are no such weights, or they belong to another architecture.
     """
     _, weights = load_weights(folder / "model.safetensors")
     try:

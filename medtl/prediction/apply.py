@@ -1,4 +1,4 @@
-"""Applies a finished run to new scans, with everything that the run froze."""
+"""Applies a finished run to new scans, with all settings that the run froze."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Finished:
     Attributes:
         name: of the model.
         paths: weights by seed.
-        frozen: what was fitted at the source, by seed.
+        frozen: settings fitted at the source, by seed.
     """
 
     name: str
@@ -93,7 +93,7 @@ def apply_run(
         scans: folder of scans.
         out: a new folder for the tables and masks.
         model: name of the model; by default the one that the run keeps.
-        rules: what is done to masks, in order, see `medtl.prediction.rules`.
+        rules: rules that clean the masks, in order, see `medtl.prediction.rules`.
         maps: also write a probability map of each structure.
         seg: also write a DICOM SEG of each DICOM series.
         flips: average over flipped images.
@@ -118,7 +118,7 @@ def apply_run(
         )
     check_rules(rules)
     fresh_folder(out)
-    cache = out / ".cache"  # removed at the end: nobody asked for a copy of the scans
+    cache = out / ".cache"  # removed at the end: it holds copies of the scans
     try:
         cohort = Cohort.prepare(table, first.preprocess, cache, progress=progress)
         if not cohort.select("target"):
@@ -169,7 +169,7 @@ def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, o
 
 
 def _adapter(trained: Trained) -> Adapter:
-    """What predicts: the network as it is, or a method that adapts it to the new scans again."""
+    """The network itself, or a test-time method that adapts it to the new scans."""
     from medtl.adapters import build_adapter
 
     options = trained.header.get("test_time")
@@ -220,7 +220,7 @@ def _segment(
         if case.item is None:
             continue
         mean = first.probabilities
-        for done, run in enumerate(runs[1:], start=1):  # one seed's volume at a time is in memory
+        for done, run in enumerate(runs[1:], start=1):  # one seed's volume is in memory at a time
             mean = mean + (next(run).probabilities - mean) / np.float16(done + 1)
         mask = apply_rules(grid.argmax_native(mean), rules, len(labels.classes))
         write_mask(out / "masks" / case.case, mask, case.item, labels)

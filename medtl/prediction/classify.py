@@ -1,4 +1,4 @@
-"""Predictions of a model for cases, as rows of the predictions table."""
+"""Predicts cases and returns the rows of the predictions table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def predict_adapted(
     For each group the adapter is reset, sees the group's cases in batches of even size, and predicts them afterwards.
 
     Args:
-        adapter: of any kind.
+        adapter: any adapter.
         data: cases of the target, without augmentation and labels.
         batch_size: cases at once.
         device: where to compute; by default a GPU if there is one.
@@ -62,7 +62,7 @@ def predict_adapted(
         (N, K) float64, in the order of `data`.
 
     Raises:
-        DataError: a group of one case, and a model whose BatchNorm cannot adapt to one.
+        DataError: a group has one case, and the model's BatchNorm cannot adapt to one.
     """
     if not isinstance(adapter, TestTimeAdapter):
         return predict_cases(adapter.model, data, batch_size=batch_size, device=device)

@@ -1,4 +1,4 @@
-"""From segmented cases to files: masks in the scans' own grids, and the table that evaluation reads.
+"""Writes segmented cases: masks in the scans' own grids, and the table that evaluation reads.
 
 <folder>/predictions.csv  labels.json  voxels.csv
 <folder>/predictions/<model>-seed<N>/<case>.nii.gz
@@ -35,7 +35,7 @@ _CHUNK = 1 << 22
 
 
 class MaskWriter:
-    """Writes segmented cases one by one and gathers their rows; nothing of a volume is kept.
+    """Writes segmented cases one by one and collects their rows; no volume stays in memory.
 
     The reference standard is read here, at the end of everything, and reaches evaluation alone: `evidence`, from
     which a model is chosen, has figures of the sources' masks and none of the target's.
@@ -96,11 +96,11 @@ class MaskWriter:
 
     @property
     def evidence(self) -> pd.DataFrame:
-        """One row a case, candidate model and seed, for `medtl.recommend_masks`."""
+        """One row per case, candidate model and seed, for `medtl.recommend_masks`."""
         return pd.DataFrame(self._evidence)
 
     def finish(self) -> SegmentationTable:
-        """Writes `predictions.csv`, `voxels.csv` and `labels.json`, and reads the table back as anyone would."""
+        """Writes `predictions.csv`, `voxels.csv` and `labels.json`, and reads the table back with all checks."""
         order = ["case", "model", "seed", "structure", "bin", "n", "k", "margin"]
         frame = pd.DataFrame(self._rows).fillna("")
         self._write("predictions.csv", frame.to_csv(index=False, lineterminator="\n"))
@@ -147,9 +147,9 @@ class MaskWriter:
 
 
 def certainty(probabilities: NDArray[np.float16]) -> float:
-    """How much of the uncertainty about a voxel's class a prediction removes: 1 - mean H(p) / H(mean p), in [0, 1].
+    """The share of the uncertainty about a voxel's class that a prediction removes: 1 - mean H(p) / H(mean p).
 
-    0 for a case that is all background, beyond doubt: there was nothing to remove.
+    In [0, 1]; 0 for a case that is certainly all background: there was no uncertainty to remove.
 
     Args:
         probabilities: (K, ...) of one case.
@@ -170,7 +170,7 @@ def _chunks(flat: NDArray[np.float16]) -> Iterator[NDArray[np.float64]]:
 
 
 def _mean_dice(mask: NDArray[np.uint8], reference: NDArray[np.uint8], num_classes: int) -> float:
-    """Mean over the structures that are called or present; NaN without any."""
+    """Mean Dice over the structures that are predicted or present; NaN if there are none."""
     known = reference != VOID
     pairs = np.bincount(
         reference[known].astype(np.int64) * num_classes + mask[known], minlength=num_classes**2

@@ -1,12 +1,12 @@
-"""Rules that clean a mask after prediction, by name; each acts on every structure by itself.
+"""Rules that clean a mask after prediction, by name; each is applied to every structure separately.
 
 largest       keeps the largest component
 remove_small  drops components of less than a twentieth of the structure's largest
-fill_holes    fills what is closed in on all sides; in a volume a hole that is open above or below is none
-fill_holes_2d fills what is closed in within its slice: a tube seen from above is filled, slice by slice
+fill_holes    fills holes that are enclosed on all sides; in a volume, also above and below
+fill_holes_2d fills holes that are enclosed within a slice: a tube along the slices is filled
 
-Components are joined at faces, edges and corners, in three dimensions for volumes. Only background is filled: what
-lies within a structure and belongs to another (a nucleus in its cytoplasm) stays.
+Components are connected at faces, edges and corners, in three dimensions for volumes. Only background is filled: a
+structure inside another (a nucleus in its cytoplasm) stays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from skimage import measure
 from medtl.errors import ConfigError, near_matches
 
 SMALL = 0.05
-"""Share of the largest component under which another one is dropped by `remove_small`."""
+"""`remove_small` drops components smaller than this share of the largest one."""
 
 Rule = Callable[[NDArray[np.bool_]], NDArray[np.bool_]]
 
@@ -41,7 +41,7 @@ def _remove_small(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _components(inside: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Components by number, and the size of each; number 0 is what is not inside, of size 0."""
+    """Labels the components and counts their voxels; label 0 is the outside, with size 0."""
     find: Any = measure.label
     components = find(inside, connectivity=inside.ndim)
     sizes = np.bincount(components.reshape(-1))
@@ -67,7 +67,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "fill_holes_2d": _fill_holes_2d,
     }
 )
-"""What `apply_rules` knows, by name."""
+"""All rules by name."""
 
 
 def check_rules(rules: Sequence[str]) -> None:
@@ -82,10 +82,10 @@ def check_rules(rules: Sequence[str]) -> None:
 
 
 def apply_rules(mask: NDArray[np.uint8], rules: Sequence[str], num_classes: int) -> NDArray[np.uint8]:
-    """Applies rules to a mask, in their order, to one structure after the other.
+    """Applies rules to a mask in order, to one structure after the other.
 
     Args:
-        mask: (k, j, i) class indices; void stays as it is.
+        mask: (k, j, i) class indices; void is not changed.
         rules: names of `RULES`.
         num_classes: K, background included.
 
@@ -99,7 +99,7 @@ def apply_rules(mask: NDArray[np.uint8], rules: Sequence[str], num_classes: int)
     if not rules:
         return mask
     result = mask.copy()
-    # Boxes are those of the mask as it came: no rule puts a structure outside its own box.
+    # The bounding boxes of the input suffice: no rule extends a structure beyond its own box.
     for number, box in enumerate(find_objects(mask, max_label=num_classes - 1), start=1):
         if box is None:
             continue

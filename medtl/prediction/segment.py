@@ -1,4 +1,4 @@
-"""Masks of whole scans from a segmentation network: sliding windows, and the way back to the scan's own grid."""
+"""Segments whole scans: sliding windows through the network, and resampling to the scan's own grid."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from medtl.models.networks import NETWORKS, STACKED, VOLUMETRIC
 from medtl.prediction.rules import apply_rules, check_rules
 
 _WINDOW_VOXELS = 1 << 20
-"""Voxels of the windows that go through the network at once."""
+"""Number of voxels, in windows, that pass through the network at once."""
 _MOST_WINDOWS = 32
 _ADAPT_WINDOWS = 16
-"""Patches of one case that a test-time method adapts on at most, spread over the scan."""
+"""A test-time method adapts on at most this many patches per case, spread over the scan."""
 _ADAPT_GROUP = 256
-"""Patches of one group of cases, so that a large site takes no longer than this; each case gives one at least."""
+"""Number of patches per group of cases, which bounds the time for a large site; each case gives at least one."""
 
 Predict = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The mask of one case and what it was made from.
+    """The mask of one case, with its probabilities.
 
     Attributes:
         case: the case.
         mask: (k, j, i) uint8 class indices in the scan's own grid.
         probabilities: (K, *shape) float16 in the network's grid.
-        grid: the way from one to the other.
+        grid: the transformation between the two grids.
     """
 
     case: Case
@@ -73,15 +73,15 @@ def segment_cases(
 
     Windows of the size of the training patches slide over the preprocessed scan; their probabilities are averaged
     with Gaussian weights (Isensee et al. 2021, nnU-Net), brought back to the scan's grid, and there the most probable
-    class is taken. A volume passes through in slabs of the patch's depth: beside its probabilities (float16), little
-    is in memory. Scans smaller than the patch are padded with zeros, as in training.
+    class is taken. A volume is processed in slabs of the patch's depth, which needs little memory besides its
+    probabilities (float16). Scans smaller than the patch are padded with zeros, as in training.
 
     Args:
         model: returns `Output(logits, features)` with logits (N, K, *patch).
-        data: cases; neither its patches nor its augmentation take part.
+        data: cases; its patches and augmentation are not used.
         patch: window in voxels, (h, w) or (d, h, w).
-        overlap: of neighbouring windows, as a share of the patch. Through the slices, networks that work slice by
-            slice need none, and those that see neighbouring slices only these.
+        overlap: overlap of neighbouring windows, as a share of the patch. Along the slices, networks that work slice by
+            slice need none, and those that see neighbouring slices need only these.
         flips: average over flips along rows and columns (four passes).
         rules: names of `medtl.prediction.rules.RULES`, applied to the mask.
         device: where to compute; by default a GPU if there is one.
@@ -90,9 +90,9 @@ def segment_cases(
         An iterator, in the order of `data.cases`; each case is computed when it is asked for.
 
     Raises:
-        ConfigError: an unknown rule, or a patch or overlap that do not fit the data.
-        DataError: a case that cannot be read.
-        CheckpointError: a network that gives values that are not finite.
+        ConfigError: an unknown rule, or a patch or overlap that does not fit the data.
+        DataError: a case cannot be read.
+        CheckpointError: the network returns values that are not finite.
     """
     window = _Window(model, data.cache, patch, overlap, flips, device or default_device())
     check_rules(rules)
@@ -112,14 +112,14 @@ def adapt_cases(
     """As `segment_cases` with the adapter's model; a test-time method first adapts to each patient or site.
 
     For each group the adapter is reset, sees patches that are spread over the group's cases (at most 16 a case and
-    about 256 in all, the same each time), and then segments these cases. What was learnt from one group never reaches
-    another, and the adapter is reset at the end.
+    about 256 in all, the same each time), and then segments these cases. Nothing learnt from one group reaches another,
+    and the adapter is reset at the end.
 
     Args:
-        adapter: of any kind.
-        data: cases of the target; their labels take no part.
-        patch: as for `segment_cases`, and so are all that follow.
-        overlap: of neighbouring windows.
+        adapter: any adapter.
+        data: cases of the target; their labels are not used.
+        patch: as for `segment_cases`, like all arguments that follow.
+        overlap: overlap of neighbouring windows.
         flips: average over flips along rows and columns.
         rules: names of rules, applied to the mask.
         device: where to compute.
@@ -138,7 +138,7 @@ def adapt_cases(
 
 @dataclass
 class _Window:
-    """How windows go over scans."""
+    """Sliding windows over scans."""
 
     model: nn.Module
     cache: VolumeCache
@@ -185,8 +185,8 @@ class _Window:
     def _volume(self, image: NDArray[np.float16]) -> NDArray[np.float16]:
         """(C, D, H, W) to (K, D, H, W), one row of windows at a time.
 
-        Each row is finished in its plane by MONAI. Weights through the slices are a factor of their own, so that the
-        running sum of rows is the same average as over all windows at once.
+        MONAI finishes each row in the plane. The weights along the slices are a separate factor, so that the running
+        sum of rows equals the average over all windows.
         """
         depth = image.shape[1]
         thick = min(self.patch[0], depth)
@@ -247,7 +247,7 @@ class _Window:
     def _finite(self, values: Tensor) -> NDArray[np.float32]:
         if not bool(torch.isfinite(values).all()):
             raise CheckpointError(
-                "The network gives values that are not finite (NaN): its training or adaptation has diverged. "
+                "The network returns values that are not finite (NaN): its training or adaptation has diverged. "
                 "Train again with a lower learning rate."
             )
         return np.asarray(values.numpy(), dtype=np.float32)
@@ -263,7 +263,7 @@ class _Window:
 
 
 def _segment(window: _Window, cases: Sequence[Case], rules: Sequence[str]) -> Iterator[Segmentation]:
-    """Images of one size go through the network together."""
+    """Passes images of one size through the network together."""
     most = window.batch if len(window.patch) == 2 else 1
     for chunk in _alike(((case, *window.read(case)) for case in cases), most):
         maps = window.probabilities(np.stack([image for _, image, _ in chunk]))
@@ -276,7 +276,7 @@ Read = tuple[Case, NDArray[np.float16], Grid]
 
 
 def _alike(found: Iterator[Read], most: int) -> Iterator[list[Read]]:
-    """Runs of scans of one shape, at most so many at once."""
+    """Groups consecutive scans of one shape, at most `most` at once."""
     chunk: list[Read] = []
     for one in found:
         if chunk and (len(chunk) == most or one[1].shape != chunk[0][1].shape):
@@ -307,7 +307,7 @@ def _adapt(
 
 
 def _batches(window: _Window, cases: Sequence[Case]) -> Iterator[Tensor]:
-    """(n, C, *patch) float32: patches that cover each case evenly, in batches of about one size, each a mix of all."""
+    """(n, C, *patch) float32: patches that cover each case evenly, in mixed batches of about one size."""
     most = max(1, min(_ADAPT_WINDOWS, _ADAPT_GROUP // len(cases)))
     found = [(image, start) for case in cases for image, start in _places(window, case, most)]
     size = max(2, window.batch // 2)  # gradients need memory too
@@ -318,7 +318,7 @@ def _batches(window: _Window, cases: Sequence[Case]) -> Iterator[Tensor]:
 
 
 def _places(window: _Window, case: Case, most: int) -> list[tuple[NDArray[np.float16], tuple[int, ...]]]:
-    """First voxels of at most so many patches; those without any contrast, such as air, are left out."""
+    """First voxels of at most `most` patches; patches without contrast, such as air, are left out."""
     image, grid = window.read(case)
     starts = [_starts(n, min(p, n), 0.0, even=True) for n, p in zip(grid.shape, window.patch, strict=True)]
     found = list(itertools.product(*starts))
@@ -341,7 +341,7 @@ def _padded(values: NDArray[np.float16], patch: Sequence[int]) -> Tensor:
 
 
 def _starts(size: int, patch: int, overlap: float, *, even: bool = False) -> list[int]:
-    """First voxels of windows that cover an axis: in even steps, or all steps alike but the last."""
+    """First voxels of windows that cover an axis: in even steps, or in equal steps except the last."""
     step = max(1, int(patch * (1 - overlap)))
     count = math.ceil((size - patch) / step) + 1
     if even and count > 1:

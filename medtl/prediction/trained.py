@@ -1,4 +1,4 @@
-"""A trained model: what is written with its weights, and the way back from the file to the model."""
+"""A trained model: the header written with its weights, and loading it from the file."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def model_header(
     patch: Sequence[int] | None = None,
     hparams: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `load_trained` needs beside the tensors, as JSON values.
+    """The facts that `load_trained` needs besides the tensors, as JSON values.
 
     Args:
-        adapter: what is trained.
+        adapter: the trained adapter.
         classes: names in the order of the logits.
         preprocess: of the scans.
         name: of the model, as tables and reports give it; a folder cannot hold every character of it.
         labels: values in masks, for segmentation.
         patch: size of the windows, for segmentation.
-        hparams: of a method that adapts at test time: prediction adapts again.
+        hparams: hyper-parameters of a test-time method, which prediction needs to adapt again.
     """
     method, model = type(adapter).__module__.rpartition(".")[2].removeprefix("medtl_method_"), adapter.model
     header: dict[str, Any] = {
@@ -64,7 +64,7 @@ class Trained:
         model: in eval mode.
         classes: names in the order of the logits.
         preprocess: of the scans.
-        header: all that was written with the weights.
+        header: everything that was written with the weights.
     """
 
     model: nn.Module
@@ -74,10 +74,10 @@ class Trained:
 
     @property
     def labels(self) -> LabelMap | None:
-        """What the values of masks mean; None for a classifier."""
+        """The meaning of mask values; None for a classifier."""
         if "labels" not in self.header:
             return None
-        # The order of classes is the network's; that of a JSON object is nobody's promise.
+        # The network defines the order of classes; JSON objects have no guaranteed order.
         return LabelMap.from_dict(self.header["labels"]).select(self.classes[1:])
 
 

@@ -27,11 +27,11 @@ from medtl.tasks.task import Labelled, Predictions, Task
 from medtl.training.learning import balanced_accuracy
 
 _TIMED = 32
-"""Cases that are predicted to know how long one takes."""
+"""Number of cases predicted to measure the time per case."""
 
 
 class Classification(Task):
-    """One class a case."""
+    """One class per case."""
 
     name: ClassVar[str] = "classification"
 
@@ -41,7 +41,7 @@ class Classification(Task):
         self._hidden_units()
 
     def check_adapter(self, adapter: Adapter) -> None:
-        """Refuses a remedy for rare classes where nothing is trained."""
+        """Refuses a remedy for rare classes if nothing is trained."""
         if not adapter.trains and not adapter.test_time and self.config.imbalance != "none":
             raise ConfigError(
                 f"--imbalance {self.config.imbalance} acts in training, and {type(adapter).__name__} trains nothing. "
@@ -62,7 +62,7 @@ class Classification(Task):
         )
 
     def loss(self, cohort: Cohort, cases: Sequence[Case]) -> ClassificationLoss | None:
-        """Cross-entropy, or what `imbalance` names, for the classes of these cases."""
+        """Cross-entropy, or the remedy that `imbalance` names, for the classes of these cases."""
         classes = cohort.table.classes
         labels = [classes.index(c.label) for c in cases if c.label in classes]
         counts = np.bincount(labels, minlength=len(classes))
@@ -76,7 +76,7 @@ class Classification(Task):
     def inputs(
         self, adapter: Adapter, data: CaseDataset, run: Run, *, training: bool = False
     ) -> CaseDataset | FeatureDataset:
-        """The images, or their features where a strategy's encoder does not change; kept and found again."""
+        """The images, or their stored features if the strategy does not change the encoder."""
         if not (isinstance(adapter, Strategy) and adapter.on_features):
             return data
         assert isinstance(adapter.model, Classifier)
@@ -91,7 +91,7 @@ class Classification(Task):
         return balanced_accuracy(plain.labels, predict_cases(adapter.model, plain))
 
     def predict_some(self, adapter: Adapter, data: CaseDataset, **samples: Any) -> int:
-        """From preprocessed scans: new ones have no features yet."""
+        """Predicts preprocessed scans: new scans have no stored features."""
         some = Subset(data.plain(), range(min(_TIMED, len(data))))
         return len(predict_cases(adapter.model, some))
 
@@ -101,7 +101,7 @@ class Classification(Task):
 
     @property
     def note(self) -> str:
-        """What the remedy for rare classes does to the probabilities."""
+        """The effect of the remedy for rare classes on the probabilities."""
         return calibration_note(self.config.imbalance)
 
     def _hidden_units(self) -> int | None:
@@ -120,9 +120,9 @@ class ClassPredictions(Predictions):
     """Rows of the predictions table.
 
     Args:
-        task: knows what a model is given.
-        run: where the table goes.
-        classes: in the order of the logits.
+        task: provides the inputs of a model.
+        run: the run that the table belongs to.
+        classes: names in the order of the logits.
     """
 
     def __init__(self, task: Classification, run: Run, classes: Sequence[str]) -> None:
@@ -153,6 +153,6 @@ class ClassPredictions(Predictions):
         return PredictionTable.from_frame(self._table)
 
     def recommend(self, reference: str) -> Decision:
-        """From source validation and the predictions for the target."""
+        """Decides from source validation and the predictions for the target."""
         rows = pd.concat(self._rows, ignore_index=True)
         return recommend(rows[~rows.model.isin(self._bounds)], self.classes, reference=reference)

@@ -29,11 +29,11 @@ from medtl.tasks.task import Labelled, Predictions, Task
 from medtl.training.validation import Validation
 
 _TIMED = 4
-"""Cases that are segmented to know how long one takes."""
+"""Number of cases segmented to measure the time per case."""
 
 
 class Segmentation(Task):
-    """One class a voxel: the background and the structures."""
+    """One class per voxel: the background and the structures."""
 
     name: ClassVar[str] = "segmentation"
     keep_spacing: ClassVar[bool] = True
@@ -59,12 +59,12 @@ class Segmentation(Task):
         return {"patch": cohort.patch(self.config.image_size, cube=network == "unet_3d")}
 
     def loss(self, cohort: Cohort, cases: Sequence[Case]) -> SegmentationLoss:
-        """The loss by name; structures that are rare in these cases are weighted up."""
+        """The named loss; structures that are rare in these cases get a higher weight."""
         return SegmentationLoss.balanced(self.config.loss, cohort.voxel_counts(cases))
 
     @torch.no_grad()
     def accuracy(self, adapter: Adapter, data: Labelled, batch_size: int) -> float | None:
-        """Mean Dice over the structures, of patches, as in the log of the training."""
+        """Mean Dice of the structures in patches, as in the training log."""
         tally, device = Validation(adapter.supervised_loss), default_device()
         with modes_kept(adapter):
             adapter.to(device).eval()
@@ -74,11 +74,11 @@ class Segmentation(Task):
         return tally.compute().get("validation_dice")
 
     def predict_some(self, adapter: Adapter, data: CaseDataset, **samples: Any) -> int:
-        """Whole scans, by sliding windows."""
+        """Segments whole scans by sliding windows."""
         return len(list(itertools.islice(segment_cases(adapter.model, data, **samples), _TIMED)))
 
     def header(self, cohort: Cohort) -> Mapping[str, Any]:
-        """The values of masks, and the size of the windows."""
+        """The mask values and the window size."""
         return {"labels": cohort.table.labels, **self.samples(cohort)}
 
     def predictions(self, run: Run, cohort: Cohort) -> Predictions:
@@ -119,6 +119,6 @@ class MaskPredictions(Predictions):
         return self.writer.finish()
 
     def recommend(self, reference: str) -> Decision:
-        """From source validation and the predictions for the target."""
+        """Decides from source validation and the predictions for the target."""
         structures = tuple(self.writer.labels.structures)
         return recommend_masks(self.writer.evidence, structures, reference=reference)

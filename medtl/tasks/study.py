@@ -1,4 +1,4 @@
-"""A study: ways to a model, trained on one cohort, tested on what was held out, and reported."""
+"""A study trains several ways on one cohort, tests them on held-out cases, and reports."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ HELD_OUT = (("source", "validation"), ("source", "test"), ("target", "test"))
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is known of a training; the weights are on disk.
+    """The outcome of a training; the weights are on disk.
 
     Attributes:
-        result: what training did.
-        kept: how the kept weights do on the training and the validation cases.
+        result: the result of `fit`.
+        kept: accuracy of the kept weights on training and validation cases.
         cost: time, memory and size.
     """
 
@@ -51,7 +51,7 @@ class Fitted:
 
 
 class Study:
-    """Trains ways to a model on the same cases, and gathers what is known of each.
+    """Trains several ways on the same cases and collects their results.
 
     Example:
         study = Study.prepare(run, task, ways, cases, preprocess)
@@ -62,9 +62,9 @@ class Study:
     Args:
         run: the open run.
         task: classification or segmentation.
-        ways: what is to be trained; all take as many steps where one learns from the target.
+        ways: the ways to train; if one learns from the target, all take the same number of steps.
         cohort: the cases.
-        progress_bar: a bar on the terminal while training.
+        progress_bar: show a bar on the terminal while training.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Study:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is doubtful about the cases."""
+        """Doubts about the cases."""
         return self.cohort.table.warnings
 
     @property
@@ -119,15 +119,15 @@ class Study:
     def train(
         self, way: Way, seed: int, *, cases: Sequence[Case] | None = None, size: int | None = None
     ) -> Fitted:
-        """Trains one way once, and predicts all that is held out: source validation, source test, target.
+        """Trains one way once, and predicts all held-out cases: source validation, source test, target.
 
-        What the run folder holds already is not trained again.
+        A model that is already in the run folder is not trained again.
 
         Args:
             way: the way.
-            seed: of the training.
-            cases: these training cases of the source instead of all.
-            size: number of their patients, which the model is named after (`probe@20`).
+            seed: training seed.
+            cases: training cases of the source, instead of all.
+            size: number of their patients, which becomes part of the model's name (`probe@20`).
 
         Raises:
             DataError: there are no training cases, or some that no model can be trained on.
@@ -171,7 +171,7 @@ class Study:
                 else self.task.accuracy(adapter, checked, config.batch_size),
                 validation_patients=len({c.patient for c in cohort.select("source", "validation")}),
             )
-        # A method that adapts while it predicts has no time a case of its own.
+        # A method that adapts while predicting has no time per case.
         time_it = (
             None if adapter.test_time else lambda: self.task.predict_some(adapter, train, **self.samples)
         )
@@ -183,10 +183,10 @@ class Study:
         return self.fitted[-1]
 
     def train_bound(self, way: Way, seed: int) -> None:
-        """Trains on the target's own labels where the run asks for it: an upper bound, never a candidate.
+        """Trains on the target's own labels if the run asks for it: an upper bound, never a candidate.
 
-        Every case is predicted by a model that has not seen its patient: of two halves of the patients each is the
-        other's test.
+        Every case is predicted by a model that has not seen its patient: each half of the patients tests the model of
+        the other half.
         """
         for number, (half, rest) in enumerate(self._halves, 1):
             train = self._data("target", "test", cases=half, with_labels=True, augmented=True, seed=seed)
@@ -208,7 +208,7 @@ class Study:
         """Which model to keep, decided without a label of the target.
 
         Args:
-            reference: the way that was not adapted.
+            reference: the way that is not adapted.
         """
         return self.predictions.recommend(reference.name)
 
@@ -223,10 +223,10 @@ class Study:
         """Writes the predictions, evaluates them, and writes the report.
 
         Args:
-            title: headline of the page.
-            decision: what would be kept without labels of the target.
+            title: title of the page.
+            decision: the choice made without target labels.
             reference_model: the model that others are compared with.
-            notes: remarks, beside the warnings of the cohort.
+            notes: remarks in addition to the cohort's warnings.
 
         Returns:
             The results, and the path of the page.
@@ -283,7 +283,7 @@ class Study:
         own: dict[str, Any] = {}
         if way.trained_already:
             own["epochs"] = 0
-        if way.method:  # an adapted model is that of the last step: nothing of the source may stop it
+        if way.method:  # an adapted model is that of the last step: source validation must not stop it
             own["patience"] = None
         return FitConfig.of_recipe(
             self.config,
@@ -307,14 +307,14 @@ class Study:
 def check_ways(
     task: Task, ways: Sequence[Way], cases: CaseTable, preprocess: Preprocess
 ) -> dict[str, list[dict[str, Any]]]:
-    """Builds every way once, so that absent weights and what cannot be done are errors before anything is written.
+    """Builds every way once, so that errors come before anything is written.
 
     Returns:
-        By name of the way: what a strategy trains, one row a part of the model; empty for a method.
+        For each way, what its strategy trains, one row per part of the model; empty for a method.
 
     Raises:
-        ConfigError: a method, strategy, encoder or loss that does not go with the others.
-        WeightsError: the weights are absent or of another encoder.
+        ConfigError: a method, strategy, encoder or loss that does not fit the others.
+        WeightsError: the weights are missing or belong to another encoder.
     """
     plans = {}
     for way in ways:

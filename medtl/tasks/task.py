@@ -1,4 +1,4 @@
-"""The contract of a task: what classification and segmentation do differently, and nothing else."""
+"""The contract of a task: where classification and segmentation differ."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from medtl.runs import Run
 from medtl.selection.decide import Decision
 
 Labelled = CaseDataset | FeatureDataset
-"""What `accuracy` judges."""
+"""The data sets that `accuracy` takes."""
 
 
 class Predictions(ABC):
-    """Gathers what models predict, and writes it to the run."""
+    """Collects the predictions of models and writes them to the run."""
 
     @abstractmethod
     def add(
         self, adapter: Adapter, data: CaseDataset, model: str, seed: int, *, candidate: bool = True
     ) -> None:
-        """Predicts cases and keeps the rows.
+        """Predicts cases and stores the rows.
 
         Args:
-            adapter: a trained model; a test-time method adapts to cases of the target first.
+            adapter: a trained model; a test-time method first adapts to cases of the target.
             data: cases of one domain and split.
-            model: its name.
+            model: name of the model.
             seed: its training seed.
-            candidate: it may be chosen; a model that has seen labels of the target may not.
+            candidate: whether it may be chosen; a model that has seen labels of the target may not.
         """
 
     @abstractmethod
     def finish(self) -> PredictionTable | SegmentationTable:
-        """Writes the table and reads it back as anyone would."""
+        """Writes the table and reads it back with all checks."""
 
     @abstractmethod
     def recommend(self, reference: str) -> Decision:
-        """Which of the candidates to keep, decided without a label of the target; `reference` was not adapted."""
+        """Decides which candidate to keep, without a label of the target; `reference` is the unadapted model."""
 
 
 class Task(ABC):
@@ -66,7 +66,7 @@ class Task(ABC):
         self.config = config
 
     def collect(self, *, val_fraction: float = 0.25, test_fraction: float = 0.0) -> CaseTable:
-        """The cases of the folders; the shares are of each source's patients, see `collect_cases`."""
+        """The cases of the folders; the fractions are of each source's patients, see `collect_cases`."""
         c = self.config
         return collect_cases(
             source=c.source,
@@ -91,10 +91,10 @@ class Task(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Refuses what the configuration asks for and the task cannot do, before anything is written."""
+        """Refuses a configuration that the task does not support, before anything is written."""
 
     def check_adapter(self, adapter: Adapter) -> None:
-        """Refuses a method or strategy that does not go with the configuration."""
+        """Refuses a method or strategy that does not fit the configuration."""
         return
 
     @abstractmethod
@@ -102,36 +102,36 @@ class Task(ABC):
         """An untrained model on an encoder.
 
         Raises:
-            ConfigError: an unknown name, or a network that the encoder cannot do.
-            WeightsError: the weights are absent or of another encoder.
+            ConfigError: an unknown name, or a network that does not fit the encoder.
+            WeightsError: the weights are missing or belong to another encoder.
         """
 
     def samples(self, cohort: Cohort) -> dict[str, Any]:
-        """What `Cohort.dataset` needs to know of this task's samples, as keyword arguments."""
+        """Keyword arguments of `Cohort.dataset` for this task's samples."""
         return {}
 
     @abstractmethod
     def loss(self, cohort: Cohort, cases: Sequence[Case]) -> nn.Module | None:
-        """The source's loss for these training cases; None is the adapter's own.
+        """The source's loss for these training cases; None means the adapter's own.
 
         Raises:
             DataError: cases that no model can be trained on.
         """
 
     def inputs(self, adapter: Adapter, data: CaseDataset, run: Run, *, training: bool = False) -> Labelled:
-        """What a model is given of the data: the samples, or features where the encoder stands still."""
+        """The inputs of a model: the samples, or stored features if the encoder is frozen."""
         return data
 
     @abstractmethod
     def accuracy(self, adapter: Adapter, data: Labelled, batch_size: int) -> float | None:
-        """How the model does on labelled cases, not augmented: balanced accuracy, or mean Dice; None without labels."""
+        """Balanced accuracy or mean Dice on labelled cases without augmentation; None without labels."""
 
     @abstractmethod
     def predict_some(self, adapter: Adapter, data: CaseDataset, **samples: Any) -> int:
-        """Predicts a few cases as new ones would be, to know how long that takes; returns how many."""
+        """Predicts a few cases like new scans, to measure the time; returns their number."""
 
     def header(self, cohort: Cohort) -> Mapping[str, Any]:
-        """What `model_header` needs to know of this task, as keyword arguments."""
+        """Keyword arguments of `model_header` for this task."""
         return {}
 
     @abstractmethod

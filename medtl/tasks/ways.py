@@ -1,4 +1,4 @@
-"""Ways to a model: an encoder with a fine-tuning strategy, or with an adaptation method."""
+"""Ways to train a model: an encoder with a fine-tuning strategy or an adaptation method."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from medtl.errors import ConfigError
 from medtl.strategies import build_strategy, parse_strategy_hparams, strategy_class
 
 SOURCE_ONLY = "source_only"
-"""Name of the model that was not adapted: it is the reference, and what some methods start from."""
+"""Name of the unadapted model, which is the reference, and the start of some methods."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to a model.
+    """One way to train a model.
 
     Attributes:
-        name: of the model, in tables and in the run folder.
+        name: name of the model in tables and in the run folder.
         encoder: timm's name.
         strategy: a fine-tuning strategy, such as `full`, `probe` or `last:2`; "" for a method.
-        method: an adaptation method, such as `dann`, or a file of one's own; "" for a strategy.
+        method: an adaptation method, such as `dann`, or your own file; "" for a strategy.
         hparams: hyper-parameters of the strategy or the method.
-        start: name of the way whose weights it starts from, "" for an encoder's own.
+        start: name of the way whose weights it starts from; "" for the encoder's own.
     """
 
     name: str
@@ -46,31 +46,31 @@ class Way:
 
     @property
     def is_source_only(self) -> bool:
-        """Whether it is the model that was not adapted, the reference of the methods."""
+        """Whether it is the unadapted model, the reference of the methods."""
         return self.name.rpartition("/")[2] == SOURCE_ONLY
 
     @property
     def adapts(self) -> bool:
-        """Whether scans of the target take part."""
+        """Whether it learns from scans of the target."""
         return "target" in self.kind.needs
 
     @property
     def trained_already(self) -> bool:
-        """Whether the weights that it starts from are those that it would train."""
+        """Whether the weights that it starts from equal those that it would train."""
         return bool(self.start) and self.kind.source_weights and not self.hparams
 
     def around(self, model: nn.Module, seed: int, criterion: nn.Module | None = None) -> Adapter:
         """The strategy or the method around a model.
 
         Raises:
-            ConfigError: it cannot do what is asked, with the reason.
+            ConfigError: it does not support what is asked; the message gives the reason.
         """
         build = build_adapter if self.method else build_strategy
         return build(self.method or self.strategy, model, seed=seed, criterion=criterion, **self.hparams)
 
     @property
     def note(self) -> str:
-        """What the report says about the way the model was trained."""
+        """What the report says about how the model was trained."""
         if self.strategy:
             return f"Strategy {self.strategy} on {self.encoder}."
         if self.is_source_only:
@@ -90,14 +90,14 @@ def ways_of(
     """Every strategy and every method on every encoder; methods are preceded by source-only.
 
     Args:
-        encoders: timm's names; with several, they stand before the names of the models (`resnet50/dann`).
+        encoders: timm's names; if there are several, they become part of the models' names (`resnet50/dann`).
         strategies: names that `medtl list strategies` shows.
-        methods: names that `medtl list methods` shows, or files of one's own.
+        methods: names that `medtl list methods` shows, or your own files.
         hparams: `key=value` for all of them, `NAME.key=value` for one.
-        name: of the model, where there is one way alone; by default that of the strategy or method.
+        name: name of the model if there is only one way; by default that of the strategy or method.
 
     Raises:
-        ConfigError: an unknown name, a name twice, or hyper-parameters that nobody has.
+        ConfigError: an unknown or repeated name, or hyper-parameters that no method or strategy has.
     """
     stems = [Path(method).stem for method in methods]
     plain = [strategy.partition(":")[0] for strategy in strategies]
@@ -118,7 +118,7 @@ def ways_of(
         for method, stem in zip(methods, stems, strict=True):
             values = parse_hparams(method, own(stem))
             kind = adapter_class(method)
-            # Some have no source to learn from, and some would train source-only a second time.
+            # Some methods do not learn from the source, and some would train source-only a second time.
             starts = "source" not in kind.needs or (kind.source_weights and not values)
             found.append(
                 Way(

@@ -1,1 +1,1 @@
-"""The training loop, and what stands around it: checkpoints, validation, costs, learning curves."""
+"""The training loop, with checkpoints, validation, costs and learning curves."""

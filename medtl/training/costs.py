@@ -1,4 +1,4 @@
-"""What a training costs: time, memory and size, measured once and kept beside the model."""
+"""The cost of a training: time, memory and size, measured once and stored with the model."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from medtl.training.keeper import last_epoch
 
 
 class CostMeter:
-    """Measures a training while it is open.
+    """Measures the training inside its `with` block.
 
     with CostMeter(run, folder) as meter:
         fit(adapter, train, folder=folder, config=config)
     cost = meter.cost("full", adapter, lr=config.lr, predict=lambda: len(predict_cases(model, some)))
 
-    The figures are kept in `cost.json` of the folder: a run that is resumed reads what was measured when the model was
-    trained. Of a training that was stopped on the way the time is not known. Memory is the GPU's peak, else the
-    process's; it is not known where the system does not tell.
+    The figures are stored in the folder's `cost.json`, so that a resumed run finds what was measured when the model was
+    trained. The time of an interrupted training is unknown. Memory is the peak of the GPU or else of the process;
+    it is unknown on systems that do not report it.
 
     Args:
         run: the run.
-        folder: of the model.
+        folder: folder of the model.
     """
 
     def __init__(self, run: Run, folder: Path) -> None:
@@ -73,8 +73,8 @@ class CostMeter:
             model: its name in the predictions.
             adapter: holds the model.
             lr: peak learning rate.
-            predict: predicts some cases and returns how many; it is called where the cost was not kept. None leaves the
-                time of a prediction open.
+            predict: predicts some cases and returns their number; it is called if no cost is stored. None leaves out
+                the time of a prediction.
         """
         path = self._folder / "cost.json"
         if path.is_file():
@@ -94,7 +94,7 @@ class CostMeter:
 
 
 def _trained_parameters(adapter: Adapter, lr: float) -> int:
-    """Parameters of the model that an optimiser is given; a discriminator's are not the model's."""
+    """Parameters of the model that the optimiser trains; those of a discriminator do not count."""
     if not adapter.trains:
         return 0
     own = {id(p) for p in adapter.model.parameters()}
@@ -102,7 +102,7 @@ def _trained_parameters(adapter: Adapter, lr: float) -> int:
 
 
 def mean_costs(costs: Sequence[Cost]) -> tuple[Cost, ...]:
-    """One cost a model, means over its training seeds; sizes are the same for all."""
+    """One cost per model, averaged over its training seeds; sizes are the same for all seeds."""
     by_model: dict[str, list[Cost]] = {}
     for cost in costs:
         by_model.setdefault(cost.model, []).append(cost)

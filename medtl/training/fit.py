@@ -36,27 +36,27 @@ from medtl.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 MIN_STEPS_PER_EPOCH = 10
-"""Small folders are repeated until an epoch has this many steps, so that `epochs` means much the same for all."""
+"""Small folders are repeated until an epoch has this many steps, so that `epochs` means about the same for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to train; every field has the same name as its flag where it has one.
+    """Settings of a training; fields with a flag have its name.
 
     Attributes:
-        epochs: passes over the longer of source and target; 0 trains nothing and ends the training of a model that is
-            trained already.
+        epochs: passes over the longer of source and target; 0 trains nothing and only finishes a model that is
+            already trained.
         batch_size: cases of each domain in a step.
         lr: peak learning rate of AdamW; warms up over 10 % of the steps, then falls as a cosine.
-        weight_decay: of AdamW.
-        seed: all randomness derives from it.
-        patience: stop after so many epochs without a lower source-validation loss and go back to the best
+        weight_decay: weight decay of AdamW.
+        seed: seed of all randomness.
+        patience: stop after this many epochs without a lower source-validation loss and return to the best
             epoch; None trains to the end and keeps the last.
         devices, accelerator, precision: Lightning's.
         num_workers: processes that load data; 0 loads in the training process.
         steps_per_epoch: None derives it from the data.
-        balanced: draw every class of the source equally often.
-        progress_bar: a bar on the terminal; without it one log line an epoch.
+        balanced: sample every class of the source equally often.
+        progress_bar: a bar on the terminal; without it one log line per epoch.
         tensorboard: also log to TensorBoard, if it is installed.
     """
 
@@ -77,11 +77,11 @@ class FitConfig:
 
     @classmethod
     def of_recipe(cls, config: Any, **own: Any) -> FitConfig:
-        """What a recipe's flags say; with `--smoke` two steps of one epoch.
+        """Builds the settings from a recipe's flags; `--smoke` means two steps of one epoch.
 
         Args:
             config: the recipe's configuration, a `medtl.config.TrainingConfig`.
-            own: fields that the flags do not give as they are, such as `seed`.
+            own: fields that differ from the flags, such as `seed`.
         """
         if config.epochs < 1:
             raise ConfigError(f"epochs is {config.epochs}; expected at least 1.")
@@ -106,13 +106,13 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training did.
+    """The result of a training.
 
     Attributes:
-        epochs: how many were run.
+        epochs: number of epochs run.
         best_epoch: the epoch whose weights are kept.
         losses: means of the adapter's losses over the last epoch, by name.
-        path: the model's weights, with its header.
+        path: file of the model's weights, with its header.
     """
 
     epochs: int
@@ -133,24 +133,24 @@ def fit(
     header: Mapping[str, Any] | None = None,
     metrics: MetricsLog | None = None,
 ) -> FitResult:
-    """Trains `adapter` and leaves `folder/model.safetensors`; goes on where a killed run stopped.
+    """Trains `adapter` and writes `folder/model.safetensors`; continues where a killed run stopped.
 
-    A method that adapts at test time has nothing to train here: its model is saved as it is.
+    A test-time method has nothing to train here: its model is saved unchanged.
 
     Args:
-        adapter: its `needs` say which of the data sets it gets.
+        adapter: its `needs` decide which data sets it gets.
         source: labelled cases.
-        target: cases without labels, as long or as short as they are: the shorter domain is repeated.
-        folder: of this model alone; the checkpoint of the last epoch and the final weights go there.
+        target: cases without labels, in any number: the shorter domain is repeated.
+        folder: folder of this model alone, for the checkpoint of the last epoch and the final weights.
         config: see `FitConfig`.
         validation: labelled source cases, for the log and for `patience`.
         target_plain: the target without augmentation, for `on_epoch_start` and `on_fit_end`.
-        header: what is needed to use the weights, as JSON values.
-        metrics: where to append one row a value and epoch.
+        header: the facts needed to use the weights, as JSON values.
+        metrics: log that receives one row per value and epoch.
 
     Raises:
         ConfigError: the adapter needs data that was not given.
-        DataError: the loss is not finite, with the step and the parts.
+        DataError: the loss is not finite; the message gives the step and the parts.
     """
     config = config or FitConfig()
     final = folder / "model.safetensors"
@@ -161,9 +161,9 @@ def fit(
             f"Method {type(adapter).__name__} needs {' and '.join(missing)} scans, which were not given."
         )
     if config.balanced and getattr(source, "labels", None) is None:
-        raise ConfigError("Balanced sampling draws classes equally often, and the source has none.")
+        raise ConfigError("Balanced sampling needs the classes of the source, and it has none.")
     if config.patience is not None and validation is None:
-        raise ConfigError("patience stops on source validation, and no validation cases were given.")
+        raise ConfigError("patience needs source validation, and no validation cases were given.")
     if final.exists():
         saved, weights = load_weights(final)
         own = load_weights(folder / "adapter.safetensors")[1]
@@ -183,7 +183,7 @@ def fit(
         trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
-            # Spawned, not launched as further copies of the command: one process owns the run folder.
+            # Spawned, not started as further copies of the command: one process owns the run folder.
             strategy=DDPStrategy(start_method="spawn", find_unused_parameters=True)
             if config.devices > 1
             else "auto",
@@ -255,7 +255,7 @@ class _Module(pl.LightningModule):
         self._data = data
         self._target_plain = target_plain
         self._metrics = metrics
-        # Counted over all that was given: source-only takes as many steps as the adapted model beside it.
+        # Counted over both domains: source-only takes as many steps as the adapted model.
         longest = max(len(d) for d in given.values() if d is not None)
         steps = max(math.ceil(longest / config.batch_size), MIN_STEPS_PER_EPOCH)
         self._drawn = (config.steps_per_epoch or steps) * config.batch_size
@@ -263,7 +263,7 @@ class _Module(pl.LightningModule):
         self._sums: dict[str, float] = {}
 
     def _set_steps(self, processes: int) -> None:
-        """Several processes share what an epoch draws: each takes fewer steps."""
+        """Divides the steps of an epoch among several processes."""
         self.steps_per_epoch = math.ceil(self._drawn / self.config.batch_size / processes)
         self.num_steps = self.steps_per_epoch * self.config.epochs
 
@@ -285,7 +285,7 @@ class _Module(pl.LightningModule):
         return CombinedLoader(loaders, mode="min_size")
 
     def plain_loaders(self) -> dict[str, DataLoader[Any]]:
-        """Every target case once, in order, not augmented."""
+        """Yields every target case once, in order, without augmentation."""
         return (
             {} if self._target_plain is None else {"target": _plain_loader(self._target_plain, self.config)}
         )
@@ -299,17 +299,17 @@ class _Module(pl.LightningModule):
         return optimizer
 
     def on_train_epoch_start(self) -> None:
-        """Puts the adapter into its own training mode, where what is frozen stays in eval mode, and calls its hook."""
+        """Puts the adapter into training mode, in which frozen parts stay in eval mode, and calls its hook."""
         self.adapter.train()
         if type(self.adapter).on_epoch_start is not Adapter.on_epoch_start:
             self.adapter.on_epoch_start(self.plain_loaders())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets learning rate and random state from the step's number alone."""
+        """Sets learning rate and random state from the step number alone."""
         if batch_idx == 0:
             self._sums = {}
         seed = derive_seed(self.config.seed, "step", self.global_step)
-        # On a CPU torch's own call takes a millisecond for accelerators that are not used.
+        # On a CPU, torch's own call spends a millisecond on unused accelerators.
         seeded = torch.default_generator if self.device.type == "cpu" else torch
         seeded.manual_seed(seed)
         optimizer = self.optimizers()
@@ -318,7 +318,7 @@ class _Module(pl.LightningModule):
             group["lr"] = group["peak_lr"] * self.adapter.learning_rate(group, progress)
 
     def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
-        """One call of the adapter."""
+        """Calls the adapter once."""
         losses = self.adapter(
             batch.get("source"), batch.get("target"), progress=self.global_step / self.num_steps
         )
@@ -334,7 +334,7 @@ class _Module(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Hands the adapter its hook."""
+        """Calls the adapter's hook."""
         self.adapter.on_step_end()
 
     def on_validation_epoch_start(self) -> None:
@@ -370,7 +370,7 @@ class _Module(pl.LightningModule):
 
 
 def _loader(data: CaseData, config: FitConfig, **options: Any) -> DataLoader[Any]:
-    # A data set of one's own may draw from the global random state, which a thread must not share.
+    # A user's data set may use the global random state, which must not be shared with a thread.
     kind = AheadLoader if isinstance(data, CaseDataset) else DataLoader
     return kind(
         cast("Dataset[Batch]", data),

@@ -1,4 +1,4 @@
-"""The checkpoints of a training: what resuming needs, and the weights of the best epoch."""
+"""The checkpoints of a training: the state for resuming, and the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKPOINT_SHARE = 0.02
 
 
 CHECKPOINT_SECONDS = 5.0
-"""What takes less than this is trained again after a kill."""
+"""Training time that may be lost in a kill, rather than checkpointed."""
 
 
 _EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
@@ -55,7 +55,7 @@ class SafetensorsIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Joins the two files again; nothing is unpickled but tensors and plain values."""
+        """Joins the two files again; only tensors and plain values are unpickled."""
         path = Path(path)
         header, weights = load_weights(path)
         if header["kind"] == "weights":
@@ -80,9 +80,9 @@ class SafetensorsIO(CheckpointIO):
 class Keeper(Checkpoint):
     """Keeps a checkpoint of a late epoch and, with patience, the weights of the best epoch.
 
-    An epoch's checkpoint is written where that costs little beside the training since the last one: a run of fast
-    epochs that is stopped repeats a few of them. A `Checkpoint`, so that Lightning calls it after the module has closed
-    its epoch.
+    A checkpoint is written when its cost is small compared with the training since the last one: an interrupted run of
+    fast epochs repeats a few of them. It derives from `Checkpoint`, so that Lightning calls it after the module has
+    finished its epoch.
     """
 
     def __init__(self, adapter: nn.Module, folder: Path, patience: int | None) -> None:
@@ -98,7 +98,7 @@ class Keeper(Checkpoint):
         self._written_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs."""
+        """The state needed for resuming."""
         return {"best": self.best, "best_epoch": self.best_epoch, "losses": self.losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class Keeper(Checkpoint):
             trainer.should_stop = trainer.should_stop or self._exhausted(epoch)
         self.losses = dict(pl_module.last_losses)  # type: ignore[arg-type]
         last = trainer.should_stop or epoch + 1 == trainer.max_epochs
-        # Several processes agree by writing every epoch: a checkpoint is the work of all of them.
+        # Several processes write every epoch, because a checkpoint needs all of them.
         due = time.monotonic() - self._written_at > max(self._cost / CHECKPOINT_SHARE, CHECKPOINT_SECONDS)
         if last or due or trainer.world_size > 1:
             self._write(trainer, epoch)
@@ -138,16 +138,16 @@ class Keeper(Checkpoint):
         self._cost = self._written_at - start
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that was killed after its last epoch, before its final weights were written, trains no further."""
+        """Stops at once if the run was killed after its last epoch, before its final weights were written."""
         trainer.should_stop = trainer.should_stop or self._exhausted(trainer.current_epoch - 1)
 
     def _exhausted(self, epoch: int) -> bool:
         return self.patience is not None and self.best_epoch >= 0 and epoch - self.best_epoch >= self.patience
 
     def restore(self) -> int:
-        """Puts the weights to keep into the adapter, and returns how many epochs were run.
+        """Loads the weights to keep into the adapter, and returns the number of epochs run.
 
-        All is read from the files: with several devices, training ran in other processes.
+        Everything is read from files: with several devices, training ran in other processes.
         """
         last = last_epoch(self.folder)
         if last is None:
@@ -164,7 +164,7 @@ class Keeper(Checkpoint):
         return int(checkpoint["epoch"]) + 1
 
     def clean(self) -> None:
-        """Removes what only resuming needed."""
+        """Removes the files that only resuming needed."""
         if (last := last_epoch(self.folder)) is not None:
             SafetensorsIO().remove_checkpoint(last)
         (self.folder / "best.safetensors").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How the training of every model and seed went: the run's metrics beside the accuracies of the kept weights."""
+"""Learning curves of every model and seed: the run's metrics, with the accuracies of the kept weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ VALIDATION_ACCURACIES = ("validation_balanced_accuracy", "validation_dice")
 
 @dataclass(frozen=True)
 class Kept:
-    """The weights that one training kept, judged on cases without augmentation.
+    """Accuracy of the weights that a training kept, on cases without augmentation.
 
     Attributes:
-        model: name of the model, as in the metrics and in the table of predictions.
+        model: name of the model, as in the metrics and the predictions table.
         seed: training seed.
-        best_epoch: as `FitResult` counts, from 0.
+        best_epoch: the kept epoch, counted from 0.
         train_accuracy: balanced accuracy on the training cases (segmentation: mean Dice), or None.
         validation_accuracy: the same on the source's validation cases.
         validation_patients: patients among those.
@@ -45,7 +45,7 @@ def learning_curves(metrics_csv: Path, kept: Sequence[Kept]) -> tuple[LearningCu
 
     Args:
         metrics_csv: the run's `metrics.csv`, rows `model, seed, epoch, step, metric, value`.
-        kept: what each training kept; one that has no rows, as a method without training, is left out.
+        kept: the kept weights of each training; one without rows, such as a method without training, is left out.
 
     Raises:
         DataError: the file is not such a table.
@@ -85,7 +85,7 @@ def learning_curves(metrics_csv: Path, kept: Sequence[Kept]) -> tuple[LearningCu
 
 
 def balanced_accuracy(labels: Any, logits: Any) -> float | None:
-    """Mean recall over the classes that occur, the most probable class called.
+    """Mean recall over the classes that occur, predicting the most probable class.
 
     Args:
         labels: (n,) class of each case, negative where unknown; or (n, k) 0 or 1 for k findings, nan where unknown,
@@ -93,7 +93,7 @@ def balanced_accuracy(labels: Any, logits: Any) -> float | None:
         logits: (n, classes), or (n, k).
 
     Returns:
-        The share, or None where no case has a label.
+        Balanced accuracy, or None if no case has a label.
     """
     labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
     if labels.ndim == 2:
@@ -112,7 +112,7 @@ def _mean_recall(truth: Any, called: Any) -> float | None:
 
 
 def _read(path: Path) -> dict[tuple[str, int], dict[str, dict[int, float]]]:
-    """Values by (model, seed), metric and epoch; of an epoch that was written twice, the later one."""
+    """Values by (model, seed), metric and epoch; if an epoch was written twice, the later one."""
     values: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
     if not path.is_file():
         return values

@@ -1,4 +1,4 @@
-"""Lightning's loggers and messages, as a run of medtl wants them."""
+"""Sets up Lightning's loggers and messages for a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def tensorboard(folder: Path) -> Any:
-    """A logger that writes into `folder/tb`, or False where TensorBoard is not installed."""
+    """A logger that writes to `folder/tb`, or False if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         return False
     from pytorch_lightning.loggers import TensorBoardLogger
@@ -21,7 +21,7 @@ def tensorboard(folder: Path) -> Any:
 
 
 def hide_host(folder: Path) -> None:
-    """TensorBoard writes the machine's name into the names of its files; they need none."""
+    """Removes the machine's name from the names of TensorBoard's files."""
     for number, file in enumerate(sorted((folder / "tb").glob("events.out.tfevents.*"))):
         file.rename(file.with_name(f"events.out.tfevents.{number}"))
 

@@ -1,4 +1,4 @@
-"""`AheadLoader`: the next batch is made while the present one is used."""
+"""`AheadLoader`: prepares the next batch while the current one is used."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 
 
 class AheadLoader(DataLoader[Any]):
-    """A `DataLoader` that makes the next batch in a thread while the present one is used.
+    """A `DataLoader` that prepares the next batch in a thread while the current one is used.
 
-    One batch is ahead, so that a GPU does not wait for augmentation, nor a core that torch leaves idle; what the
-    batches hold and their order are the same. Errors of the data set are raised where the batch is asked for. It is
-    a plain `DataLoader` with worker processes, which are ahead already, and where torch computes on every core: a
-    thread would only take turns with it. The data set must draw nothing from the global random state.
+    It stays one batch ahead, so that neither a GPU nor an idle core waits for augmentation; the batches and their order
+    are the same. Errors of the data set are raised when the batch is requested. With worker processes, which work ahead
+    anyway, it is a plain `DataLoader`, and also when torch computes on every core, because a thread would only compete
+    with it. The data set must not use the global random state.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -26,7 +26,7 @@ class AheadLoader(DataLoader[Any]):
 
 
 def _idle() -> bool:
-    """Whether something has time to make batches while torch computes."""
+    """Whether a core is free to prepare batches while torch computes."""
     return torch.cuda.is_available() or torch.get_num_threads() < joblib.cpu_count()
 
 

@@ -1,4 +1,4 @@
-"""How a model does on source validation, gathered batch by batch."""
+"""Figures of source validation, accumulated batch by batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Validation:
-    """Loss, and balanced accuracy (classes) or Dice (masks), over the batches that `add` was given."""
+    """Loss, and balanced accuracy (classes) or Dice (masks), over all batches given to `add`."""
 
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
@@ -28,7 +28,7 @@ class Validation:
             self._logits.append(logits.float().cpu())
             self._labels.append(label.cpu())
             return
-        # Volumes are many and large: sums are kept, not voxels.
+        # Volumes are many and large: store sums, not voxels.
         self._loss_sum += float(self._loss(logits, label)) * len(label)
         self._num += len(label)
         num_classes, known = logits.shape[1], label >= 0
