@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medtl.evaluation.names import first_model, many
+from medtl.evaluation.names import MANY, first_model, many
 from medtl.evaluation.results import Block, Results
-from medtl.evaluation.seglimitations import mask_limitations
-from medtl.evaluation.statistics.estimate import FEW_EVENTS, Estimate, format_estimate
+from medtl.evaluation.statistics.estimate import FEW_EVENTS, Estimate, format_estimate, join
 
 ADVISED_EVENTS = 100
 """Patients with and without the event that external testing is advised to hold (Collins 2016)."""
+ADVISED_PATIENTS = 50
+"""Patients from which on percentile intervals of a mean Dice hold what they promise."""
 WIDE_AUROC = 0.2
+WIDE_DICE = 0.1
 ADVISED_SEEDS = 3
 
 
@@ -42,7 +44,7 @@ def limitations(results: Results) -> Iterator[str]:
             "they were not picked at random, the results need not hold for the others."
         )
     masks = results.segmentation is not None
-    yield from mask_limitations(results, targets, sources) if masks else _size(results, targets)
+    yield from _masks(results, targets, sources) if masks else _size(results, targets)
     if not results.patients_known:
         yield (
             "The table names no patients: each case was taken as a patient of its own. If patients have "
@@ -74,7 +76,7 @@ def _size(results: Results, targets: list[Block]) -> Iterator[str]:
         few = {c: k for c, k in block.class_patients.items() if 0 < k < ADVISED_EVENTS}
         gone = [c for c, k in block.class_patients.items() if k == 0]
         if gone:
-            yield f"External testing{about} has no case of {_names(gone)}; nothing is said about it."
+            yield f"External testing{about} has no case of {join(gone)}; nothing is said about it."
         if few:
             counts = ", ".join(f"{c} {k}" for c, k in few.items())
             hard = " (fewer than 10: a rough guide only)" if min(few.values()) < FEW_EVENTS else ""
@@ -88,12 +90,12 @@ def _size(results: Results, targets: list[Block]) -> Iterator[str]:
         measure = block.get("auroc")
         if measure and block is results.block(block.model, "target", block.split, finding=block.finding):
             e = measure.estimate
-            if e.lo is not None and e.hi is not None and e.hi - e.lo > WIDE_AUROC:
+            if _width(e) > WIDE_AUROC:
                 wide.append((block.model, e))
             if e.status == "separated":
                 separated.append(block.model)
     if many(results) and wide:
-        model, e = max(wide, key=lambda pair: (pair[1].hi or 0) - (pair[1].lo or 0))
+        model, e = max(wide, key=lambda pair: _width(pair[1]))
         number = len(dict.fromkeys(m for m, _ in wide))
         wide = []
         yield (
@@ -105,7 +107,7 @@ def _size(results: Results, targets: list[Block]) -> Iterator[str]:
     for names in [list(dict.fromkeys(separated))] if many(results) else [[m] for m in separated]:
         if names:
             yield (
-                f"{_names(names)} separate{'s' if len(names) == 1 else ''} the external cases completely; with so few "
+                f"{join(names)} separate{'s' if len(names) == 1 else ''} the external cases completely; with so few "
                 "patients that can be chance, and an exact bound stands for the interval."
             )
 
@@ -114,19 +116,19 @@ def _frozen(results: Results, sources: list[Block]) -> Iterator[str]:
     lacking = sorted({s.model for s in results.settings if s.temperature is None})
     if lacking:
         yield (
-            f"No temperature could be fitted for {_names(lacking)}: the source has no labelled validation "
+            f"No temperature could be fitted for {join(lacking)}: the source has no labelled validation "
             "cases of two classes."
         )
     bound = sorted({s.model for s in results.settings if s.temperature_status == "at_bound"})
     if bound:
         yield (
-            f"The temperature of {_names(bound)} ran into its bound, as when predictions say nothing of the validation "
+            f"The temperature of {join(bound)} ran into its bound, as when predictions say nothing of the validation "
             "cases; probabilities after recalibration are not to be trusted."
         )
     separated = sorted({s.model for s in results.settings if s.temperature_status == "separated"})
     if separated:
         yield (
-            f"No temperature can be fitted for {_names(separated)} where all tuning cases are called right, since ever "
+            f"No temperature can be fitted for {join(separated)} where all tuning cases are called right, since ever "
             "surer probabilities fit them ever better: the probabilities stay as they are. More tuning patients "
             "would tell."
         )
@@ -135,7 +137,7 @@ def _frozen(results: Results, sources: list[Block]) -> Iterator[str]:
     )
     if default:
         yield (
-            f"No operating point could be fitted for {_names(default)}: cases are called positive from a "
+            f"No operating point could be fitted for {join(default)}: cases are called positive from a "
             "probability of one half."
         )
     few = [
@@ -164,13 +166,13 @@ def _training(results: Results) -> Iterator[str]:
     bounds = results.context.target_trained
     if bounds:
         yield (
-            f"{_names(list(bounds))} was trained with labels of the external site: an upper bound that shows what is "
+            f"{join(list(bounds))} was trained with labels of the external site: an upper bound that shows what is "
             "left to gain, not a candidate. It needs labels that a new site does not have."
         )
     adapted = [m for m in results.models if m != results.reference_model and m not in bounds]
     if results.context.target_seen_unlabelled and adapted:
         yield (
-            f"{_names(adapted)} saw the scans of the external site (without labels) in training. Results on "
+            f"{join(adapted)} saw the scans of the external site (without labels) in training. Results on "
             "patients of that site who were not among them may be lower."
         )
     elif results.context.target_seen_unlabelled is None and results.reference_model == "source_only":
@@ -192,5 +194,99 @@ def _training(results: Results) -> Iterator[str]:
         )
 
 
-def _names(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _masks(results: Results, targets: list[Block], sources: list[Block]) -> Iterator[str]:
+    """Yields one sentence or two for each caveat about masks that applies."""
+    rules = results.segmentation
+    assert rules is not None
+    main = [b for m in results.models for b in results.main_blocks(m, "target") if b.num_labelled]
+    main = main or [b for m in results.models for b in results.main_blocks(m, "source") if b.num_labelled]
+    if main and main[0].num_patients < ADVISED_PATIENTS:
+        yield (
+            f"{_place(main[0])} holds {main[0].num_patients} patients. Below about {ADVISED_PATIENTS} an interval of a "
+            "mean Dice rests on few hard cases; it is widened for that, and still only a guide."
+        )
+    yield from _empty(results, main)
+    wide: list[tuple[str, str, Estimate]] = []
+    for block in main:
+        for c in results.classes:
+            measure = block.get("dice", cls=c, kind=None)
+            if measure is not None and _width(measure.estimate) > WIDE_DICE:
+                wide.append((block.model, c, measure.estimate))
+    if len(results.models) > MANY and wide:
+        model, c, e = max(wide, key=lambda found: _width(found[2]))
+        number = len(dict.fromkeys(m for m, _, _ in wide))
+        wide = []
+        yield (
+            f"The intervals of the Dice are wide for {number} of {len(results.models)} models, the widest that of "
+            f"{model} for {c}: {format_estimate(e)}."
+        )
+    for model, c, e in wide:
+        yield f"The interval of the Dice of {model} for {c} is wide: {format_estimate(e)}."
+    if rules.unit == "px":
+        yield (
+            "The images carry no pixel size: distances, areas and the tolerance are in pixels, and cannot be compared "
+            "with images of another resolution."
+        )
+    if rules.mixed_units:
+        yield (
+            f"{rules.mixed_units} cases carry no voxel size. Their distances and volumes would be in pixels; they are "
+            "left out of the means, overlaps are not."
+        )
+    if rules.void:
+        yield "Some voxels are marked void in the reference: they are judged nowhere."
+    yield from _probabilities(results)
+    if sources and not any(b.split == "test" for b in sources):
+        yield (
+            "Internal results are those of the validation cases, on which the stopping of the training (and the "
+            "temperatures) were chosen: they flatter."
+        )
+
+
+def _place(block: Block) -> str:
+    return "External testing" if block.domain == "target" else "Internal testing"
+
+
+def _empty(results: Results, main: list[Block]) -> Iterator[str]:
+    for c in results.classes:
+        if main and main[0].num_labelled and not main[0].class_cases[c]:
+            yield (
+                f"{_place(main[0])} has no case whose reference holds {c}: nothing is said about how well it is found."
+            )
+        elif main and main[0].num_labelled > main[0].class_cases[c]:
+            absent = main[0].num_labelled - main[0].class_cases[c]
+            yield (
+                f"The reference holds no {c} in {absent} of {main[0].num_labelled} cases. There a mask can only be "
+                "right (and is left out of the means) or a false positive (and counts as Dice 0)."
+            )
+        missed = [(b.model, b.statuses[c]["pred_empty"], sum(b.statuses[c].values())) for b in main]
+        shown = [f"{model} in {n} of {total} masks" for model, n, total in missed if n]
+        if shown:
+            yield (
+                f"{c} is missed altogether by {'; '.join(shown)}. These count as Dice 0 and with the largest distance."
+            )
+
+
+def _probabilities(results: Results) -> Iterator[str]:
+    statuses = {s.temperature_status for s in results.settings}
+    if statuses == {"no_probabilities"}:
+        yield (
+            "No probabilities of voxels stand beside the table (voxels.csv): nothing is said about calibration, and no "
+            "temperature is fitted."
+        )
+        return
+    bounds = results.context.target_trained
+    lacking = sorted({s.model for s in results.settings if s.temperature is None and s.model not in bounds})
+    if lacking:
+        yield f"No temperature could be fitted for every structure of {', '.join(lacking)}: tuning cases are lacking."
+    if any(s.temperature_status == "at_bound" for s in results.settings):
+        yield "A temperature ran into its bound; probabilities after recalibration are not to be trusted there."
+    if any(s.temperature is not None for s in results.settings):
+        yield (
+            "Temperatures were fitted at the source. They correct over-confidence there; a shift at the external site "
+            "can undo that, as the calibration figures show."
+        )
+
+
+def _width(found: Estimate) -> float:
+    """Width of an interval, 0 where there is none."""
+    return 0.0 if found.lo is None or found.hi is None else found.hi - found.lo

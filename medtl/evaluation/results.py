@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from medtl.evaluation.context import RunContext
 from medtl.evaluation.metrics.operating import OperatingPoint
 from medtl.evaluation.statistics.compare import Comparison
 from medtl.evaluation.statistics.estimate import Estimate
-from medtl.evaluation.tree import build
 from medtl.runs import atomic_write
 
 SCHEMA = "medtl.results/1"
@@ -311,12 +312,6 @@ class Results:
                 place.setdefault(s.seed, {})[s.finding] = entry
         return {"schema": SCHEMA, "task": self.task, "classes": list(self.classes), "models": out}
 
-    def summary_table(self) -> list[dict[str, str]]:
-        """Rows for a terminal: the main measures of every model, with intervals; external testing first."""
-        from medtl.report.terminal import summary_rows
-
-        return summary_rows(self)
-
     def to_json(self) -> str:
         """The document; numbers that are not finite never occur."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -347,7 +342,7 @@ class Results:
                 "Make them anew from the predictions table."
             )
         try:
-            rebuilt: Results = build(cls, content)
+            rebuilt: Results = _build(cls, content)
             return rebuilt
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
@@ -357,3 +352,33 @@ class Results:
 
 def _matches(measure: Measure, where: dict[str, str | None]) -> bool:
     return all(getattr(measure, key) == value for key, value in where.items())
+
+
+def _build(kind: Any, data: Any) -> Any:
+    """Rebuilds `data`, as JSON gives it, into the annotated type `kind`.
+
+    A field that has a default may be absent: documents of before the field existed stay readable.
+
+    Raises:
+        KeyError: a field without a default is absent.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        return _build(next(a for a in args if a is not type(None)), data)
+    if origin is tuple:
+        return tuple(_build(args[0], item) for item in data)
+    if origin is dict:
+        return {key: _build(args[1], item) for key, item in data.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        given = [f.name for f in dataclasses.fields(kind) if f.name in data or not _optional(f)]
+        return kind(**{name: _build(hints[name], data[name]) for name in given})
+    if kind is float:
+        return float(data)
+    return data
+
+
+def _optional(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from medtl.evaluation.context import now
 from medtl.evaluation.results import Results
-from medtl.evaluation.shared import now
 from medtl.report.figures.figures import Drawing, draw_all
 from medtl.report.figures.svg import inline
 from medtl.report.overlays import Overlay

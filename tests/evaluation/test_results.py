@@ -11,6 +11,7 @@ import pytest
 from medtl.errors import DataError
 from medtl.evaluation import SCHEMA, Estimate, PredictionTable, Results, RunContext, evaluate, format_estimate
 from medtl.evaluation.statistics.estimate import STATUSES, format_number
+from medtl.report import summary_rows
 
 Maker = Callable[..., pd.DataFrame]
 
@@ -61,7 +62,7 @@ def test_calibration_file(results: Results) -> None:
 
 
 def test_summary_table(results: Results) -> None:
-    rows = results.summary_table()
+    rows = summary_rows(results)
     assert [(r["model"], r["tested on"]) for r in rows] == [
         ("source_only", "external testing"),
         ("dann", "external testing"),

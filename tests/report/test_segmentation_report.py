@@ -20,7 +20,7 @@ from medtl.evaluation import (
     VoxelTable,
     evaluate,
 )
-from medtl.evaluation.engine.evaluate_segmentation import evaluate_cases
+from medtl.evaluation.engine.evaluate import evaluate_cases
 from medtl.report import images_of, worst_overlays, write_report
 from tests.report.test_report import HOSTILE, Page, values
 

@@ -1,38 +1,38 @@
-"""`evaluate`: from a table of predictions to the tree of results."""
+"""`evaluate`: from a table of predictions or of segmentations to the tree of results.
+
+One engine for both tasks: groups, training seeds, differences, comparisons and ranks are made here, once; a `Task`
+measures one model on one group.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medtl.errors import ConfigError
-from medtl.evaluation.context import RunContext
-from medtl.evaluation.engine.curves import make_curves
-from medtl.evaluation.engine.freeze import choose_positive, freeze
-from medtl.evaluation.engine.groups import Group, Plan, Replicates, gather, groups, run_model
-from medtl.evaluation.engine.sample import Cases, Key
+from medtl.evaluation.context import RunContext, choose_reference, finish_context, in_order, now
+from medtl.evaluation.engine.classified import Classified
+from medtl.evaluation.engine.groups import Group, Resampling, Runs, Task
+from medtl.evaluation.engine.measure_masks import TOLERANCE, measure_cases
+from medtl.evaluation.engine.segmented import Segmented
+from medtl.evaluation.engine.voxel_sums import band_of
 from medtl.evaluation.limitations import limitations
-from medtl.evaluation.metrics.operating import check_rule, ppv_npv
-from medtl.evaluation.metrics.registry import MEASURES
+from medtl.evaluation.metrics.metric import Key
+from medtl.evaluation.metrics.registry import MEASURES, headlines
 from medtl.evaluation.names import pairings
-from medtl.evaluation.results import HEADLINES, Block, Difference, Measure, Results
-from medtl.evaluation.shared import (
-    check_resampling,
-    choose_reference,
-    finish_context,
-    finite,
-    in_order,
-    now,
-    verdict_of,
-)
-from medtl.evaluation.statistics.arrays import Ints
+from medtl.evaluation.results import Block, Difference, Measure, Results, SegmentationRules
 from medtl.evaluation.statistics.compare import Comparison, compare
-from medtl.evaluation.statistics.estimate import Estimate
-from medtl.evaluation.statistics.resample import estimate, missing
+from medtl.evaluation.statistics.estimate import Estimate, finite, verdict_of
+from medtl.evaluation.statistics.resample import check_resampling, estimate
 from medtl.evaluation.tables.predictions import PredictionTable
 from medtl.evaluation.tables.segmentations import SegmentationTable
+from medtl.evaluation.tables.voxels import VoxelTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NOT_CLASSES = (
     "A positive class, a rule for an operating point and a prevalence are for classification; this table holds "
@@ -89,237 +89,233 @@ def evaluate(
     Example:
         results = evaluate(PredictionTable.from_csv("predictions.csv"), rule="sens>=0.95")
     """
-    if isinstance(table, SegmentationTable):
-        from medtl.evaluation.engine.evaluate_segmentation import evaluate_masks
-
-        _refuse(rule != "youden" or prevalence is not None or positive is not None, _NOT_CLASSES)
-        return evaluate_masks(
-            table,
-            context=context,
-            tolerance=tolerance,
-            replicates=replicates,
-            level=level,
-            seed=seed,
-            jobs=jobs,
-            progress=progress,
-        )
-    _refuse(tolerance is not None, _NOT_MASKS)
     context = context or RunContext()
-    column, positive_reason = choose_positive(table, positive)
-    rule = _check_options(table, rule, prevalence, replicates, level)
-    models = table.models
-    reference, reference_reason = choose_reference(models, context)
-    models = in_order(models, reference, context.target_trained)
-    settings = {
-        (m, s, f): freeze(table, m, s, f, rule=rule, positive=column)
-        for m in models
-        for s in table.seeds(m)
-        for f in table.findings
-    }
-    plan = Plan(table, settings, column, prevalence, replicates, level, seed)
+    check_resampling(replicates, level)
+    resampling = Resampling(replicates, level, seed)
+    if isinstance(table, PredictionTable):
+        if tolerance is not None:
+            raise ConfigError(_NOT_MASKS)
+        task = Classified(table, resampling, positive=positive, rule=rule, prevalence=prevalence)
+        return _evaluate(task, context, table.warnings, resampling)
+    if rule != "youden" or prevalence is not None or positive is not None:
+        raise ConfigError(_NOT_CLASSES)
+    limits = TOLERANCE if tolerance is None else tolerance
+    frame = measure_cases(table, tolerance=limits, jobs=jobs, progress=progress)
+    voxels = None if table.voxels is None else VoxelTable.from_csv(table.voxels, table)
+    unit = "px" if (frame.unit == "px").all() else "mm"
+    rules = SegmentationRules(
+        unit=unit,
+        volume_unit="ml" if unit == "mm" else "px",
+        tolerance=frame.attrs["tolerance"],
+        empty=frame.attrs["policy"],
+        band="" if voxels is None else band_of(voxels, unit),
+        void=table.labels is not None and bool(table.labels.void),
+    )
+    return _evaluate(
+        Segmented(frame, rules, voxels, resampling), context, frame.attrs["warnings"], resampling
+    )
+
+
+def evaluate_cases(
+    frame: pd.DataFrame,
+    *,
+    rules: SegmentationRules,
+    voxels: VoxelTable | None = None,
+    context: RunContext | None = None,
+    warnings: Sequence[str] = (),
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Results:
+    """Evaluates segmented cases that were measured before, structure by structure.
+
+    Args:
+        frame: one row a case, model, training seed and structure, as `measure_cases` returns it; and `weight`, if
+            cases weigh differently.
+        rules: what the numbers rest on.
+        voxels: histograms of voxel probabilities, or None.
+        context: what the run knows and the table does not.
+        warnings: remarks for the report.
+        replicates: number of resamples.
+        level: confidence level.
+        seed: seed of the resampling.
+
+    Raises:
+        ConfigError: an option that the table does not allow.
+        DataError: no case to evaluate, or models on different cases.
+    """
+    check_resampling(replicates, level)
+    resampling = Resampling(replicates, level, seed)
+    task = Segmented(frame, rules, voxels, resampling)
+    return _evaluate(task, context or RunContext(), warnings, resampling)
+
+
+def _evaluate(task: Task, context: RunContext, warnings: Sequence[str], resampling: Resampling) -> Results:
+    reference, reference_reason = choose_reference(task.models, context)
+    models = in_order(task.models, reference, context.target_trained)
     blocks: list[Block] = []
     differences: list[Difference] = []
     comparisons: list[Comparison] = []
-    for group in groups(table):
-        cases, rows = gather(plan, group)
-        # A model may have no rows here, as one that was never taken to the external site.
-        runs = {m: run_model(plan, group, cases, rows[m], m) for m in models if m in rows}
-        for m in runs:
-            blocks.append(_block(plan, group, cases, rows, m, runs[m]))
+    for group in task.groups():
+        # A model may have no cases here, as one that was never taken to the external site.
+        runs = {m: task.measure(group, m) for m in models if group.seeds(m)}
+        estimates = {m: _estimates(run, resampling.level) for m, run in runs.items()}
+        for m, run in runs.items():
+            blocks.append(_block(group, m, run, estimates[m]))
             if reference in runs and m != reference:
-                differences += _differences(plan, group, cases, m, reference, runs)
+                differences += _differences(group, m, str(reference), runs, resampling.level)
         if reference is not None and group.whole:
             candidates = {m: run for m, run in runs.items() if m not in context.target_trained}
-            comparisons += _comparisons(plan, context, group, blocks, candidates, reference)
+            pairs = pairings(tuple(candidates), context.sizes, reference)
+            comparisons += _comparisons(task.kind, group, candidates, estimates, pairs, resampling.level)
     results = Results(
-        task=table.task,
-        classes=table.classes,
-        positive=None if column is None else table.classes[column],
-        positive_reason=positive_reason,
-        rule=rule if column is not None else "most probable class",
-        prevalence=prevalence,
-        replicates=replicates,
-        level=level,
-        seed=seed,
+        task=task.name,
+        classes=task.classes,
+        positive=task.positive,
+        positive_reason=task.positive_reason,
+        rule=task.rule,
+        prevalence=task.prevalence,
+        replicates=resampling.replicates,
+        level=resampling.level,
+        seed=resampling.seed,
         models=models,
         reference_model=reference,
         reference_reason=reference_reason,
         blocks=tuple(blocks),
         differences=tuple(differences),
-        settings=tuple(settings.values()),
+        settings=tuple(sorted(task.settings, key=lambda s: models.index(s.model))),
         limitations=(),
-        num_clipped=table.num_clipped,
-        patients_known=_patients_known(table),
-        context=finish_context(context, models, table.warnings),
+        num_clipped=task.num_clipped,
+        patients_known=task.patients_known,
+        context=finish_context(context, models, warnings),
         created=now(),
+        segmentation=task.segmentation,
+        worst=tuple(task.worst(models)),
         comparisons=tuple(comparisons),
     )
     return replace(results, limitations=tuple(limitations(results)))
 
 
-def _refuse(wrong: bool, why: str) -> None:
-    if wrong:
-        raise ConfigError(why)
+def _in_order(keys: Mapping[Key, object]) -> list[Key]:
+    """Keys in the order of the report."""
+    place = {name: k for k, name in enumerate(MEASURES)}
+    return sorted(keys, key=lambda key: place[key.name])
 
 
-def _check_options(
-    table: PredictionTable, rule: str, prevalence: float | None, replicates: int, level: float
-) -> str:
-    rule = check_rule(rule)
-    if table.task == "multiclass" and (rule != "youden" or prevalence is not None):
-        raise ConfigError(
-            "An operating point and a prevalence are for tasks with two classes; this table has "
-            f"{len(table.classes)} ({', '.join(table.classes)}), and the most probable class is called. "
-            "Leave both out."
+def _estimates(run: Runs, level: float) -> dict[Key, Estimate]:
+    """Every number with its interval, in the order of the report."""
+    out = {}
+    for key in _in_order(run.replicates):
+        kind = MEASURES[key.name].interval
+        found = estimate(
+            run.value[key], run.replicates[key], kind=kind, level=level, support=run.support[key]
         )
-    if prevalence is not None and not 0 < prevalence < 1:
-        raise ConfigError(
-            f"The prevalence must lie between 0 and 1, for instance 0.1; got {prevalence:g}. A percentage is "
-            "divided by 100."
-        )
-    check_resampling(replicates, level)
-    return rule
+        if found.status == "fixed" and key in run.limits:
+            lo, hi, method = run.limits[key]
+            if np.isfinite([lo, hi]).all():
+                found = replace(found, lo=lo, hi=hi, method=method, status="boundary")
+        if key in run.status:
+            found = replace(found, status=run.status[key])
+        out[key] = found
+    return out
 
 
-def _patients_known(table: PredictionTable) -> bool:
-    """False where every patient name equals its case name: then nobody told which cases belong together."""
-    return not bool(np.all(table.case == table.patient))
-
-
-def _block(
-    plan: Plan, group: Group, cases: Cases, rows: dict[str, dict[str, Ints]], model: str, run: Replicates
-) -> Block:
-    present = np.unique(cases.label[cases.labelled])
-    measures = []
-    for name, spec in MEASURES.items():
-        for key in (k for k in run.replicates if k.name == name):
-            support = cases.support(key)
-            if name in ("auroc", "balanced_accuracy") and len(present) < 2:
-                found = missing("one_class", plan.level, support)
-            else:
-                found = estimate(
-                    run.value[key], run.replicates[key], kind=spec.interval, level=plan.level, support=support
-                )
-                if name in ("ppv", "npv"):
-                    found = _predictive(plan, cases, run, key, found)
-                if name in ("auroc", "balanced_accuracy") and len(present) < len(cases.classes):
-                    found = replace(found, status="class_missing")
-            per_seed = {seed: finite(values.get(key)) for seed, values in run.per_seed.items()}
-            measures.append(Measure(name, found, key.cls, key.stage, key.kind, per_seed))
-    confusion = None
-    if len(present):
-        once = np.ones((1, cases.num_patients))
-        mean = np.mean([s.confusion(once)[0] for s in run.samples.values()], axis=0)
-        confusion = tuple(tuple(float(x) for x in row) for row in mean)
+def _block(group: Group, model: str, run: Runs, estimates: Mapping[Key, Estimate]) -> Block:
     return Block(
         model=model,
         domain=group.domain,
         split=group.split,
         site=group.site,
         finding=group.finding or None,
-        num_cases=len(cases.label),
-        num_patients=cases.num_patients,
-        num_labelled=int(cases.labelled.sum()),
-        class_cases={name: int((cases.label == c).sum()) for c, name in enumerate(cases.classes)},
-        class_patients={name: cases.patients_with(c) for c, name in enumerate(cases.classes)},
-        seeds=tuple(run.samples),
-        measures=tuple(measures),
-        curves=tuple(make_curves(plan, group, cases, run, next(iter(rows[model].values()))))
-        if group.whole and len(present) > 1
-        else (),
-        confusion=confusion,
+        num_cases=len(group.case),
+        num_patients=group.num_patients,
+        num_labelled=run.shown.num_labelled,
+        class_cases=run.shown.class_cases,
+        class_patients=run.shown.class_patients,
+        seeds=group.seeds(model),
+        measures=tuple(_measures(run, estimates)),
+        curves=run.shown.curves,
+        confusion=run.shown.confusion,
+        statuses=run.shown.statuses,
+        cases=run.shown.cases,
     )
 
 
-def _predictive(plan: Plan, cases: Cases, run: Replicates, key: Key, found: Estimate) -> Estimate:
-    """Where resamples do not vary: the limits of sensitivity and specificity, put into Bayes' rule."""
-    if found.value is None or found.status != "fixed" or plan.prevalence is None:
-        return found
-    ends = []
-    for name in ("sensitivity", "specificity"):
-        part = Key(name)
-        e = estimate(
-            run.value[part],
-            run.replicates[part],
-            kind="proportion",
-            level=plan.level,
-            support=cases.support(part),
-        )
-        ends.append((e.lo or 0.0, e.hi if e.hi is not None else 1.0))
-    which = 0 if key.name == "ppv" else 1
-    lo, hi = (float(ppv_npv(ends[0][i], ends[1][i], plan.prevalence)[which]) for i in (0, 1))
-    if not np.isfinite(lo) or not np.isfinite(hi):
-        return found
-    return replace(found, lo=lo, hi=hi, method="limits of sensitivity and specificity", status="boundary")
+def _measures(run: Runs, estimates: Mapping[Key, Estimate]) -> Iterator[Measure]:
+    for key, found in estimates.items():
+        per_seed = {seed: finite(values.get(key)) for seed, values in run.per_seed.items()}
+        yield Measure(key.name, found, key.cls, key.stage, key.kind, per_seed)
+        if key in run.medians:
+            value, seeds = run.medians[key]
+            described = replace(
+                found, value=value, lo=None, hi=None, method="none", status="description", num_degenerate=0
+            )
+            yield Measure(key.name, described, key.cls, key.stage, "median", seeds)
 
 
 def _differences(
-    plan: Plan, group: Group, cases: Cases, model: str, reference: str, runs: dict[str, Replicates]
-) -> list[Difference]:
-    out = []
+    group: Group, model: str, reference: str, runs: Mapping[str, Runs], level: float
+) -> Iterator[Difference]:
+    """A model minus the reference, on the same resamples."""
     ours, theirs = runs[model], runs[reference]
-    for name, spec in MEASURES.items():
-        if not spec.paired:
+    for key in _in_order(ours.replicates):
+        metric = MEASURES[key.name]
+        if not metric.paired or key not in theirs.replicates:
             continue
-        for key in (k for k in ours.replicates if k.name == name and k in theirs.replicates):
-            found = estimate(
-                ours.value[key] - theirs.value[key],
-                ours.replicates[key] - theirs.replicates[key],
-                kind="percentile",
-                level=plan.level,
-                support=cases.support(key),
-            )
-            shared = [s for s in ours.per_seed if s in theirs.per_seed]
-            per_seed = {
-                s: finite(ours.per_seed[s].get(key, np.nan) - theirs.per_seed[s].get(key, np.nan))
-                for s in shared
-            }
-            out.append(
-                Difference(
-                    model=model,
-                    reference=reference,
-                    domain=group.domain,
-                    split=group.split,
-                    site=group.site,
-                    finding=group.finding or None,
-                    name=name,
-                    estimate=found,
-                    better=spec.better,
-                    verdict=verdict_of(found, spec.better),
-                    cls=key.cls,
-                    stage=key.stage,
-                    kind=key.kind,
-                    per_seed=per_seed,
-                )
-            )
-    return out
+        found = estimate(
+            ours.value[key] - theirs.value[key],
+            ours.replicates[key] - theirs.replicates[key],
+            kind="mean" if metric.interval == "mean" else "percentile",
+            level=level,
+            support=min(ours.support[key], theirs.support[key], key=lambda s: s.num_patients),
+        )
+        both = [s for s in ours.per_seed if s in theirs.per_seed]
+        per_seed = {
+            s: finite(ours.per_seed[s].get(key, np.nan) - theirs.per_seed[s].get(key, np.nan)) for s in both
+        }
+        yield Difference(
+            model=model,
+            reference=reference,
+            domain=group.domain,
+            split=group.split,
+            site=group.site,
+            finding=group.finding or None,
+            name=key.name,
+            estimate=found,
+            better=metric.better,
+            verdict=verdict_of(found, metric.better),
+            cls=key.cls,
+            stage=key.stage,
+            kind=key.kind,
+            per_seed=per_seed,
+        )
 
 
 def _comparisons(
-    plan: Plan,
-    context: RunContext,
+    kind: str,
     group: Group,
-    blocks: list[Block],
-    runs: dict[str, Replicates],
-    reference: str,
+    runs: Mapping[str, Runs],
+    estimates: Mapping[str, Mapping[Key, Estimate]],
+    pairs: Mapping[str, Mapping[str, str]],
+    level: float,
 ) -> Iterator[Comparison]:
-    """All candidates on the headline measures; their blocks are among the last that were made."""
+    """All candidates on the headline metrics: over all cases or structures, and for each structure."""
     place = (group.domain, group.split, group.site, group.finding or None)
-    own = {b.model: b for b in blocks if (b.domain, b.split, b.site, b.finding) == place}
-    for kind, pairs in pairings(tuple(runs), context.sizes, reference).items():
-        for name in HEADLINES:
-            key = Key(name)
-            have = {m: run for m, run in runs.items() if key in run.replicates}
-            measures = {m: own[m].get(name, cls=None) for m in have}
-            found = compare(
-                {m: measure.estimate for m, measure in measures.items() if measure is not None},
-                {m: run.replicates[key] for m, run in have.items()},
-                pairs,
-                level=plan.level,
-                better=MEASURES[name].better,
-                where=place,
-                name=name,
-                kind=kind,
-            )
-            if found is not None:
-                yield found
+    for how, references in pairs.items():
+        for name in headlines(kind):
+            keys = dict.fromkeys(key for run in runs.values() for key in run.replicates if key.name == name)
+            for key in sorted(keys, key=lambda key: key.cls is not None):
+                have = {m: run for m, run in runs.items() if key in run.replicates}
+                found = compare(
+                    {m: estimates[m][key] for m in have},
+                    {m: run.replicates[key] for m, run in have.items()},
+                    references,
+                    level=level,
+                    better=MEASURES[name].better,
+                    where=place,
+                    name=name,
+                    kind=how,
+                    cls=key.cls,
+                )
+                if found is not None:
+                    yield found

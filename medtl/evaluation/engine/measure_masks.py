@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medtl.errors import ConfigError, DataError, near_matches
-from medtl.evaluation.engine.scenes import Task, measure_case
-from medtl.evaluation.metrics.empty import STATUSES, EmptyPolicy
+from medtl.evaluation.metrics.empty import EmptyPolicy
+from medtl.evaluation.metrics.metric import MaskMetric
+from medtl.evaluation.metrics.pair import MaskPair, Scene
+from medtl.evaluation.metrics.registry import MEASURES
 from medtl.evaluation.tables.masks import MaskError, read_label_map
 from medtl.evaluation.tables.rows import lines
 from medtl.evaluation.tables.segmentations import SegmentationTable, find_labels
-from medtl.labelmap import LabelMap
+from medtl.labelmap import FILE_NAME, VOID, LabelMap
 from medtl.parallel import map_items
 
 if TYPE_CHECKING:
@@ -29,10 +33,12 @@ if TYPE_CHECKING:
 TOLERANCE = 2.0
 """Default tolerance of the surface Dice: 2 mm, or 2 pixels for images without a pixel size."""
 
+METRICS = tuple(m for m in MEASURES.values() if isinstance(m, MaskMetric) and m.from_masks is not None)
+"""The metrics that are measured here, case by case."""
 COLUMNS = (
     *("case", "patient", "site", "domain", "split", "model", "seed", "structure", "status"),
-    *("dice", "iou", "hd95", "hd", "assd", "nsd", "volume_reference", "volume_predicted"),
-    *("sensitivity", "precision", "unit", "tolerance", "weight"),
+    *(metric.column for metric in METRICS),
+    *("hd", "volume_predicted", "unit", "tolerance", "weight"),
 )
 """Columns of `measure_cases`; columns `group_*` of the table follow."""
 
@@ -80,8 +86,8 @@ def measure_cases(
         labels, found = _labels_of(table, jobs)
         warnings.extend(found)
     limits = _tolerances(tolerance, labels)
-    tasks = [
-        Task(
+    cases = [
+        _Case(
             rows=tuple(int(row) for row in rows),
             reference=table.reference[rows[0]],
             masks=tuple(table.mask[row] for row in rows),
@@ -91,7 +97,7 @@ def measure_cases(
         )
         for rows in table.cases.values()
     ]
-    done = map_items(measure_case, tasks, jobs=jobs, progress=progress)
+    done = map_items(_measure_case, cases, jobs=jobs, progress=progress)
     _raise([fault for outcome in done for fault in outcome.faults])
     numbers = {row: values for outcome in done for row, values in outcome.values.items()}
     records: list[dict[str, Any]] = []
@@ -174,4 +180,99 @@ def _raise(faults: list[tuple[int, str]]) -> None:
         raise DataError(f"The masks of the table cannot be measured: {named}.")
 
 
-__all__ = ["COLUMNS", "STATUSES", "TOLERANCE", "EmptyPolicy", "measure_cases"]
+@dataclass(frozen=True)
+class _Case:
+    """One case of the table: its reference is read once for all models."""
+
+    rows: tuple[int, ...]
+    reference: Path | None
+    masks: tuple[Path, ...]
+    labels: LabelMap
+    limits: Mapping[str, float]
+    policy: EmptyPolicy
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Values by row of the table; rows and reasons of faults; rows whose reference holds unknown values."""
+
+    values: dict[int, list[dict[str, Any]]]
+    faults: tuple[tuple[int, str], ...] = ()
+    unknown: tuple[int, ...] = ()
+
+
+def _measure_case(case: _Case) -> _Outcome:
+    """Measures the masks of all models on one case."""
+    values: dict[int, list[dict[str, Any]]] = {}
+    faults: list[tuple[int, str]] = []
+    reference: Scene | None = None
+    void: NDArray[np.bool_] | None = None
+    unknown: tuple[int, ...] = ()
+    if case.reference is not None:
+        try:
+            image = read_label_map(case.reference)
+        except MaskError as error:
+            return _Outcome({}, ((case.rows[0], f"the reference {error.reason}"),))
+        classes, strange = _encode(image.array, case.labels)
+        unknown = case.rows[:1] if strange else ()
+        void = classes == VOID
+        classes[void] = 0
+        reference = Scene(classes, image.spacing, len(case.labels.structures))
+    for row, path in zip(case.rows, case.masks, strict=True):
+        try:
+            image = read_label_map(path)
+        except MaskError as error:
+            faults.append((row, f"the mask {error.reason}"))
+            continue
+        classes, strange = _encode(image.array, case.labels)
+        if strange:
+            shown = ", ".join(f"{value} in {count:,} voxels" for value, count in list(strange.items())[:3])
+            faults.append((row, f"the mask holds values that {FILE_NAME} does not name ({shown})"))
+            continue
+        if void is not None and void.shape != classes.shape:
+            faults.append((row, "the mask has changed since the table was checked"))
+            continue
+        classes[classes == VOID] = 0
+        if void is not None:
+            classes[void] = 0
+        # One voxel size for both: headers that differ in the last digits would tilt the surfaces.
+        spacing = image.spacing if reference is None else reference.spacing
+        called = Scene(classes, spacing, len(case.labels.structures))
+        values[row] = [
+            _measure(called, reference, index, name, case)
+            for index, name in enumerate(case.labels.structures, 1)
+        ]
+    return _Outcome(values, tuple(faults), unknown)
+
+
+def _measure(called: Scene, reference: Scene | None, index: int, name: str, case: _Case) -> dict[str, Any]:
+    """One structure of one case."""
+    tolerance = case.limits[name]
+    out: dict[str, Any] = {
+        "structure": name,
+        "unit": "px" if called.spacing is None else "mm",
+        "tolerance": tolerance,
+        "volume_predicted": called.volume(called.size(index)),
+    }
+    if reference is None:
+        nothing = dict.fromkeys((*(metric.column for metric in METRICS), "hd"), math.nan)
+        return {**out, **nothing, "status": "no_reference"}
+    pair = MaskPair((called, reference), index, tolerance)
+    for metric in METRICS:
+        assert metric.from_masks is not None
+        if pair.status == "ok" or metric.empty == "defined":
+            out[metric.column] = metric.from_masks(pair)
+        else:
+            out[metric.column] = case.policy.value(pair.status, metric.empty, pair.diagonal)
+    ok = pair.status == "ok"
+    out["hd"] = pair.distances.hd if ok else case.policy.value(pair.status, "distance", pair.diagonal)
+    return {**out, "status": pair.status}
+
+
+def _encode(stored: NDArray[Any], labels: LabelMap) -> tuple[NDArray[np.uint8], dict[int, int]]:
+    """Class indices of stored values, and the values without a name with their numbers of voxels."""
+    if stored.dtype == np.uint8:
+        classes = labels.encode(np.arange(256, dtype=np.uint8))[stored]
+    else:
+        classes = labels.encode(stored)
+    return classes, labels.unknown(stored[classes == VOID])

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medtl.evaluation.engine.sample import Key
+from medtl.evaluation.engine.groups import CURVE_REPLICATES, Group, Measured, Resampling, Run, band, points
 from medtl.evaluation.metrics.calibration import BINS, MAX_LOG_TEMPERATURE
+from medtl.evaluation.metrics.metric import Key, VoxelMetric
+from medtl.evaluation.metrics.registry import MEASURES
 from medtl.evaluation.metrics.voxels import MARGIN, VoxelStage, band_name, fit_voxel_temperature
 from medtl.evaluation.results import Curve
-from medtl.evaluation.statistics.arrays import Floats, Ints, sum_by_patient
+from medtl.evaluation.statistics.arrays import Floats, Ints, divide, sum_by_patient
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from medtl.evaluation.engine.segsample import SegGroup
     from medtl.evaluation.tables.voxels import VoxelTable
-
-CURVE_REPLICATES = 500
-MEASURES = {"nll": "voxel_nll", "brier": "voxel_brier", "ece": "voxel_ece"}
-Run = tuple[str, str, str]
-"""Model, training seed, structure."""
 
 
 def band_of(voxels: VoxelTable, unit: str) -> str:
@@ -30,41 +24,39 @@ def band_of(voxels: VoxelTable, unit: str) -> str:
     return band_name(MARGIN if voxels.margin is None else voxels.margin, unit)
 
 
-def fit_run(voxels: VoxelTable, run: Run, cases: pd.Series[float]) -> tuple[float | None, str, int]:
+def fit_run(
+    voxels: VoxelTable, run: Run, cases: Sequence[str], weights: Floats
+) -> tuple[float | None, str, int]:
     """The temperature of a run on some cases, its status, and the number of cases.
 
     Args:
         voxels: the histograms.
         run: model, training seed and structure.
-        cases: weights by name of the case.
+        cases: names of the cases.
+        weights: (n,) of the cases.
     """
-    n, k = voxels.stack(*run, [str(case) for case in cases.index])
+    n, k = voxels.stack(*run, [str(case) for case in cases])
     number = int((n.sum(axis=1) > 0).sum())
     if number == 0:
         return None, "no_validation", 0
     if not 0 < k.sum() < n.sum():
         return None, "one_class", number
-    temperature = fit_voxel_temperature(n, k, np.asarray(cases, dtype=np.float64))
+    temperature = fit_voxel_temperature(n, k, weights)
     at_bound = abs(np.log(temperature)) > MAX_LOG_TEMPERATURE - 1e-3
     return temperature, "at_bound" if at_bound else "fitted", number
 
 
-def sums_on(
-    voxels: VoxelTable, group: SegGroup, temperatures: Mapping[Run, float | None]
-) -> dict[Run, VoxelSums]:
-    """What every model, seed and structure needs on one group of cases; runs without voxels are left out."""
-    out = {}
-    for run, temperature in temperatures.items():
-        n, k = voxels.stack(*run, [str(case) for case in group.case])
-        if n.any():
-            out[run] = VoxelSums(group, n, k, temperature)
-    return out
-
-
 class VoxelSums:
-    """Calibration of one model, seed and structure on one group of cases, before and after its temperature."""
+    """Calibration of one model, seed and structure on one group of cases, before and after its temperature.
 
-    def __init__(self, group: SegGroup, n: Ints, k: Ints, temperature: float | None) -> None:
+    Args:
+        group: the cases.
+        n: (n, 256) voxels of each case in each bin.
+        k: (n, 256) those of the structure.
+        temperature: of the run, or None.
+    """
+
+    def __init__(self, group: Group, n: Ints, k: Ints, temperature: float | None) -> None:
         self.has: Floats = np.where(n.sum(axis=1) > 0, 0.0, np.nan)
         stages = {"before": 1.0} | ({} if temperature is None else {"after": temperature})
         self._stages = {
@@ -73,13 +65,13 @@ class VoxelSums:
         }
         self._num_patients = group.num_patients
 
-    def at(self, counts: Floats, structure: str) -> dict[Key, Floats]:
-        """Every measure (b,) on resamples of the patients (b, P)."""
+    def at(self, counts: Floats, structure: str) -> Measured:
+        """Every metric (b,) on resamples of the patients (b, P)."""
         return {
-            Key(MEASURES[name], structure, stage): values
+            Key(metric.name, structure, stage): metric.from_voxels(prepared, counts)
             for stage, prepared in self._stages.items()
-            for name, values in prepared.measures(counts).items()
-            if name in MEASURES
+            for metric in MEASURES.values()
+            if isinstance(metric, VoxelMetric)
         }
 
     def bins(self, stage: str) -> Floats | None:
@@ -96,9 +88,19 @@ class VoxelSums:
 
 
 def voxel_curves(
-    parts: Sequence[VoxelSums], group: SegGroup, structure: str, level: float, replicates: int, seed: int
+    parts: Sequence[VoxelSums],
+    counts: Callable[[int], Iterator[Floats]],
+    structure: str,
+    resampling: Resampling,
 ) -> Iterator[Curve]:
-    """Observed against predicted share in ten bins, with a band; the voxels of several seeds are pooled."""
+    """Observed against predicted share in ten bins, with a band; the voxels of several seeds are pooled.
+
+    Args:
+        parts: of each training seed.
+        counts: so many resamples (b, P) of the patients, block by block.
+        structure: name of the structure.
+        resampling: how patients are resampled.
+    """
     for stage in ("before", "after"):
         found = [part.bins(stage) for part in parts]
         own = [x for x in found if x is not None]
@@ -109,23 +111,18 @@ def voxel_curves(
         filled = n > 1e-6 * n.sum()
         observed = k[filled] / n[filled]
         drawn = []
-        for counts in group.counts(min(CURVE_REPLICATES, replicates), seed):
-            own_n, own_k, _ = np.split(counts @ sums, 3, axis=1)
-            own_n, own_k = own_n[:, filled], own_k[:, filled]
-            drawn.append(np.divide(own_k, own_n, out=np.tile(observed, (len(own_n), 1)), where=own_n > 0))
-        lo, hi = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        for block in counts(min(CURVE_REPLICATES, resampling.replicates)):
+            own_n, own_k, _ = np.split(block @ sums, 3, axis=1)
+            drawn.append(divide(own_k[:, filled], own_n[:, filled]))
+        lo, hi = band(observed, np.concatenate(drawn), resampling.level)
         yield Curve(
             "reliability",
-            _floats(predicted[filled] / n[filled]),
-            _floats(observed),
-            _floats(lo),
-            _floats(hi),
+            points(predicted[filled] / n[filled]),
+            points(observed),
+            lo,
+            hi,
             cls=structure,
             stage=stage,
             kind="voxel",
-            histogram=_floats(n / n.sum()),
+            histogram=points(n / n.sum()),
         )
-
-
-def _floats(values: Floats) -> tuple[float, ...]:
-    return tuple(float(v) for v in np.round(values, 6))

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from medtl.errors import DataError
-from medtl.evaluation.metrics.metric import Metric
-from medtl.evaluation.statistics.arrays import Floats, Ints, log_softmax, sum_by_patient
+from medtl.evaluation.metrics.metric import ClassificationMetric, Key, Values
+from medtl.evaluation.metrics.sample import Draw, Sample
+from medtl.evaluation.statistics.arrays import Floats, Ints, divide, log_odds, log_softmax, sum_by_patient
 
 BINS = 10
 MAX_LOG_TEMPERATURE = float(np.log(100.0))
@@ -249,10 +250,122 @@ class SmoothCurve:
         return np.asarray(np.clip(np.where(determinant > 1e-9 * s0**2, linear, constant), 0, 1))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the calibration metrics need of a sample, before or after recalibration.
+
+    Attributes:
+        main: the kind of calibration error that is plotted.
+        predicted: (m,) probabilities that it is about; observed: (m,) 0 or 1.
+        sums: (P, 3) weights, and weights times squared error and log loss.
+        binned: gaps in bins of equal width, by kind; one for each class where it is a mean over them.
+        debiased: gaps of the main kind in bins of about equal numbers.
+        odds: (m,) log odds of the positive class (binary), else None.
+    """
+
+    main: str
+    predicted: Floats
+    observed: Floats
+    sums: Floats
+    binned: dict[str, tuple[BinnedGap, ...]]
+    debiased: BinnedGap
+    odds: Floats | None
+
+
+def prepared_stages(sample: Sample) -> dict[str, Prepared]:
+    """`Prepared` for each stage of a sample."""
+    return {stage: _prepare(sample, logits) for stage, logits in sample.stages.items()}
+
+
+def _prepare(sample: Sample, logits: Floats) -> Prepared:
+    cases, patient, p, own = sample.cases, sample.patient, sample.cases.num_patients, sample.weight
+    logp = log_softmax(logits)
+    probability = np.exp(logp)
+    truth = np.eye(len(cases.classes))[sample.label]
+    square = ((probability - truth) ** 2).sum(axis=1) * (1.0 if cases.positive is None else 0.5)
+    nll = -logp[np.arange(len(sample.label)), sample.label]
+    top = probability.argmax(axis=1)
+    events = {"top_label": [(probability.max(axis=1), (top == sample.label).astype(float))]}
+    if cases.positive is None:
+        main = "top_label"
+        events["classwise"] = [(probability[:, c], truth[:, c]) for c in range(len(cases.classes))]
+    else:
+        main = "positive"
+        events["positive"] = [(probability[:, cases.positive], truth[:, cases.positive])]
+    predicted, observed = events[main][0]
+    width, mass = equal_width_edges(), equal_mass_edges(predicted)
+    return Prepared(
+        main=main,
+        predicted=predicted,
+        observed=observed,
+        sums=sum_by_patient(np.stack([own, own * square, own * nll], axis=1), patient, p),
+        binned={
+            kind: tuple(BinnedGap(q, y, patient, p, width, own) for q, y in pairs)
+            for kind, pairs in events.items()
+        },
+        debiased=BinnedGap(predicted, observed, patient, p, mass, own),
+        odds=None if cases.positive is None else log_odds(logits, cases.positive),
+    )
+
+
+def _means(draw: Draw) -> dict[str, Floats]:
+    """By stage, the mean squared error and the mean log loss (b, 2)."""
+    sums = {stage: draw.counts @ found.sums for stage, found in draw.sample.prepared(prepared_stages).items()}
+    return {stage: divide(s[:, 1:], np.repeat(s[:, :1], 2, axis=1)) for stage, s in sums.items()}
+
+
+def _brier(draw: Draw) -> Values:
+    return {Key("brier", stage=stage): means[:, 0] for stage, means in draw.shared(_means).items()}
+
+
+def _nll(draw: Draw) -> Values:
+    return {Key("nll", stage=stage): means[:, 1] for stage, means in draw.shared(_means).items()}
+
+
+def _debiased(draw: Draw) -> Values:
+    return {
+        Key("debiased_squared_error", stage=stage, kind=found.main): found.debiased.debiased_squared(
+            draw.counts
+        )
+        for stage, found in draw.sample.prepared(prepared_stages).items()
+    }
+
+
+def _ece(draw: Draw) -> Values:
+    return {
+        Key("ece", stage=stage, kind=kind): np.mean([gap.error(draw.counts) for gap in gaps], axis=0)
+        for stage, found in draw.sample.prepared(prepared_stages).items()
+        for kind, gaps in found.binned.items()
+    }
+
+
+def _slope(draw: Draw) -> Values:
+    sample = draw.sample
+    before = sample.prepared(prepared_stages)["before"]
+    if before.odds is None:
+        return {}
+    slope = calibration_slope(before.odds, before.observed, sample.patient, draw.counts, sample.weight)
+    out = {Key("calibration_slope", stage="before"): slope}
+    if sample.temperature is not None:
+        # Dividing the log odds by T multiplies the slope by T, exactly.
+        out[Key("calibration_slope", stage="after")] = slope * sample.temperature
+    return out
+
+
+def _intercept(draw: Draw) -> Values:
+    sample = draw.sample
+    return {
+        Key("calibration_intercept", stage=stage): calibration_intercept(
+            found.odds, found.observed, sample.patient, draw.counts, sample.weight
+        )
+        for stage, found in sample.prepared(prepared_stages).items()
+        if found.odds is not None
+    }
+
+
 METRICS = (
-    Metric(
+    ClassificationMetric(
         name="brier",
-        task="classification",
         title="Brier score",
         definition=(
             "Mean squared distance between the probabilities and the reference standard: of the "
@@ -262,10 +375,10 @@ METRICS = (
         interval="percentile",
         better="lower",
         paired=True,
+        compute=_brier,
     ),
-    Metric(
+    ClassificationMetric(
         name="nll",
-        task="classification",
         title="Log loss",
         definition="Mean negative natural logarithm of the probability of the right class.",
         section="calibration",
@@ -273,10 +386,10 @@ METRICS = (
         better="lower",
         paired=True,
         main=True,
+        compute=_nll,
     ),
-    Metric(
+    ClassificationMetric(
         name="debiased_squared_error",
-        task="classification",
         title="Squared calibration error, debiased",
         definition=(
             "Mean squared gap between predicted and observed in 10 bins of about equal numbers, less "
@@ -288,10 +401,10 @@ METRICS = (
         interval="percentile",
         better="lower",
         paired=True,
+        compute=_debiased,
     ),
-    Metric(
+    ClassificationMetric(
         name="ece",
-        task="classification",
         title="Expected calibration error (L1, 10 equal-width bins)",
         definition=(
             "Mean absolute gap between predicted and observed in 10 bins of equal width. Biased "
@@ -301,10 +414,10 @@ METRICS = (
         section="calibration",
         interval="point",
         better="lower",
+        compute=_ece,
     ),
-    Metric(
+    ClassificationMetric(
         name="calibration_slope",
-        task="classification",
         title="Calibration slope",
         definition=(
             "Slope of a logistic regression of the reference standard on the predicted log odds. 1 is "
@@ -313,10 +426,10 @@ METRICS = (
         section="calibration",
         interval="percentile",
         better="",
+        compute=_slope,
     ),
-    Metric(
+    ClassificationMetric(
         name="calibration_intercept",
-        task="classification",
         title="Calibration in the large",
         definition=(
             "Intercept of the same regression with the slope held at 1. 0 is ideal; below 0 the "
@@ -325,5 +438,6 @@ METRICS = (
         section="calibration",
         interval="percentile",
         better="",
+        compute=_intercept,
     ),
 )

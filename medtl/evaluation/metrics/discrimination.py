@@ -6,13 +6,16 @@ round.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.special import ndtr, ndtri
 
 from medtl.errors import DataError
-from medtl.evaluation.metrics.metric import Metric
-from medtl.evaluation.statistics.arrays import Bools, Floats, Ints
-from medtl.evaluation.statistics.resample import exact_bound, logit_interval
+from medtl.evaluation.metrics.metric import ClassificationMetric, Key, Values
+from medtl.evaluation.metrics.sample import Cases, Draw, Sample
+from medtl.evaluation.statistics.arrays import Bools, Floats, Ints, log_odds
+from medtl.evaluation.statistics.resample import Support, exact_bound, logit_interval
 
 
 class RankedScores:
@@ -160,10 +163,42 @@ def delong_test(first: Floats, second: Floats, positive: Bools) -> tuple[float, 
     return z, float(2 * ndtr(-abs(z)))
 
 
+def ranked(sample: Sample) -> dict[int, RankedScores]:
+    """The sorted scores of each class against all others: of the positive class alone where there are two."""
+    cases = sample.cases
+    return {
+        c: RankedScores(log_odds(sample.scores, c), sample.label == c, sample.patient, sample.weight)
+        for c in range(len(cases.classes))
+        if 0 < (sample.label == c).sum() < len(sample.label) and cases.positive in (None, c)
+    }
+
+
+def _each(draw: Draw) -> dict[int, Floats]:
+    return {c: scores.auroc(draw.counts) for c, scores in draw.sample.prepared(ranked).items()}
+
+
+def _auroc(draw: Draw) -> Values:
+    each = list(draw.shared(_each).values())
+    return np.asarray(np.mean(each, axis=0)) if each else np.full(len(draw.counts), np.nan)
+
+
+def _class_auroc(draw: Draw) -> Values:
+    cases = draw.sample.cases
+    if cases.positive is not None:
+        return {}
+    return {Key("class_auroc", cases.classes[c]): values for c, values in draw.shared(_each).items()}
+
+
+def _against_the_rest(cases: Cases, key: Key) -> Support:
+    column = cases.classes.index(str(key.cls))
+    rest = len(np.unique(cases.patient[cases.labelled & (cases.label != column)]))
+    smaller = min(cases.patients_with(column), rest)
+    return replace(cases.support(), num_events=cases.cases_with(column), smaller=smaller)
+
+
 METRICS = (
-    Metric(
+    ClassificationMetric(
         name="auroc",
-        task="classification",
         title="AUROC",
         definition=(
             "Chance that a case with the class scores higher than a case without it; ties count one "
@@ -175,14 +210,17 @@ METRICS = (
         paired=True,
         headline=2,
         main=True,
+        compute=_auroc,
+        over_classes=True,
     ),
-    Metric(
+    ClassificationMetric(
         name="class_auroc",
-        task="classification",
         title="AUROC, one class against the rest",
         definition="AUROC of one class against all others.",
         section="discrimination",
         interval="auroc",
         better="higher",
+        compute=_class_auroc,
+        support=_against_the_rest,
     ),
 )

@@ -57,17 +57,20 @@ class EmptyPolicy:
         }
         return named.get(status, "exclude")
 
-    def values(self, status: str, diagonal: float) -> dict[str, float]:
-        """Overlaps and distances of a row that is not `ok`; `diagonal` is that of the image, in its unit."""
+    def value(self, status: str, rule: str, diagonal: float) -> float:
+        """What a row that is not `ok` counts.
+
+        Args:
+            status: of the row.
+            rule: `share` or `distance`, as in `MaskMetric.empty`.
+            diagonal: of the image, in its unit.
+        """
         share, distance = {
             "exclude": (math.nan, math.nan),
             "perfect": (1.0, 0.0),
             "worst": (0.0, diagonal),
         }[self.choice(status)]
-        return {
-            **dict.fromkeys(("dice", "iou", "nsd"), share),
-            **dict.fromkeys(("hd95", "hd", "assd"), distance),
-        }
+        return distance if rule == "distance" else share
 
     def describe(self) -> str:
         """The policy in words, for a report."""

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from medtl.evaluation.metrics.metric import Metric
+import math
+
+from medtl.evaluation.metrics.metric import MaskMetric
+from medtl.evaluation.metrics.pair import MaskPair
+
+
+def _dice(pair: MaskPair) -> float:
+    return 2 * pair.num_common / (pair.num_reference + pair.num_called)
+
+
+def _iou(pair: MaskPair) -> float:
+    return pair.num_common / (pair.num_reference + pair.num_called - pair.num_common)
+
+
+def _sensitivity(pair: MaskPair) -> float:
+    return pair.num_common / pair.num_reference if pair.num_reference else math.nan
+
+
+def _precision(pair: MaskPair) -> float:
+    return pair.num_common / pair.num_called if pair.num_called else math.nan
+
 
 METRICS = (
-    Metric(
+    MaskMetric(
         name="dice",
-        task="segmentation",
         title="Dice",
         definition=(
             "Overlap of a case's segmentation and reference: twice the shared volume over the sum of "
@@ -19,34 +38,40 @@ METRICS = (
         paired=True,
         headline=1,
         main=True,
+        from_masks=_dice,
+        median=True,
     ),
-    Metric(
+    MaskMetric(
         name="iou",
-        task="segmentation",
         title="IoU",
         definition="Shared volume over the volume of the union (Jaccard index). Mean over cases.",
         section="overlap",
         interval="mean",
         better="higher",
+        from_masks=_iou,
     ),
-    Metric(
+    MaskMetric(
         name="voxel_sensitivity",
-        task="segmentation",
         title="Sensitivity",
         definition="Share of the reference's volume that is found. Mean over cases.",
         section="overlap",
         interval="mean",
         better="higher",
         paired=True,
+        from_masks=_sensitivity,
+        column="sensitivity",
+        empty="defined",
     ),
-    Metric(
+    MaskMetric(
         name="voxel_precision",
-        task="segmentation",
         title="Precision",
         definition="Share of the segmented volume that belongs to the reference. Mean over cases.",
         section="overlap",
         interval="mean",
         better="higher",
         paired=True,
+        from_masks=_precision,
+        column="precision",
+        empty="defined",
     ),
 )

@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtl.evaluation.metrics.metric import Metric
+from medtl.evaluation.metrics.metric import MaskMetric
 from medtl.evaluation.statistics.arrays import Bools, Floats
+
+if TYPE_CHECKING:
+    from medtl.evaluation.metrics.pair import MaskPair
 
 LEAF_SIZE = 32
 """Points in a leaf of the search tree: a tree that is asked once is built faster with larger leaves."""
@@ -189,10 +192,21 @@ def surface_distances(
     return SurfaceDistances.between(Surface.of(called, spacing), Surface.of(reference, spacing))
 
 
+def _nsd(pair: MaskPair) -> float:
+    return pair.distances.nsd(pair.tolerance)
+
+
+def _hd95(pair: MaskPair) -> float:
+    return pair.distances.hd95
+
+
+def _assd(pair: MaskPair) -> float:
+    return pair.distances.assd
+
+
 METRICS = (
-    Metric(
+    MaskMetric(
         name="nsd",
-        task="segmentation",
         title="NSD",
         definition=(
             "Surface Dice: share of both surfaces that lies within the tolerance of the other surface "
@@ -201,12 +215,13 @@ METRICS = (
         section="surfaces",
         interval="mean",
         better="higher",
+        unit="tolerance",
         paired=True,
         main=True,
+        from_masks=_nsd,
     ),
-    Metric(
+    MaskMetric(
         name="hd95",
-        task="segmentation",
         title="HD95",
         definition=(
             "The larger of the two directed 95th percentiles of the distances from one surface to the "
@@ -218,10 +233,11 @@ METRICS = (
         unit="distance",
         paired=True,
         main=True,
+        from_masks=_hd95,
+        empty="distance",
     ),
-    Metric(
+    MaskMetric(
         name="assd",
-        task="segmentation",
         title="ASSD",
         definition=(
             "Mean distance between the surfaces, the points of both taken together. Mean over cases."
@@ -231,5 +247,7 @@ METRICS = (
         better="lower",
         unit="distance",
         paired=True,
+        from_masks=_assd,
+        empty="distance",
     ),
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medtl.errors import DataError
 from medtl.evaluation.metrics.calibration import MAX_LOG_TEMPERATURE, BinnedGap, equal_width_edges
-from medtl.evaluation.metrics.metric import Metric
+from medtl.evaluation.metrics.metric import VoxelMetric
 from medtl.evaluation.metrics.surfaces import SLACK, bounding_box
 from medtl.evaluation.statistics.arrays import Bools, Floats, Ints, sigmoid, sum_by_patient
 from medtl.labelmap import VOID, LabelMap
@@ -257,26 +257,28 @@ class VoxelStage:
         )
         self.num_cases = int(np.count_nonzero(n.sum(axis=1)))
 
-    def measures(self, counts: Floats) -> dict[str, Floats]:
-        """`nll`, `brier` (0 to 1), `ece` and `debiased_squared_error` of each resample; nan where no case has voxels.
+    def log_loss(self, counts: Floats) -> Floats:
+        """Mean log loss (b,) on resamples (b, P); nan where no case has voxels."""
+        return self._mean(counts, 1)
 
-        Args:
-            counts: (b, P) how often each patient is drawn.
-        """
-        mass, loss, square = (counts @ self._sums).T
+    def brier(self, counts: Floats) -> Floats:
+        """Mean squared error (b,), 0 to 1, on resamples (b, P); nan where no case has voxels."""
+        return self._mean(counts, 2)
+
+    def calibration_error(self, counts: Floats) -> Floats:
+        """Expected calibration error (b,) in 10 bins of equal width, on resamples (b, P)."""
+        with np.errstate(invalid="ignore"):
+            return self.gap.error(counts)
+
+    def _mean(self, counts: Floats, column: int) -> Floats:
+        sums = counts @ self._sums
         with np.errstate(invalid="ignore", divide="ignore"):
-            return {
-                "nll": np.asarray(loss / mass),
-                "brier": np.asarray(square / mass),
-                "ece": self.gap.error(counts),
-                "debiased_squared_error": self.gap.debiased_squared(counts),
-            }
+            return np.asarray(sums[:, column] / sums[:, 0])
 
 
 METRICS = (
-    Metric(
+    VoxelMetric(
         name="voxel_nll",
-        task="segmentation",
         title="Log loss of voxels",
         definition=(
             "Mean negative natural logarithm of the probability given to what a voxel is, within the "
@@ -287,10 +289,10 @@ METRICS = (
         better="lower",
         paired=True,
         main=True,
+        from_voxels=VoxelStage.log_loss,
     ),
-    Metric(
+    VoxelMetric(
         name="voxel_brier",
-        task="segmentation",
         title="Brier score of voxels",
         definition=(
             "Mean squared distance between a voxel's probability and the reference (0 or 1), within "
@@ -300,10 +302,10 @@ METRICS = (
         interval="percentile",
         better="lower",
         paired=True,
+        from_voxels=VoxelStage.brier,
     ),
-    Metric(
+    VoxelMetric(
         name="voxel_ece",
-        task="segmentation",
         title="Calibration error of voxels",
         definition=(
             "Mean absolute gap between predicted and observed share in 10 bins of equal width, within "
@@ -313,5 +315,6 @@ METRICS = (
         section="calibration",
         interval="point",
         better="lower",
+        from_voxels=VoxelStage.calibration_error,
     ),
 )

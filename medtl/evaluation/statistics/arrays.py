@@ -38,6 +38,11 @@ def sigmoid(x: Floats) -> Floats:
     return np.asarray(np.where(x >= 0, 1.0, small) / (1.0 + small))
 
 
+def divide(top: Floats, bottom: Floats) -> Floats:
+    """The quotient, nan where `bottom` is 0."""
+    return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))
+
+
 def sum_by_patient(values: Floats, patient: Ints, num_patients: int) -> Floats:
     """Sums rows by patient: (n, q) to (P, q). A resample of patients is then one matrix product."""
     out = np.zeros((num_patients, values.shape[1]))

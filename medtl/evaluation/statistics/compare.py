@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from medtl.evaluation.shared import verdict_of
 from medtl.evaluation.statistics.arrays import Floats
-from medtl.evaluation.statistics.estimate import Estimate
+from medtl.evaluation.statistics.estimate import Estimate, verdict_of
 
 METHOD = "patient bootstrap, single-step max-t"
 
@@ -77,6 +76,7 @@ def compare(
     where: tuple[str, str, str | None, str | None],
     name: str,
     kind: str = "reference",
+    cls: str | None = None,
 ) -> Comparison | None:
     """Compares models with their references.
 
@@ -93,6 +93,7 @@ def compare(
         where: domain, split, site and finding of the group.
         name: the measure.
         kind: as `Comparison.kind`.
+        cls: as `Comparison.cls`.
 
     Returns:
         The comparison, or None where no pair has values.
@@ -137,4 +138,4 @@ def compare(
         p = float((1 + (largest >= observed).sum()) / (1 + len(largest)))
         verdict = verdict_of(found, better)
         rows.append(Compared(model, rank, own, pairs[model], found, p, verdict, float(first[i])))
-    return Comparison(*where, name, kind, critical, METHOD, tuple(rows))
+    return Comparison(*where, name, kind, critical, METHOD, tuple(rows), cls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FEW_EVENTS = 10
@@ -59,6 +60,30 @@ class Estimate:
     num_events: int | None
     status: str
     num_degenerate: int = 0
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None where it is none."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def verdict_of(found: Estimate, better: str) -> str:
+    """What a difference reads as: `gain` or `harm` where its interval leaves out 0.
+
+    Args:
+        found: the difference.
+        better: `higher` or `lower`.
+    """
+    if found.value is None or found.lo is None or found.hi is None:
+        return "not estimable"
+    if found.lo <= 0 <= found.hi:
+        return "no clear difference"
+    return "gain" if (found.lo > 0) == (better == "higher") else "harm"
+
+
+def join(names: Sequence[str]) -> str:
+    """Names as a sentence has them: `a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def decimals(value: float | None, lo: float | None, hi: float | None) -> int:

@@ -14,12 +14,27 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 
+from medtl.errors import ConfigError
 from medtl.evaluation.statistics.arrays import Bools, Floats, Ints
 from medtl.evaluation.statistics.estimate import FEW_EVENTS, Estimate
 
 CHUNK_ELEMENTS = 400_000
 """Elements of one block of counts times rows: it stays in the processor's cache, which is worth a factor of
 two."""
+
+
+def check_resampling(replicates: int, level: float) -> None:
+    """Refuses numbers of resamples and levels that make no interval.
+
+    Raises:
+        ConfigError: fewer than 100 resamples, or a level below one half or of 1 and more.
+    """
+    if replicates < 100:
+        raise ConfigError(f"At least 100 resamples are needed for an interval; got {replicates}.")
+    if not 0.5 <= level < 1:
+        raise ConfigError(
+            f"The confidence level must lie between 0.5 and 1, for instance 0.95; got {level:g}."
+        )
 
 
 def patient_strata(labels: Ints, patient: Ints, num_patients: int, site: Ints | None = None) -> Ints:
@@ -125,6 +140,8 @@ class Support:
         num_events: number of cases with the event, or None.
         smaller: patients of the smaller class, for `few_events` and for exact bounds.
         effective: number of patients whose proportion it is; used where the replicates do not vary.
+        few: the status of an estimate whose `smaller` is below `FEW_EVENTS`. With `few_patients` (a mean over the
+            cases of patients), one patient makes no interval.
     """
 
     n: int
@@ -132,6 +149,7 @@ class Support:
     num_events: int | None
     smaller: int
     effective: float
+    few: str = "few_events"
 
 
 def missing(status: str, level: float, support: Support) -> Estimate:
@@ -157,10 +175,12 @@ def estimate(value: float, replicates: Floats, *, kind: str, level: float, suppo
     finite: Bools = np.isfinite(replicates)
     kept = replicates[finite]
     num_degenerate = int((~finite).sum())
-    status = "few_events" if support.smaller < FEW_EVENTS else "ok"
+    status = support.few if support.smaller < FEW_EVENTS else "ok"
     lo: float | None
     hi: float | None
-    if kind == "point" or len(kept) < 2:
+    if support.few == "few_patients" and support.num_patients < 2:
+        lo, hi, method, status = None, None, "none", "one_patient"
+    elif kind == "point" or len(kept) < 2:
         lo, hi, method, status = None, None, "none", "point_only"
     else:
         variance = float(kept.var(ddof=1))
@@ -172,7 +192,7 @@ def estimate(value: float, replicates: Floats, *, kind: str, level: float, suppo
             tail = expanded_tail(support.num_patients, level) if kind == "mean" else (1 - level) / 2
             lo, hi = (float(x) for x in np.quantile(kept, [tail, 1 - tail]))
             method = "patient bootstrap, " + ("expanded percentiles" if kind == "mean" else "percentiles")
-            special = "fixed" if variance == 0 else ""
+            special = "fixed" if variance == 0 and status != "few_patients" else ""
         status = special or status
         if num_degenerate > 0.05 * len(replicates):
             status = "degenerate"

@@ -2,8 +2,7 @@
 
 One row is one case as seen by one model (and one training seed; and, for multi-label tasks, one finding).
 Columns: `case, patient, split, domain, site, model, label` and `logit_<class>` or `prob_<class>`; optional
-    `seed, finding,
-weight, group_*`. An empty label means that there is no reference standard for the case; it never means
+`seed, finding, weight, group_*`. An empty label means that there is no reference standard for the case; it never means
 "negative".
 """
 
@@ -15,23 +14,36 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medtl.errors import DataError
-from medtl.evaluation.statistics.arrays import Floats, Ints, Strings, log_softmax
-from medtl.evaluation.tables.lookup import CaseRows, table_fault
+from medtl.errors import near_matches
+from medtl.evaluation.statistics.arrays import Bools, Floats, Ints, Strings, log_softmax
+from medtl.evaluation.tables.rows import (
+    ONLY_SEED,
+    CaseRows,
+    check_constant,
+    check_fields,
+    check_header,
+    check_leaks,
+    check_pairs,
+    check_repeats,
+    codes,
+    first_clash,
+    lines,
+    numbers,
+    odd,
+    read_table,
+    read_weight,
+    table_fault,
+    text_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REQUIRED = ("case", "patient", "split", "domain", "site", "model", "label")
-SPLITS = ("validation", "calibration", "test")
-DOMAINS = ("source", "target")
 CLIP = 1e-7
 """Probabilities nearer to 0 than this are moved to it before the logarithm, and counted."""
 SUM_TOLERANCE = 0.01
 """Probabilities of a row may miss a sum of 1 by this much: tables are written with two or three decimals."""
-
-ONLY_SEED = "single"
-"""Name of the training seed in a table without a column `seed`."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +85,8 @@ class PredictionTable(CaseRows):
         Raises:
             DataError: the file cannot be read, or its content is at fault; all faults are named at once.
         """
-        import pandas as pd
-
         path = Path(path)
-        try:
-            if path.suffix == ".parquet":
-                frame = pd.read_parquet(path)
-            else:
-                frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise DataError(f"There is no predictions table {path.name!r}. Check the path.") from None
-        except ImportError as error:
-            raise DataError(
-                f"Reading {path.name!r} needs a parquet engine: pip install pyarrow, or save the table as "
-                "CSV."
-            ) from error
-        except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(
-                f"The predictions table {path.name!r} cannot be read as comma-separated UTF-8 text: "
-                f"{reason}. Save it again as CSV with UTF-8 encoding and one header line."
-            ) from None
-        return cls.from_frame(frame, name=path.name)
+        return cls.from_frame(read_table(path, "predictions table"), name=path.name)
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, *, name: str = "predictions") -> PredictionTable:
@@ -108,15 +100,13 @@ class PredictionTable(CaseRows):
             DataError: with every fault found. Rows are named by their line in a CSV file with one header
                 line.
         """
-        from medtl.evaluation.tables.checks import check_columns, check_rows, parse
-
         faults: list[str] = []
-        columns = check_columns(frame, faults)
+        columns = _check_columns(frame, faults)
         if columns is None:
             raise table_fault(f"predictions table {name!r}", faults)
-        parsed = parse(frame, columns, faults)
+        parsed = _parse(frame, columns, faults)
         if not faults:
-            check_rows(parsed, faults)
+            _check_rows(parsed, faults)
         if faults:
             raise table_fault(f"predictions table {name!r}", faults)
         return parsed
@@ -129,3 +119,138 @@ class PredictionTable(CaseRows):
     def probabilities(self) -> Floats:
         """(n, K) softmax of the logits."""
         return np.exp(log_softmax(self.logits))
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns hold the scores: `kind` is `logit` or `prob`, `names` are the classes in column order."""
+
+    kind: str
+    names: tuple[str, ...]
+    multilabel: bool
+
+
+def _check_columns(frame: pd.DataFrame, faults: list[str]) -> _Columns | None:
+    """Looks at the header alone; None where it is at fault."""
+    header = [str(c) for c in frame.columns]
+    check_header(header, REQUIRED, faults)
+    found = {k: [c[len(k) + 1 :] for c in header if c.startswith(f"{k}_")] for k in ("logit", "prob")}
+    kind = "logit" if found["logit"] else "prob"
+    names = tuple(found[kind])
+    if not names:
+        faults.append("no column with scores: expected logit_<class> or prob_<class> for each class")
+    elif found["logit"] and found["prob"]:
+        faults.append(
+            "scores stand both as logit_ and as prob_ columns: keep one kind (logits are the better one)"
+        )
+    if not all(n.strip() for n in names):
+        faults.append(f"a column is called '{kind}_' without the name of a class")
+    if any(odd(n) for n in names):
+        faults.append("the name of a score column holds control characters")
+    if "finding" in header and len(names) > 2:
+        faults.append(
+            f"with a column 'finding' one or two score columns are expected; there are {len(names)}"
+        )
+    if len(frame) == 0 and not faults:
+        faults.append("there are no rows below the header")
+    return None if faults else _Columns(kind, names, "finding" in header)
+
+
+def _parse(frame: pd.DataFrame, columns: _Columns, faults: list[str]) -> PredictionTable:
+    """Turns the columns into arrays; faults of single fields are collected."""
+    text = {name: text_of(frame[name]) for name in REQUIRED}
+    for name in ("seed", "finding"):
+        default = ONLY_SEED if name == "seed" else ""
+        text[name] = (
+            text_of(frame[name]) if name in frame.columns else np.full(len(frame), default, dtype=object)
+        )
+    filled = [n for n in text if n != "label" and not (n == "finding" and not columns.multilabel)]
+    check_fields(text, filled, faults)
+    before = len(faults)
+    raw = np.stack(
+        [numbers(frame[f"{columns.kind}_{n}"], f"{columns.kind}_{n}", faults) for n in columns.names], axis=1
+    )
+    # What is no number stands as one half by now: its sum would be a second fault for the same cell.
+    logits, clipped = _logits(raw, columns.kind, faults) if len(faults) == before else (raw, 0)
+    names, labels = _classes(columns, text["label"], faults)
+    task = "multilabel" if columns.multilabel else "binary" if len(names) == 2 else "multiclass"
+    return PredictionTable(
+        case=text["case"],
+        patient=text["patient"],
+        split=text["split"],
+        domain=text["domain"],
+        site=text["site"],
+        model=text["model"],
+        seed=text["seed"],
+        finding=text["finding"],
+        label=labels,
+        logits=logits,
+        weight=read_weight(frame, faults),
+        classes=names,
+        task=task,
+        num_clipped=clipped,
+    )
+
+
+def _classes(columns: _Columns, label: Strings, faults: list[str]) -> tuple[tuple[str, ...], Ints]:
+    """Names of the classes and the index of each label; one score column is the probability of its class."""
+    names = columns.names
+    seen = set(label.tolist()) - {""}
+    if len(names) == 1:
+        if seen <= {"0", "1"} and names[0] not in seen:
+            names = (f"not {names[0]}", names[0])
+            label = np.array([names[int(v)] if v else "" for v in label], dtype=object)
+        else:
+            others = sorted(seen - {names[0]})
+            if len(others) > 1:
+                faults.append(
+                    f"there is one score column, for {names[0]!r}, but the labels name several other classes "
+                    f"({', '.join(others[:4])}): give one column a class"
+                )
+            names = (others[0] if others else f"not {names[0]}", names[0])
+    index = {name: k for k, name in enumerate(names)}
+    unknown = np.array([v not in index and v != "" for v in label], dtype=bool)
+    if unknown.any():
+        got = sorted(set(label[unknown].tolist()))
+        hint = near_matches(got[0], names).rstrip(".")
+        faults.append(f"label {got[0]!r} has no score column at {lines(unknown)} ({hint})")
+    return names, np.array([index.get(v, -1) for v in label], dtype=np.int64)
+
+
+def _logits(raw: Floats, kind: str, faults: list[str]) -> tuple[Floats, int]:
+    if kind == "logit":
+        if raw.shape[1] == 1:
+            raw = np.concatenate([np.zeros_like(raw), raw], axis=1)
+        return raw, 0
+    outside: Bools = np.any((raw < 0) | (raw > 1), axis=1)
+    if outside.any():
+        faults.append(
+            f"probabilities lie outside 0 to 1 at {lines(outside)} (if they are logits, call the columns "
+            "logit_<class>)"
+        )
+        return raw, 0
+    if raw.shape[1] == 1:
+        raw = np.concatenate([1 - raw, raw], axis=1)
+    total = raw.sum(axis=1)
+    off = np.abs(total - 1) > SUM_TOLERANCE
+    if off.any():
+        worst = float(total[np.argmax(np.abs(total - 1))])
+        faults.append(
+            f"probabilities of a row must sum to 1; they do not at {lines(off)} (worst: {worst:.4g})"
+        )
+        return raw, 0
+    raw = raw / total[:, None]
+    return np.log(np.maximum(raw, CLIP)), int((raw < CLIP).any(axis=1).sum())
+
+
+def _check_rows(table: PredictionTable, faults: list[str]) -> None:
+    """Checks across rows: duplicates, leaks between splits, contradictions, models on unequal cases."""
+    cases = codes(table.case, table.finding)
+    check_repeats(codes(table.case, table.finding, table.model, table.seed), faults)
+    check_leaks(table.patient, table.split, table.domain, faults)
+    what = {"patient": table.patient, "site": table.site, "split": table.split, "domain": table.domain}
+    check_constant(table.case, what, faults)
+    clash = first_clash(cases, table.label)
+    if len(clash):
+        faults.append(f"one case has two labels, at {lines(clash)}")
+    check_pairs(cases, codes(table.domain, table.split), table.model, table.seed, faults)

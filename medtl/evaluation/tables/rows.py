@@ -1,23 +1,99 @@
-"""Checks that every table of cases shares, whatever its task: fields, leaks between splits, unpaired models.
+"""What every table of cases shares, whatever its task: how it is read, where rows stand, and its checks.
 
-Each function adds what it finds to a list of faults, with line numbers. No message holds a patient's identifier:
-rows are named by their line.
+Checks: fields, leaks between splits, unpaired models. Each adds what it finds to a list of faults, with line numbers.
+No message holds a patient's identifier: rows are named by their line.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtl.errors import near_matches
+from medtl.errors import DataError, near_matches
 from medtl.evaluation.statistics.arrays import Bools, Floats, Ints, Strings
-from medtl.evaluation.tables.predictions import DOMAINS, ONLY_SEED, SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SPLITS = ("validation", "calibration", "test")
+DOMAINS = ("source", "target")
+ONLY_SEED = "single"
+"""Name of the training seed in a table without a column `seed`."""
+
+
+def seed_order(seed: str) -> tuple[int, str]:
+    """Sorts training seeds: numbers in their own order."""
+    return len(seed), seed
+
+
+class CaseRows:
+    """Columns `case`, `model` and `seed`, each (n,)."""
+
+    case: Strings
+    model: Strings
+    seed: Strings
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models in the order of their first row."""
+        return tuple(dict.fromkeys(self.model.tolist()))
+
+    def seeds(self, model: str) -> tuple[str, ...]:
+        """Training seeds of one model; numbers in their own order."""
+        found = set(self.seed[self.model == model].tolist())
+        return tuple(sorted(found, key=seed_order))
+
+    def rows(self, **where: str) -> Ints:
+        """Indices of the rows whose columns equal `where`, ordered by case, so that models are aligned."""
+        keep: Bools = np.ones(len(self), dtype=bool)
+        for column, value in where.items():
+            keep &= getattr(self, column) == value
+        found = np.flatnonzero(keep)
+        return found[np.argsort(self.case[found], kind="stable")]
+
+
+def read_table(path: Path, what: str) -> pd.DataFrame:
+    """Reads a CSV file (UTF-8, all columns as text) or a parquet file.
+
+    Args:
+        path: the file.
+        what: what to call it in messages, such as "predictions table".
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"There is no {what} {path.name!r}. Check the path.") from None
+    except ImportError as error:
+        raise DataError(
+            f"Reading {path.name!r} needs a parquet engine: pip install pyarrow, or save the table as CSV."
+        ) from error
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"The {what} {path.name!r} cannot be read as comma-separated UTF-8 text: {reason}. Save it again as CSV "
+            "with UTF-8 encoding and one header line."
+        ) from None
+
+
+def table_fault(what: str, faults: list[str]) -> DataError:
+    """One error of all faults of a table, such as "predictions table 'a.csv'"."""
+    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return DataError(f"The {what} has {count}: {'; '.join(faults)}.")
 
 
 def odd(name: str) -> bool:

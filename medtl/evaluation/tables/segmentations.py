@@ -21,10 +21,10 @@ import numpy as np
 
 from medtl.errors import ConfigError, DataError
 from medtl.evaluation.statistics.arrays import Floats, Ints, Strings
-from medtl.evaluation.tables.lookup import CaseRows, table_fault
 from medtl.evaluation.tables.masks import LabelHeader, MaskError, read_label_header
-from medtl.evaluation.tables.predictions import ONLY_SEED
 from medtl.evaluation.tables.rows import (
+    ONLY_SEED,
+    CaseRows,
     check_constant,
     check_fields,
     check_header,
@@ -34,7 +34,9 @@ from medtl.evaluation.tables.rows import (
     codes,
     lines,
     odd,
+    read_table,
     read_weight,
+    table_fault,
     text_of,
 )
 from medtl.labelmap import FILE_NAME, LabelMap
@@ -91,19 +93,8 @@ class SegmentationTable(CaseRows):
         Raises:
             DataError: the file cannot be read, or its content is at fault; all faults are named at once.
         """
-        import pandas as pd
-
         path = Path(path)
-        try:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise DataError(f"There is no table of segmentations {path.name!r}. Check the path.") from None
-        except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(
-                f"The table of segmentations {path.name!r} cannot be read as comma-separated UTF-8 text: "
-                f"{reason}. Save it again as CSV with UTF-8 encoding and one header line."
-            ) from None
+        frame = read_table(path, "table of segmentations")
         folder = path.resolve().parent
         if labels is None and (folder / FILE_NAME).is_file():
             try:

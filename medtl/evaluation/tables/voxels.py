@@ -16,8 +16,7 @@ import numpy as np
 from medtl.errors import DataError
 from medtl.evaluation.metrics.voxels import NUM_BINS
 from medtl.evaluation.statistics.arrays import Ints, Strings
-from medtl.evaluation.tables.predictions import ONLY_SEED
-from medtl.evaluation.tables.rows import check_header, codes, lines, numbers, text_of
+from medtl.evaluation.tables.rows import ONLY_SEED, check_header, codes, lines, numbers, table_fault, text_of
 from medtl.evaluation.tables.segmentations import SegmentationTable
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class VoxelTable:
         if not faults and len(frame) == 0:
             faults.append("there are no rows below the header")
         if faults:
-            raise _fault(name, faults)
+            raise table_fault(f"table {name!r}", faults)
         keys = ("case", "model", "seed", "structure")
         single = np.full(len(frame), ONLY_SEED, dtype=object)
         text = {key: text_of(frame[key]) if key in frame.columns else single for key in keys}
@@ -115,14 +114,15 @@ class VoxelTable:
             if strange.any():
                 faults.append(f"structure has no name in the label map at {lines(strange)}")
         if faults:
-            raise _fault(name, faults)
+            raise table_fault(f"table {name!r}", faults)
         code = codes(*text.values())
         cell = code * NUM_BINS + bin_.astype(np.int64)
         _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
         if len(np.unique(cell)) < len(cell):
             repeated = np.setdiff1d(np.arange(len(cell)), np.unique(cell, return_index=True)[1])
-            raise _fault(
-                name, [f"rows repeat a bin of a case, model, seed and structure at {lines(repeated)}"]
+            raise table_fault(
+                f"table {name!r}",
+                [f"rows repeat a bin of a case, model, seed and structure at {lines(repeated)}"],
             )
         counts = np.zeros((2, len(first), NUM_BINS), dtype=np.int64)
         counts[:, inverse, bin_.astype(np.int64)] = np.stack([n, k]).astype(np.int64)
@@ -138,8 +138,3 @@ class VoxelTable:
             if case in at:
                 n[place], k[place] = self.n[at[case]], self.k[at[case]]
         return n, k
-
-
-def _fault(name: str, faults: list[str]) -> DataError:
-    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-    return DataError(f"The table {name!r} has {count}: {'; '.join(faults)}.")

@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss,
 
 from medtl.errors import ConfigError
 from medtl.evaluation import MEASURES, PredictionTable, Results, RunContext, evaluate
-from medtl.evaluation.shared import hide_folders
+from medtl.evaluation.context import hide_folders
 from medtl.report import write_report
 from tests.helpers.work import calls, peak
 

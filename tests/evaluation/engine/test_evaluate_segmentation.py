@@ -11,10 +11,11 @@ import pytest
 
 from medtl.errors import ConfigError, DataError
 from medtl.evaluation import Block, Results, RunContext, SegmentationRules, VoxelTable
-from medtl.evaluation.engine.evaluate_segmentation import evaluate_cases
+from medtl.evaluation.engine.evaluate import evaluate_cases
 from medtl.evaluation.statistics.arrays import seed_from
 from medtl.evaluation.statistics.estimate import STATUSES
 from medtl.evaluation.statistics.resample import expanded_tail, patient_counts
+from medtl.report import summary_rows
 
 Maker = Callable[..., pd.DataFrame]
 RULES = SegmentationRules(
@@ -241,7 +242,7 @@ def test_intervals_hold_what_they_promise_with_few_patients() -> None:
     rows = [
         {"case": f"c{k}-{i}", "patient": f"p{k}-{i}", "site": f"s{k}", "domain": "target", "split": "test"}
         | {"model": "m", "seed": "0", "structure": "a", "status": "ok", "unit": "mm", "dice": x}
-        | {"hd95": 1.0, "nsd": 1.0}
+        | dict.fromkeys(("hd95", "nsd", "iou", "assd", "sensitivity", "precision"), 1.0)
         | {"volume_reference": 1.0, "volume_predicted": 1.0}
         for k in range(150)
         for i, x in enumerate(rng.beta(8, 3, 12))
@@ -259,10 +260,14 @@ def test_faults(segmented: Maker) -> None:
         evaluate_cases(frame[:0], rules=RULES)
     with pytest.raises(ConfigError, match="At least 100 resamples"):
         evaluate_cases(frame, rules=RULES, replicates=10)
+    with pytest.raises(DataError, match="lack the columns hd95, nsd"):
+        evaluate_cases(frame.drop(columns=["hd95", "nsd"]), rules=RULES)
+    with pytest.raises(DataError, match="Model 'source_only', seed 0, has 3 rows for the 4 cases"):
+        evaluate_cases(frame.drop(index=frame.index[0]), rules=RULES)
 
 
 def test_summary_table(results: Results) -> None:
-    rows = results.summary_table()
+    rows = summary_rows(results)
     row = next(r for r in rows if (r["model"], r["structure"]) == ("dann", "cytoplasm"))
     assert row["tested on"] == "external testing"
     assert row["Dice against source_only"] == "harm"

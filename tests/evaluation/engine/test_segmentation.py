@@ -14,7 +14,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medtl.errors import ConfigError, DataError
-from medtl.evaluation.engine.measure_masks import COLUMNS, STATUSES, EmptyPolicy, measure_cases
+from medtl.evaluation.engine.measure_masks import COLUMNS, measure_cases
+from medtl.evaluation.metrics.empty import STATUSES, EmptyPolicy
 from medtl.evaluation.tables.segmentations import SegmentationTable
 from medtl.labelmap import LabelMap
 

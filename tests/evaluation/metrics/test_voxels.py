@@ -189,24 +189,24 @@ def test_measures_equal_those_of_the_voxels(temperature: float) -> None:
         inside = np.clip(np.ceil(p * 10) - 1, 0, 9)
         gaps.append([np.where(inside == b, truth - p, 0).mean() for b in range(10)])
     for counts in ([1, 1], [2, 0], [1, 3]):
-        found = stage.measures(np.array([counts], dtype=float))
+        drawn = np.array([counts], dtype=float)
         own = np.array(counts)[patient]
-        assert found["nll"] == pytest.approx(np.average(nll, weights=own), rel=2e-3)
-        assert found["brier"] == pytest.approx(np.average(brier, weights=own), rel=2e-3)
+        assert stage.log_loss(drawn) == pytest.approx(np.average(nll, weights=own), rel=2e-3)
+        assert stage.brier(drawn) == pytest.approx(np.average(brier, weights=own), rel=2e-3)
         ece = np.abs(np.average(gaps, axis=0, weights=own)).sum()
-        assert found["ece"] == pytest.approx(ece, abs=4e-3)
-        assert np.isfinite(found["debiased_squared_error"]).all()
+        assert stage.calibration_error(drawn) == pytest.approx(ece, abs=4e-3)
+        assert np.isfinite(stage.gap.debiased_squared(drawn)).all()
 
 
 def test_calibrated_voxels_have_small_error_after_the_temperature() -> None:
     n, k = np.stack([counted(*synthetic(seed, 50_000, 2.0)) for seed in range(10)], axis=1)
     ones, patient = np.ones((1, 10)), np.arange(10)
-    before = VoxelStage(n, k, patient, 10).measures(ones)
-    after = VoxelStage(n, k, patient, 10, temperature=fit_voxel_temperature(n, k)).measures(ones)
-    for name in ("nll", "brier", "ece", "debiased_squared_error"):
-        assert after[name] < before[name]
-    assert after["ece"] < 0.01
-    assert abs(after["debiased_squared_error"][0]) < 1e-4
+    before = VoxelStage(n, k, patient, 10)
+    after = VoxelStage(n, k, patient, 10, temperature=fit_voxel_temperature(n, k))
+    for measure in (VoxelStage.log_loss, VoxelStage.brier, VoxelStage.calibration_error):
+        assert measure(after, ones) < measure(before, ones)
+    assert after.calibration_error(ones) < 0.01
+    assert abs(after.gap.debiased_squared(ones)[0]) < 1e-4
 
 
 def test_a_case_without_voxels_has_no_part() -> None:
@@ -214,12 +214,11 @@ def test_a_case_without_voxels_has_no_part() -> None:
     patient, counts = np.array([0, 1, 2]), np.array([[1.0, 2.0, 5.0]])
     more = VoxelStage(np.vstack([n, 0 * n[:1]]), np.vstack([k, 0 * k[:1]]), patient, 3)
     assert more.num_cases == 2
-    fewer = VoxelStage(n, k, patient[:2], 2).measures(counts[:, :2])
-    for name, values in more.measures(counts).items():
-        assert values == pytest.approx(fewer[name])
-    nobody = more.measures(np.array([[0.0, 0.0, 1.0]]))
-    assert np.isnan(nobody["nll"]).all()
-    assert np.isnan(nobody["ece"]).all()
+    fewer = VoxelStage(n, k, patient[:2], 2)
+    nobody = np.array([[0.0, 0.0, 1.0]])
+    for measure in (VoxelStage.log_loss, VoxelStage.brier, VoxelStage.calibration_error):
+        assert measure(more, counts) == pytest.approx(measure(fewer, counts[:, :2]))
+        assert np.isnan(measure(more, nobody)).all()
 
 
 @pytest.fixture
