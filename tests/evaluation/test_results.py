@@ -11,7 +11,7 @@ import pytest
 from medtl.errors import DataError
 from medtl.evaluation import SCHEMA, Estimate, PredictionTable, Results, RunContext, evaluate, format_estimate
 from medtl.evaluation.statistics.estimate import STATUSES, format_number
-from medtl.report import summary_rows
+from medtl.report.terminal import summary_rows
 
 Maker = Callable[..., pd.DataFrame]
 

@@ -15,7 +15,7 @@ from medtl.evaluation.engine.evaluate import evaluate_cases
 from medtl.evaluation.statistics.arrays import seed_from
 from medtl.evaluation.statistics.estimate import STATUSES
 from medtl.evaluation.statistics.resample import expanded_tail, patient_counts
-from medtl.report import summary_rows
+from medtl.report.terminal import summary_rows
 
 Maker = Callable[..., pd.DataFrame]
 RULES = SegmentationRules(
