@@ -1,7 +1,7 @@
 r"""Adapts a model from labelled scans of one site to unlabelled scans of another.
 
-Trains source-only and every method side by side, for every seed, on the same cases; reports all of them, and says
-which to keep without looking at a label of the target. With --labels the model classifies, with --masks it segments.
+Trains source-only and every method on the same cases, for every seed; reports all of them, and decides which model to
+keep without reading a label of the target. With --labels the model classifies, with --masks it segments.
 
     medtl run adapt --source sample_data/site_a --labels sample_data/site_a/labels.csv \
         --target sample_data/site_b --target-labels sample_data/site_b/labels.csv --method dann adabn
@@ -33,8 +33,8 @@ class Config(OneEncoder, TrainingConfig):
     }
 
     method: tuple[str, ...] = ()
-    """Adaptation methods; `medtl list methods` shows them. Or a file of your own, my_method.py. By default dann with
-    labels, adabn with masks."""
+    """Adaptation methods, see `medtl list methods`, or your own file my_method.py. By default dann with labels, adabn
+    with masks."""
 
     epochs: int | None = None
     """Passes over the longer of source and target; by default 10 with labels, 20 with masks."""

@@ -1,8 +1,8 @@
 r"""Compares encoders, fine-tuning strategies and adaptation methods on one split of the patients, pair by pair.
 
-Every strategy and every method is trained on every encoder, with the same seeds, and tested on the same patients; the
-report sets cost beside quality. With --target, all are also tested at another site (external testing). Methods learn
-from the target's scans; beside them stands source-only, and all take as many steps.
+Trains every strategy and every method on every encoder, with the same seeds, and tests them on the same patients; the
+report shows cost beside quality. With --target, all are also tested at another site (external testing). Methods learn
+from the target's scans; source-only is trained beside them, and all take the same number of steps.
 
     medtl run compare --source sample_data/site_a --labels sample_data/site_a/labels.csv \
         --target sample_data/site_b --target-labels sample_data/site_b/labels.csv --strategies probe full lp_ft
@@ -37,24 +37,24 @@ class Config(TrainingConfig):
     """Encoders by timm's name."""
 
     strategies: tuple[str, ...] = ()
-    """Strategies; `medtl list strategies` shows them. The first one is the reference where there is no method. By
-    default probe, full and lp_ft with labels, and head, full and last:2 with masks, if no method is given either."""
+    """Strategies, see `medtl list strategies`. The first one is the reference if there are no methods. By default
+    probe, full and lp_ft with labels, and head, full and last:2 with masks; none if methods are given."""
 
     methods: tuple[str, ...] = ()
-    """Adaptation methods; `medtl list methods` shows them. They need --target, and source-only is the reference."""
+    """Adaptation methods, see `medtl list methods`. They need --target, and source-only is the reference."""
 
     head: str = "linear"
     """With labels: linear, or dense:N for a hidden layer of N units before it."""
 
     epochs: int | None = None
-    """Passes over the training cases, at most; by default 20 with labels, 60 with masks."""
+    """Maximum number of passes over the training cases; by default 20 with labels, 60 with masks."""
 
     patience: int | None = None
-    """Stop a strategy after so many epochs without a lower loss on source validation; methods train to the end. By
+    """Stop a strategy after this many epochs without a lower loss on source validation; methods train to the end. By
     default 6 with labels, 20 with masks."""
 
     seeds: int = 3
-    """Train so many times, with seeds seed, seed + 1, ..."""
+    """Number of trainings, with seeds seed, seed + 1, ..."""
 
 
 STRATEGIES = {"labels": ("probe", "full", "lp_ft"), "masks": ("head", "full", "last:2")}

@@ -1,8 +1,8 @@
 r"""Shows how much more labelled patients would help: trains on 5, 10, 20, ... of them and draws the curve.
 
-The patients of a smaller training set are among those of every larger one; all models are tested on the same
-patients. Training takes a fixed number of epochs: with few patients there are none to stop on. With --labels the models
-classify, with --masks they segment.
+Each training set contains all smaller ones; all models are tested on the same patients. Training takes a fixed number
+of epochs, because few patients leave none for early stopping. With --labels the models classify, with --masks they
+segment.
 
     medtl run data_efficiency --source sample_data/site_a --labels sample_data/site_a/labels.csv \
         --target sample_data/site_b --target-labels sample_data/site_b/labels.csv --strategies probe
@@ -33,22 +33,22 @@ class Config(OneEncoder, TrainingConfig):
     }
 
     strategies: tuple[str, ...] = ()
-    """Strategies; `medtl list strategies` shows them. By default probe and full with labels, full with masks."""
+    """Strategies, see `medtl list strategies`. By default probe and full with labels, full with masks."""
 
     methods: tuple[str, ...] = ()
-    """Adaptation methods beside them, with source-only; they need --target."""
+    """Adaptation methods in addition, with source-only; they need --target."""
 
     head: str = "linear"
     """With labels: linear, or dense:N for a hidden layer of N units before it."""
 
     patients: tuple[int, ...] = (5, 10, 20, 50, 100)
-    """Numbers of labelled training patients; all that there are come last."""
+    """Numbers of labelled training patients; all of them come last."""
 
     epochs: int | None = None
     """Passes over the training cases; by default 15 with labels, 40 with masks."""
 
     seeds: int = 3
-    """Train so many times, each on patients of its own choice."""
+    """Number of trainings, each on its own draw of patients."""
 
 
 def main(config: Config, command: Sequence[str] = ()) -> None:

@@ -1,7 +1,7 @@
-r"""Fine-tunes a model on labelled scans and tests it on patients that it has not seen.
+r"""Fine-tunes a model on labelled scans and tests it on held-out patients.
 
-Stops on source validation and keeps the best epoch. With --labels the model classifies, with --masks it segments; with
---target, the same model is also tested at another site (external testing), without adaptation.
+Training stops early on source validation and keeps the best epoch. With --labels the model classifies, with --masks it
+segments. With --target, the same model is also tested at another site (external testing), without adaptation.
 
     medtl run finetune --source sample_data/site_a --labels sample_data/site_a/labels.csv
     medtl run finetune --source sample_data/site_a --labels sample_data/site_a/labels.csv \
@@ -32,16 +32,17 @@ class Config(OneEncoder, TrainingConfig):
     }
 
     strategy: str = "full"
-    """What is trained and how; `medtl list strategies` shows them: probe, head, full, last:2, lp_ft, lora, ..."""
+    """What is trained and how, see `medtl list strategies`: probe, head, full, last:2, lp_ft, lora, ..."""
 
     head: str = "linear"
     """With labels: linear, or dense:N for a hidden layer of N units before it."""
 
     epochs: int | None = None
-    """Passes over the training cases, at most; by default 20 with labels, 60 with masks."""
+    """Maximum number of passes over the training cases; by default 20 with labels, 60 with masks."""
 
     patience: int | None = None
-    """Stop after so many epochs without a lower loss on source validation; by default 6 with labels, 20 with masks."""
+    """Stop after this many epochs without a lower loss on source validation; by default 6 with labels, 20 with
+    masks."""
 
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
