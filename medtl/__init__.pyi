@@ -59,7 +59,7 @@ from .report.terminal import summary_rows as summary_rows
 from .report.write import write_page as write_page, write_report as write_report
 from .runs import Run as Run, environment as environment
 from .scans.catalog import scan_folder as scan_folder
-from .scans.seg import write_seg as write_seg
+from .scans.readers.dicom_seg import write_seg as write_seg
 from .scans.volume import read_volume as read_volume
 from .scans.write import write_map as write_map, write_mask as write_mask
 from .selection.decide import recommend as recommend, recommend_masks as recommend_masks

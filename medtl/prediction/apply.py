@@ -207,7 +207,7 @@ def _segment(
 
     from medtl.prediction.rules import apply_rules
     from medtl.scans.geometry import voxel_spacing
-    from medtl.scans.seg import write_seg
+    from medtl.scans.readers.dicom_seg import write_seg
     from medtl.scans.write import write_map, write_mask
 
     labels = next(iter(trained.values())).labels

@@ -47,15 +47,15 @@ class Mismatch:
 def reorder(mask: MaskItem, item: VolumeItem) -> Reorder | Mismatch:
     """Finds the signed permutation of axes by which the mask's grid equals the scan's.
 
-    A segmentation object leaves empty slices out: its grid only has to lie on the scan's voxels, and
-    `read_mask` places its frames itself.
+    Of a sparse mask, which leaves empty slices out, the grid only has to lie on the scan's voxels: its reader places
+    the slices itself.
     """
     if mask.affine is None or item.affine is None:
         if mask.shape == item.shape:
             return Reorder(assumed=(mask.affine is None) != (item.affine is None))
         return Mismatch(f"the mask has {_by(mask.shape)} voxels, the scan {_by(item.shape)}")
     to_scan = np.linalg.inv(np.array(item.affine)) @ np.array(mask.affine)
-    if mask.kind == "seg":
+    if mask.sparse:
         return _on_lattice(mask, item, to_scan)
     # Axes as in the affine's columns: (i, j, k).
     size = np.array(mask.shape[::-1])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from medtl.errors import DataError
-from medtl.scans.headers import DicomHeader, is_dicom, read_header
 from medtl.scans.items import Catalog, Rejection, VolumeItem
-from medtl.scans.plain import IMAGE_SUFFIXES, NIFTI_SUFFIXES, read_image_header, read_nifti_header
 from medtl.scans.privacy import Identifiers
 from medtl.scans.quiet import quiet_readers
-from medtl.scans.series import Plan, plan_volumes
+from medtl.scans.reader import AGAIN, HEAD_BYTES, Owner, Reader, readers, suffix_of, without_suffix
 
 log = logging.getLogger(__name__)
 
@@ -25,42 +22,15 @@ MASK_FOLDER = re.compile(
     r"(masks?|labels?(tr|ts)?|segs?|segmentations?|annotations?|ground_?truths?|gt)", re.I
 )
 _MASK_STEM = re.compile(r".+[._-](masks?|segs?|segmentations?|labels?)", re.I)
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 FOREIGN = frozenset(
-    {
-        *(
-            ".zip",
-            ".tar",
-            ".tgz",
-            ".7z",
-            ".rar",
-            ".gz",
-            ".nrrd",
-            ".nhdr",
-            ".mha",
-            ".mhd",
-            ".mgz",
-            ".mgh",
-            ".img",
-        ),
-        *(
-            ".hdr",
-            ".svs",
-            ".ndpi",
-            ".gif",
-            ".webp",
-            ".jp2",
-            ".npy",
-            ".npz",
-            ".mat",
-            ".h5",
-            ".hdf5",
-            ".avi",
-            ".mp4",
-        ),
-        *(".czi", ".lif"),
-    }
+    (
+        *_ARCHIVES,
+        *(".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".img", ".hdr", ".svs", ".ndpi", ".czi", ".lif"),
+        *(".gif", ".webp", ".jp2", ".npy", ".npz", ".mat", ".h5", ".hdf5", ".avi", ".mp4"),
+    )
 )
-SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.dcm|\.dicom|\.ima|\.png|\.jpe?g|\.tiff?|\.bmp)$", re.I)
+"""Suffixes of images and archives that are named as such where no reader takes them."""
 
 
 def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
@@ -83,9 +53,7 @@ def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
             f"There is no folder {path.name!r}: check the path (relative to {Path.cwd().name!r})."
         )
     if path.is_file():
-        if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar") and not SUFFIX.search(
-            path.name
-        ):
+        if suffix_of(path.name) in _ARCHIVES:
             raise DataError(f"{path.name!r} is an archive, a folder of scans was expected: unpack it first.")
         root, files = path.parent, [path.name]
     else:
@@ -129,31 +97,26 @@ def walk(root: Path) -> Iterator[str]:
 
 
 def _catalog(root: Path, files: list[str], apart: Sequence[str]) -> Catalog:
-    headers: list[DicomHeader] = []
     items: list[VolumeItem] = []
     rejections: list[Rejection] = []
+    owners: dict[str, Owner] = {}
+    parts: dict[Reader, list[str]] = defaultdict(list)
     for file in files:
-        found = _look(root, file, apart)
-        (
-            headers
-            if isinstance(found, DicomHeader)
-            else items
-            if isinstance(found, VolumeItem)
-            else rejections
-        ).append(
-            found  # type: ignore[arg-type]
-        )
-    headers, doubles = _drop_same_instance(root, headers)
-    items, copies = _drop_same_bytes(root, items)
-    plans, refused = plan_volumes(headers)
-    rejections += doubles + copies + refused
+        looked = _look(root, file, apart)
+        if isinstance(looked, Rejection):
+            rejections.append(looked)
+        else:
+            parts[looked].append(file)
+    for reader, part in parts.items():
+        found = reader.items(root, part)
+        items += found.items
+        rejections += found.rejections
+        owners |= found.owners
     identifiers = Identifiers()
-    by_file = {header.file: header for header in headers}
-    for header in headers:
-        identifiers.add(header.patient_id, header.patient_name)
-    items += _dicom_items(root, plans, identifiers)
-    rejections = [_safe_rejection(r, by_file, identifiers) for r in rejections]
-    items = _resolve_clashes(items)
+    for owner in owners.values():
+        identifiers.add(owner.patient_id, owner.patient_name)
+    items = _resolve_clashes([_safe_item(item, owners, identifiers) for item in items])
+    rejections = [_safe_rejection(r, owners, identifiers) for r in rejections]
     return Catalog(
         tuple(sorted(items, key=lambda item: (item.name, item.files))),
         tuple(sorted(rejections, key=lambda r: r.files)),
@@ -161,143 +124,49 @@ def _catalog(root: Path, files: list[str], apart: Sequence[str]) -> Catalog:
     )
 
 
-def _look(root: Path, file: str, apart: Sequence[str] = ()) -> DicomHeader | VolumeItem | Rejection:
-    """Decides by name and first bytes what a file is, and reads its header."""
+def _look(root: Path, file: str, apart: Sequence[str] = ()) -> Reader | Rejection:
+    """Decides by name and first bytes who reads a file."""
     pure = PurePosixPath(file)
     name = pure.name.lower()
-    suffix = ".nii.gz" if name.endswith(".nii.gz") else pure.suffix.lower()
+    suffix = suffix_of(name)
     try:
         with (root / file).open("rb") as handle:
-            head = handle.read(132)
+            head = handle.read(HEAD_BYTES)
     except OSError as error:
-        return Rejection(
-            file, "unreadable", error.strerror or "it cannot be opened", "Check permissions.", (file,)
-        )
-    dicom = is_dicom(head, suffix)
-    scan = dicom or suffix in NIFTI_SUFFIXES or suffix in IMAGE_SUFFIXES
-    if name.startswith(".") or not scan:
+        return Rejection.of(file, "unreadable", error.strerror or "it cannot be opened", "Check permissions.")
+    reader = next((r for r in readers() if r.scans and r.sniff(head, name)), None)
+    if name.startswith(".") or reader is None:
         if suffix in FOREIGN and not name.startswith("."):
             step = "Convert it to NIfTI, DICOM or PNG; unpack archives."
-            return Rejection(file, "unsupported_format", f"a {suffix[1:]} file", step, (file,))
-        return Rejection(file, "not_a_scan", f"a {suffix[1:] or 'nameless'} file", "Nothing.", (file,))
+            return Rejection.of(file, "unsupported_format", f"a {suffix[1:]} file", step)
+        return Rejection.of(file, "not_a_scan", f"a {suffix[1:] or 'nameless'} file", "Nothing.")
     if not head:
-        return Rejection(file, "truncated", "the file is empty", "Copy or export the file again.", (file,))
-    stem = SUFFIX.sub("", pure.name)
+        return Rejection.of(file, "truncated", "the file is empty", AGAIN)
     if any(file.startswith(folder) for folder in apart):
-        return Rejection(file, "mask", "it lies in the masks' folder", "Nothing.", (file,))
+        return Rejection.of(file, "mask", "it lies in the masks' folder", "Nothing.")
+    stem = without_suffix(pure.name)
     if any(MASK_FOLDER.fullmatch(part) for part in pure.parts[:-1]) or _MASK_STEM.fullmatch(stem):
         step = "Nothing if it is one; rename the file or folder if it is a scan."
-        return Rejection(file, "mask", "its name or folder is one kept for masks", step, (file,))
-    if dicom:
-        return read_header(root, file)
-    reader = read_nifti_header if suffix in NIFTI_SUFFIXES else read_image_header
-    return reader(root, file, stem)
+        return Rejection.of(file, "mask", "its name or folder is one kept for masks", step)
+    return reader
 
 
-def _drop_same_instance(root: Path, headers: list[DicomHeader]) -> tuple[list[DicomHeader], list[Rejection]]:
-    """Keeps the first file of each SOPInstanceUID; a damaged file never stands for a whole one."""
-    kept: dict[str, DicomHeader] = {}
-    order = sorted(headers, key=lambda h: (h.problem is not None, h.file))
-    doubles: list[Rejection] = []
-    for header in order:
-        uid = header.sop_instance
-        if uid is None or header.problem is not None:
-            continue
-        first = kept.setdefault(uid, header)
-        if first is not header:
-            same = _content(root / first.file) == _content(root / header.file)
-            detail = (
-                "the same file as another" if same else "the SOPInstanceUID of another file, with other bytes"
-            )
-            doubles.append(_duplicate(header.file, first.file, detail))
-    dropped = {double.files[0] for double in doubles}
-    return [h for h in headers if h.file not in dropped], doubles
+def _safe_item(item: VolumeItem, owners: Mapping[str, Owner], identifiers: Identifiers) -> VolumeItem:
+    """Name and path without what identifies the patient whom the header names."""
+    owner = owners.get(item.files[0])
+    if owner is None:
+        return item
+    name, path = (identifiers.safe_path(text, *owner[:3]) for text in (item.name, item.path))
+    return replace(item, name=name, path=path)
 
 
-def _drop_same_bytes(root: Path, items: list[VolumeItem]) -> tuple[list[VolumeItem], list[Rejection]]:
-    """Keeps the first of byte-identical files; reads only files of equal size and start."""
-    by_size: dict[int, list[VolumeItem]] = defaultdict(list)
-    for item in items:
-        by_size[(root / item.files[0]).stat().st_size].append(item)
-    doubles: list[Rejection] = []
-    for group in by_size.values():
-        by_start: dict[bytes, list[VolumeItem]] = defaultdict(list)
-        for item in group if len(group) > 1 else []:
-            by_start[_content(root / item.files[0], 1 << 16)].append(item)
-        for alike in by_start.values():
-            first: dict[bytes, VolumeItem] = {}
-            for item in alike if len(alike) > 1 else []:
-                kept = first.setdefault(_content(root / item.files[0]), item)
-                if kept is not item:
-                    doubles.append(_duplicate(item.files[0], kept.files[0], "the same file as another"))
-    dropped = {double.files[0] for double in doubles}
-    return [item for item in items if item.files[0] not in dropped], doubles
-
-
-def _content(path: Path, limit: int = -1) -> bytes:
-    digest = hashlib.blake2b()
-    with path.open("rb") as file:
-        if limit >= 0:
-            digest.update(file.read(limit))
-        else:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.digest()
-
-
-def _duplicate(file: str, kept: str, detail: str) -> Rejection:
-    return Rejection(file, "duplicate", detail, "Nothing: the other one is used.", (file,), same_as=kept)
-
-
-def _dicom_items(root: Path, plans: list[Plan], identifiers: Identifiers) -> list[VolumeItem]:
-    """Names the planned volumes and drops what may not leave the header."""
-    series_in_folder: dict[PurePosixPath, set[int]] = defaultdict(set)
-    for number, plan in enumerate(plans):
-        if len(plan.headers) > 1:
-            series_in_folder[PurePosixPath(min(h.file for h in plan.headers)).parent].add(number)
-    items = []
-    for plan in plans:
-        first = plan.headers[0]
-        if len(plan.headers) == 1:
-            path = first.file
-            name = SUFFIX.sub("", PurePosixPath(path).name)
-        else:
-            folder = PurePosixPath(min(h.file for h in plan.headers)).parent
-            path = str(folder)
-            name = folder.name or root.resolve().name
-            if len(series_in_folder[folder]) > 1:
-                name += f"_{first.facts.get('series_number', '0')}"
-        own = (first.patient_id, first.patient_name, first.study or "")
-        facts = {**first.facts, **({"geometry": plan.note} if plan.note else {})}
-        items.append(
-            VolumeItem(
-                root=root,
-                files=tuple(h.file for h in plan.headers),
-                kind="dicom",
-                name=identifiers.safe_path(name, *own),
-                path=identifiers.safe_path(path, *own),
-                patient_id=first.patient_id,
-                series_uid=first.series,
-                shape=(len(plan.headers), first.rows, first.columns),
-                channels=3 if first.samples == 3 or first.photometric == "PALETTE COLOR" else 1,
-                affine=plan.affine,
-                modality=first.modality,
-                header=facts,
-            )
-        )
-    return items
-
-
-def _safe_rejection(
-    rejection: Rejection, headers: dict[str, DicomHeader], identifiers: Identifiers
-) -> Rejection:
-    header = headers.get(rejection.files[0])
-    own = (header.patient_id, header.patient_name, header.study or "") if header else (None, None, "")
+def _safe_rejection(rejection: Rejection, owners: Mapping[str, Owner], identifiers: Identifiers) -> Rejection:
+    owner = owners.get(rejection.files[0], Owner())
     path = rejection.files[0]
     if len(rejection.files) > 1 and "/" in path:
         path = str(PurePosixPath(path).parent)
-    owners = tuple(o for o in (header.patient_id, header.series) if o) if header else ()
-    return replace(rejection, path=identifiers.safe_path(path, *own), owners=owners)
+    known = tuple(o for o in (owner.patient_id, owner.series) if o)
+    return replace(rejection, path=identifiers.safe_path(path, *owner[:3]), owners=known)
 
 
 def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:
@@ -308,7 +177,7 @@ def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:
     for item in sorted(items, key=lambda item: item.files):
         name = item.name
         if counts[name] > 1:
-            name = SUFFIX.sub("", item.path) if len(item.files) == 1 else item.path
+            name = without_suffix(item.path) if len(item.files) == 1 else item.path
             base, number = name, 1
             while taken[name]:
                 number += 1

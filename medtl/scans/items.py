@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medtl.scans.privacy import Identifiers
 
 Affine = tuple[tuple[float, float, float, float], ...]
 """4 x 4, row by row: voxel (i, j, k), i along columns, to RAS in mm."""
+MAX_BYTES = 4 << 30
+"""Limit of one volume in memory, as float32: protects against damaged or hostile dimensions."""
+NO_POSITION = "no position"
+"""Note on the geometry of an image that has no place in the patient."""
+UNPLACED = "orientation unknown"
+"""Words in the note on the geometry of a volume whose place is its format's fallback."""
 
 CODES: Mapping[str, str] = MappingProxyType(
     {
@@ -58,7 +68,7 @@ class VolumeItem:
         root: The scanned folder. Never shown.
         files: Its files relative to `root`, with forward slashes, in slice order. Never shown: paths can
             carry names.
-        kind: `dicom`, `nifti` or `image`.
+        kind: The format: the `kind` of its reader, such as `dicom`, `nifti` or `image`.
         name: The case name: file stem or series folder, free of patient identifiers.
         path: Display-safe path relative to `root`: the file, or the folder of the series.
         patient_id: PatientID as stored, or None. In memory only.
@@ -102,13 +112,15 @@ class MaskItem:
     Attributes:
         root: The masks' folder. Never shown.
         files: Its file relative to `root`, with forward slashes. Never shown: paths can carry names.
-        kind: `nifti`, `image`, or `seg` (a DICOM segmentation).
+        kind: The format: `nifti`, `image`, `seg` (a DICOM segmentation), or that of another reader.
         name: The file's stem, free of patient identifiers.
         path: Display-safe path relative to `root`.
         shape: (k, j, i): slices, rows, columns, in the mask's own order of axes.
         affine: 4 x 4, voxel (i, j, k) to RAS in mm; None where the file says nothing about it.
         series_uid: SeriesInstanceUID of the scan that a segmentation was drawn on. In memory only.
         segments: Labels of a segmentation's segments by their numbers.
+        sparse: The file leaves empty slices out, and its numbers are those of segments: its grid only has to lie on
+            the scan's voxels.
     """
 
     root: Path = field(repr=False)
@@ -120,6 +132,7 @@ class MaskItem:
     affine: Affine | None = None
     series_uid: str | None = field(default=None, repr=False)
     segments: Mapping[int, str] = field(default_factory=dict, hash=False)
+    sparse: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -167,6 +180,42 @@ class Rejection:
     def __post_init__(self) -> None:
         if self.code not in CODES:
             raise ValueError(f"{self.code!r} is no rejection code; there are: {', '.join(CODES)}.")
+
+    @classmethod
+    def of(cls, file: str, code: str, detail: str, next_step: str) -> Rejection:
+        """Of one file, by its path relative to the folder."""
+        return cls(file, code, detail, next_step, (file,))
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels and geometry.
+
+    Attributes:
+        array: (k, j, i), or (k, j, i, 3) for colour; float32, int16 or uint8. CT in HU.
+        affine: 4 x 4, voxel (i, j, k) to RAS in mm; None for images without a position in the patient.
+        mask: (k, j, i) bool, True where a voxel is padding and not a measurement; None if there is none.
+        meta: `kind`, `modality`, `bits`, `inverted` (MONOCHROME1 was turned around), `units` (`HU`,
+            `unknown`).
+    """
+
+    array: NDArray[Any] = field(repr=False)
+    affine: Affine | None
+    mask: NDArray[np.bool_] | None = field(default=None, repr=False)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, item: VolumeItem, array: NDArray[Any], mask: NDArray[np.bool_] | None = None, **meta: Any
+    ) -> Volume:
+        """The voxels of an item; what its header says is in `meta`."""
+        known = {"kind": item.kind, "modality": item.modality, "bits": int(item.header.get("bits", "0"))}
+        return cls(array, item.affine, mask, {**known, "inverted": False, "units": "unknown", **meta})
+
+
+def times(shape: Sequence[int]) -> str:
+    """Numbers of voxels as a text: `5 x 6 x 7`."""
+    return " x ".join(map(str, shape))
 
 
 @dataclass(frozen=True)

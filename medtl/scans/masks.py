@@ -8,32 +8,34 @@ geometry by `alignment.py`, and read by `read_mask`. What was counted while read
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from medtl.errors import DataError
 from medtl.labelmap import VOID, LabelMap, count_values, slabs
 from medtl.scans.alignment import Mismatch, Reorder, reorder
-from medtl.scans.catalog import FOREIGN, SUFFIX, walk
-from medtl.scans.geometry import as_affine
-from medtl.scans.headers import DicomHeader, is_dicom, read_header
+from medtl.scans.catalog import FOREIGN, walk
 from medtl.scans.items import MaskItem, Rejection, VolumeItem
-from medtl.scans.plain import (
-    IMAGE_SUFFIXES,
-    NIFTI_SUFFIXES,
-    nifti_affine,
-    read_image_header,
-    read_nifti_header,
-)
 from medtl.scans.privacy import Identifiers
 from medtl.scans.quiet import quiet_readers
+from medtl.scans.reader import (
+    HEAD_BYTES,
+    INDICES,
+    Owner,
+    PixelError,
+    Reader,
+    Stored,
+    reader_of,
+    readers,
+    suffix_of,
+    suffixes,
+)
 
 __all__ = [
     "MaskCounts",
@@ -51,22 +53,25 @@ UNKNOWN_LIMIT = 0.01
 """Share of the voxels beyond the background that may hold unknown values: up to it they become void."""
 WHOLE = 1e-3
 """Distance from an integer that is rounding: 255 times a float32 slope of 1/255."""
-_GREY = ("1", "L", "P", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_INDICES = "Store the mask as one channel of integer labels: PNG or TIFF in grey or with a palette, or NIfTI."
 
 
 class MaskError(DataError):
-    """A mask that cannot be used; `code` and `next_step` are those of the rejection it becomes."""
+    """A mask that cannot be used.
 
-    def __init__(self, code: str, item: VolumeItem, detail: str, next_step: str) -> None:
-        super().__init__(f"The mask of case {item.name!r} cannot be used: {detail}. {next_step}")
-        self.code, self.item, self.detail, self.next_step = code, item, detail, next_step
+    Args:
+        mask: how a message names it, such as `The mask of case 'c7'`.
+        code: a key of `CODES`.
+        detail: what was found, with the numbers.
+        next_step: what the user can do.
+    """
 
-    def rejection(self) -> Rejection:
-        """What `CaseTable.exclude` takes."""
-        return Rejection(
-            self.item.path, self.code, self.detail, self.next_step, self.item.files, item=self.item
-        )
+    def __init__(self, mask: str, code: str, detail: str, next_step: str) -> None:
+        super().__init__(f"{mask} cannot be used: {detail}. {next_step}")
+        self.code, self.detail, self.next_step = code, detail, next_step
+
+    def rejection(self, item: VolumeItem) -> Rejection:
+        """What `CaseTable.exclude` takes, of the mask's scan."""
+        return Rejection(item.path, self.code, self.detail, self.next_step, item.files, item=item)
 
 
 @dataclass(frozen=True)
@@ -148,23 +153,29 @@ def scan_masks(
         raise DataError(f"There is no masks folder {folder.name!r}: check the path.")
     root, files = (folder.parent, [folder.name]) if folder.is_file() else (folder, sorted(walk(folder)))
     known = identifiers if identifiers is not None else Identifiers()
-    owners: dict[str, DicomHeader] = {}
+    owners: dict[str, Owner] = {}
     items: list[MaskItem] = []
     rejections: list[Rejection] = []
+    parts: dict[Reader, list[str]] = defaultdict(list)
     with quiet_readers():
         for file in files:
-            found = None if skip and (root / file).resolve() in skip else _look(root, file, owners)
-            if isinstance(found, MaskItem):
-                items.append(found)
-            elif found is not None:
-                rejections.append(found)
-    for header in owners.values():
-        known.add(header.patient_id, header.patient_name)
-    safe = [known.safe_path(r.files[0], *_own(owners.get(r.files[0]))) for r in rejections]
-    return (
-        tuple(safe_mask(item, known, *_own(owners.get(item.files[0]))) for item in items),
-        tuple(replace(r, path=path) for r, path in zip(rejections, safe, strict=True)),
-    )
+            looked = None if skip and (root / file).resolve() in skip else _look(root, file)
+            if isinstance(looked, Rejection):
+                rejections.append(looked)
+            elif looked is not None:
+                parts[looked].append(file)
+        for reader, part in parts.items():
+            found = reader.mask_items(root, part)
+            items += found.items
+            rejections += found.rejections
+            owners |= found.owners
+    for owner in owners.values():
+        known.add(owner.patient_id, owner.patient_name)
+    nobody = Owner()
+    safe = [known.safe_path(r.files[0], *owners.get(r.files[0], nobody)[:3]) for r in rejections]
+    rejected = [replace(r, path=path) for r, path in zip(rejections, safe, strict=True)]
+    masks = [safe_mask(item, known, *owners.get(item.files[0], nobody)[:3]) for item in items]
+    return tuple(sorted(masks, key=lambda m: m.files)), tuple(sorted(rejected, key=lambda r: r.files))
 
 
 def safe_mask(
@@ -180,70 +191,21 @@ def safe_mask(
     return replace(mask, name=name, path=identifiers.safe_path(mask.path, *own))
 
 
-def _own(header: DicomHeader | None) -> tuple[str | None, str | None, str]:
-    return (header.patient_id, header.patient_name, header.study or "") if header else (None, None, "")
-
-
-def _look(root: Path, file: str, owners: dict[str, DicomHeader]) -> MaskItem | Rejection | None:
-    """What one file is, by its name and first bytes."""
+def _look(root: Path, file: str) -> Reader | Rejection | None:
+    """Decides by name and first bytes who reads a file; None for what is neither mask nor image."""
     name = PurePosixPath(file).name.lower()
-    suffix = ".nii.gz" if name.endswith(".nii.gz") else PurePosixPath(file).suffix.lower()
+    suffix = suffix_of(name)
     if name.startswith("."):
         return None
-    if suffix in FOREIGN:
-        return _reject(
-            file, "unsupported_format", f"a {suffix[1:]} file", "Convert it to NIfTI, PNG or DICOM SEG."
-        )
+    if suffix in FOREIGN and suffix not in suffixes():
+        step = "Convert it to NIfTI, PNG or DICOM SEG."
+        return Rejection.of(file, "unsupported_format", f"a {suffix[1:]} file", step)
     try:
         with (root / file).open("rb") as handle:
-            head = handle.read(132)
+            head = handle.read(HEAD_BYTES)
     except OSError as error:
-        return _reject(file, "unreadable", error.strerror or "it cannot be opened", "Check permissions.")
-    if is_dicom(head, suffix):
-        return _look_dicom(root, file, owners)
-    if suffix not in NIFTI_SUFFIXES and suffix not in IMAGE_SUFFIXES:
-        return None
-    stem = SUFFIX.sub("", PurePosixPath(file).name)
-    found = (read_nifti_header if suffix in NIFTI_SUFFIXES else read_image_header)(root, file, stem)
-    if isinstance(found, Rejection):
-        return found
-    mode = found.header.get("mode", "")
-    if found.kind == "image" and (suffix in (".jpg", ".jpeg") or mode not in _GREY):
-        why = (
-            "a JPEG image, which changes values"
-            if suffix in (".jpg", ".jpeg")
-            else f"a colour image ({mode})"
-        )
-        return _reject(file, "mask_values", why, _INDICES)
-    # A file that says nothing about its place has none: the fallback of the format would be taken for one.
-    placed = "orientation unknown" not in found.header.get("geometry", "")
-    return MaskItem(root, (file,), found.kind, stem, file, found.shape, found.affine if placed else None)
-
-
-def _look_dicom(root: Path, file: str, owners: dict[str, DicomHeader]) -> MaskItem | Rejection:
-    from medtl.scans.seg import read_seg_header  # pulls in highdicom: only for those who have such files
-
-    header = read_header(root, file)
-    if isinstance(header, Rejection):
-        return header
-    owners[file] = header
-    if header.problem is None or header.problem.code != "mask":
-        step = "Give masks as NIfTI, PNG or DICOM SEG; convert contours (RTSTRUCT) first."
-        return _reject(file, "mask_unreadable", "a DICOM object that is no segmentation", step)
-    try:
-        seg = read_seg_header(root / file)
-    except DataError as error:
-        return _reject(
-            file, "mask_unreadable", str(error).rstrip("."), "Export it again, or convert it to NIfTI."
-        )
-    stem = SUFFIX.sub("", PurePosixPath(file).name)
-    return MaskItem(
-        root, (file,), "seg", stem, file, seg.shape, seg.affine, seg.series_uid, dict(seg.segments)
-    )
-
-
-def _reject(file: str, code: str, detail: str, next_step: str) -> Rejection:
-    return Rejection(file, code, detail, next_step, (file,))
+        return Rejection.of(file, "unreadable", error.strerror or "it cannot be opened", "Check permissions.")
+    return next((r for r in readers() if r.masks and r.sniff(head, name)), None)
 
 
 def read_mask(
@@ -266,15 +228,14 @@ def read_mask(
     """
     way = reorder(mask, item)
     if isinstance(way, Mismatch):
-        raise MaskError("mask_geometry", item, way.detail, way.next_step)
-    overlap = 0
-    if mask.kind == "seg":
-        stored, overlap = _read_seg(mask, item)
-        values = _segment_values(mask, labels)
+        raise MaskError(_name(item), "mask_geometry", way.detail, way.next_step)
+    found = _stored(mask, item, _name(item))
+    if mask.sparse:
+        stored, values = found.array, _segment_values(mask, labels)
         array = _lookup(stored, values)
         unknown = {n: c for n, c in count_values(stored).items() if n not in values}
     else:
-        stored = way.apply(stored_values(mask, item))
+        stored = way.apply(whole_numbers(found, _name(item)))
         array = labels.encode(stored)
         unknown = labels.unknown(stored)
     beyond = int(np.count_nonzero(array))
@@ -283,53 +244,59 @@ def read_mask(
         share = f"{100 * sum(unknown.values()) / beyond:.3g} % of the voxels beyond the background"
         detail = f"the values {listed} ({share}) are not in the label map, which is {labels.text()}"
         step = "Name them in labels.json or with --structures, as a structure or as void."
-        raise MaskError("unknown_label", item, detail, step)
-    return MaskVoxels(np.ascontiguousarray(array), unknown, overlap)
+        raise MaskError(_name(item), "unknown_label", detail, step)
+    return MaskVoxels(np.ascontiguousarray(array), unknown, found.overlap)
 
 
-def stored_values(mask: MaskItem, item: VolumeItem) -> NDArray[Any]:
-    """The integers of a NIfTI or image mask as they are in the file, (k, j, i) in the mask's own order of axes.
+def _name(item: VolumeItem) -> str:
+    return f"The mask of case {item.name!r}"
+
+
+def stored_values(mask: MaskItem, item: VolumeItem | None, name: str = "") -> NDArray[Any]:
+    """The integers of a mask as they are in the file, (k, j, i) in the mask's own order of axes.
+
+    Args:
+        mask: the mask.
+        item: its scan; None for a mask on its own.
+        name: how messages name the mask; by default after its scan.
 
     Raises:
         MaskError: `mask_values` or `mask_unreadable`.
     """
-    path = mask.root / mask.files[0]
+    called = name or (_name(item) if item is not None else f"The mask {mask.name!r}")
+    return whole_numbers(_stored(mask, item, called), called)
+
+
+def _stored(mask: MaskItem, item: VolumeItem | None, name: str) -> Stored:
+    step = "Export the mask again."
     try:
         with quiet_readers():
-            array, scale = (
-                _read_nifti(path, mask) if mask.kind == "nifti" else (_read_image(path), (1.0, 0.0))
-            )
+            found = reader_of(mask.kind).stored(mask, item)
+    except DataError as error:
+        why, step = str(error).rstrip("."), "Export the segmentation again, or convert it to NIfTI."
+        raise MaskError(name, "mask_unreadable", why, step) from None
+    except PixelError as error:
+        raise MaskError(name, "mask_unreadable", str(error), step) from None
     except OSError as error:
         why = error.strerror or f"it is damaged ({type(error).__name__})"
-        raise MaskError("mask_unreadable", item, why, "Export the mask again.") from None
+        raise MaskError(name, "mask_unreadable", why, step) from None
     except Exception as error:  # decoders raise nearly anything; their text can hold paths
         why = f"it cannot be decoded ({type(error).__name__})"
-        raise MaskError("mask_unreadable", item, why, "Export the mask again.") from None
-    if array.shape != mask.shape:
-        why = f"it holds {array.shape} voxels, its header said {mask.shape}"
-        raise MaskError("mask_unreadable", item, why, "Scan the folder again.")
-    return _integers(array, scale, item)
+        raise MaskError(name, "mask_unreadable", why, step) from None
+    expected = item.shape if mask.sparse and item is not None else mask.shape
+    if found.array.shape != expected:
+        why = f"it holds {found.array.shape} voxels, its header said {expected}"
+        raise MaskError(name, "mask_unreadable", why, "Scan the folder again.")
+    return found
 
 
-def _read_nifti(path: Path, mask: MaskItem) -> tuple[NDArray[Any], tuple[float, float]]:
-    """Stored numbers, and slope and intercept by which they count."""
-    image: Any = nibabel.load(path)
-    if mask.affine is not None and as_affine(nifti_affine(image.header)[0]) != mask.affine:
-        raise ValueError("geometry changed")
-    slope, inter = image.dataobj.slope, image.dataobj.inter
-    raw: NDArray[Any] = np.asarray(image.dataobj.get_unscaled())
-    raw = raw.reshape(raw.shape[:3] + (1,) * (3 - raw.ndim)).transpose(2, 1, 0)
-    scaled = bool(np.isfinite(slope) and np.isfinite(inter)) and slope != 0
-    return raw, (float(slope), float(inter)) if scaled else (1.0, 0.0)
+def whole_numbers(stored: Stored, name: str) -> NDArray[Any]:
+    """The integers that stored numbers stand for; up to `WHOLE` beside one is rounding.
 
-
-def _read_image(path: Path) -> NDArray[Any]:
-    with Image.open(path) as image:
-        array: NDArray[Any] = np.asarray(image)  # of a palette its indices, of one bit 0 and 1
-    return (array.astype(np.uint8) if array.dtype == np.bool_ else array)[None]
-
-
-def _integers(array: NDArray[Any], scale: tuple[float, float], item: VolumeItem) -> NDArray[Any]:
+    Raises:
+        MaskError: `mask_values`.
+    """
+    array, scale = stored.array, stored.scale
     if array.dtype.kind in "iu" and scale == (1.0, 0.0):
         return array
     result = np.empty(array.shape, dtype=np.int32)
@@ -349,22 +316,11 @@ def _integers(array: NDArray[Any], scale: tuple[float, float], item: VolumeItem)
             f"{off} of its {array.size} voxels hold no integer, for example {example:.4g}: it was resampled with "
             "interpolation, or holds probabilities"
         )
-        raise MaskError(
-            "mask_values", item, detail, "Resample masks with nearest neighbour, or threshold them."
-        )
+        step = "Resample masks with nearest neighbour, or threshold them."
+        raise MaskError(name, "mask_values", detail, step)
     if largest > np.iinfo(np.int32).max:
-        raise MaskError("mask_values", item, "its values exceed 32 bits", _INDICES)
+        raise MaskError(name, "mask_values", "its values exceed 32 bits", INDICES)
     return result
-
-
-def _read_seg(mask: MaskItem, item: VolumeItem) -> tuple[NDArray[np.uint16], int]:
-    from medtl.scans.seg import read_seg
-
-    try:
-        return read_seg(mask.root / mask.files[0], item.shape, item.affine)
-    except DataError as error:
-        step = "Export the segmentation again, or convert it to NIfTI."
-        raise MaskError("mask_unreadable", item, str(error).rstrip("."), step) from None
 
 
 def _segment_values(mask: MaskItem, labels: LabelMap) -> dict[int, int]:

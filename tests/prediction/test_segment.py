@@ -26,7 +26,7 @@ from medtl.models.output import Output
 from medtl.prediction import segment as segmenting
 from medtl.prediction.segment import adapt_cases, segment_cases
 from medtl.scans.catalog import scan_folder
-from medtl.scans.seg import read_seg, write_seg
+from medtl.scans.readers.dicom_seg import read_seg, write_seg
 from medtl.scans.volume import read_volume
 from medtl.scans.write import write_mask
 from tests.scans.make_scans import write_image, write_nifti, write_series

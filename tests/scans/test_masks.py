@@ -16,7 +16,7 @@ from medtl.scans.catalog import scan_folder
 from medtl.scans.items import CODES, MASK_CODES
 from medtl.scans.masks import MaskCounts, MaskError, read_mask, scan_masks, unknown_limit
 from medtl.scans.privacy import Identifiers
-from medtl.scans.seg import write_seg
+from medtl.scans.readers.dicom_seg import write_seg
 from tests.scans.make_scans import random_image, write_dicom, write_image, write_nifti, write_series
 
 ONE = LabelMap({"lesion": (1,)})
@@ -190,7 +190,7 @@ def test_another_resolution_is_refused_with_both(tmp_path):
     )
     with pytest.raises(MaskError, match="The mask of case 'c' cannot be used: the mask has 12") as caught:
         read_mask(only(tmp_path / "m"), item, ONE)
-    rejection = caught.value.rejection()
+    rejection = caught.value.rejection(item)
     assert (rejection.code, rejection.item, rejection.path) == ("mask_geometry", item, item.path)
 
 

@@ -13,7 +13,7 @@ from medtl.errors import DataError
 from medtl.labelmap import VOID, LabelMap
 from medtl.scans.catalog import scan_folder
 from medtl.scans.quiet import quiet_readers
-from medtl.scans.seg import read_seg, read_seg_header, write_seg
+from medtl.scans.readers.dicom_seg import read_seg, read_seg_header, write_seg
 from tests.scans.make_scans import write_dicom, write_series
 
 LABELS = LabelMap({"liver": (10,), "lesion": (3,)})

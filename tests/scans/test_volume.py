@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from medtl.errors import DataError
 from medtl.scans import volume as volume_module
@@ -194,13 +195,13 @@ def test_sixteen_bit_palette_transparent_and_turned_images(tmp_path):
     with_alpha = random_image(7, (5, 6, 4))
     write_image(tmp_path / "b" / "x.png", with_alpha)
     np.testing.assert_array_equal(read(tmp_path / "b").array[0], with_alpha[..., :3])
-    image = volume_module.Image.fromarray(random_image(8, (20, 30)))
+    image = Image.fromarray(random_image(8, (20, 30)))
     exif = image.getexif()
     exif[0x0112] = 6
     (tmp_path / "c").mkdir()
     image.save(tmp_path / "c" / "x.jpg", exif=exif)
     assert read(tmp_path / "c").array.shape == (1, 30, 20)
-    palette = volume_module.Image.fromarray(random_image(9, (8, 8, 3))).quantize(8)
+    palette = Image.fromarray(random_image(9, (8, 8, 3))).quantize(8)
     (tmp_path / "d").mkdir()
     palette.save(tmp_path / "d" / "x.png")
     np.testing.assert_array_equal(read(tmp_path / "d").array[0], np.asarray(palette.convert("RGB")))
@@ -233,7 +234,7 @@ def test_size_limit_is_checked_before_reading(tmp_path, monkeypatch):
     write_series(tmp_path, SLICES)
     (item,) = scan_folder(tmp_path).items
     monkeypatch.setattr(volume_module, "MAX_BYTES", 100)
-    monkeypatch.setattr(volume_module, "read_dicom", lambda path: pytest.fail("read"))
+    monkeypatch.setattr("pydicom.dcmread", lambda *args, **more: pytest.fail("read"))
     with pytest.raises(DataError, match="3 x 4 x 5 voxels"):
         read_volume(item)
 

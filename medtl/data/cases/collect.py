@@ -13,8 +13,7 @@ from medtl.data.cases.splits import confounding, split_patients
 from medtl.data.cases.table import COLUMNS, Case, CaseTable
 from medtl.errors import ConfigError, DataError, near_matches
 from medtl.scans.catalog import scan_folder
-from medtl.scans.items import Catalog, MaskItem, Rejection, VolumeItem
-from medtl.scans.series import NO_POSITION
+from medtl.scans.items import NO_POSITION, Catalog, MaskItem, Rejection, VolumeItem
 
 __all__ = ["COLUMNS", "Case", "CaseTable", "collect_cases"]
 

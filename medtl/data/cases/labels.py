@@ -11,10 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from medtl.errors import near_matches
 from medtl.scans.items import Catalog, Rejection, VolumeItem
+from medtl.scans.reader import without_suffix
 
 _NO_SCAN = frozenset({"not_a_scan", "mask", "localizer", "secondary_capture", "no_pixels", "derived_map"})
 _PLACES, _OWNERS, _SLICES = range(3)
-_SUFFIX = re.compile(r"(\.nii\.gz|\.[A-Za-z]{2,5})$")
+_SUFFIX = re.compile(r"\.[A-Za-z]{2,5}$")
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,14 @@ def _spellings(paths: Sequence[str], site: str) -> set[str]:
     texts: set[str] = set()
     for path in paths:
         file = PurePosixPath(path).name
-        texts |= {path, file, _SUFFIX.sub("", path), _SUFFIX.sub("", file)}
+        texts |= {path, file, _short(path), _short(file)}
     return texts | {f"{site}/{text}" for text in texts}
+
+
+def _short(path: str) -> str:
+    """Without the suffix, a reader's or any other."""
+    stem = without_suffix(path)
+    return stem if stem != path else _SUFFIX.sub("", path)
 
 
 def lines(numbers: Sequence[int], most: int = 5) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from medtl.errors import DataError
 from medtl.scans.alignment import Mismatch, Reorder, reorder
-from medtl.scans.catalog import MASK_FOLDER, SUFFIX
+from medtl.scans.catalog import MASK_FOLDER
 from medtl.scans.items import MASK_CODES, Catalog, MaskItem, Rejection, VolumeItem
 from medtl.scans.masks import safe_mask, scan_masks
 from medtl.scans.privacy import Identifiers
+from medtl.scans.reader import without_suffix
 
 _WORD = r"(?:masks?|segs?|segmentations?|labels?|labelmap|annotations?|ground_?truth|gt|rois?)"
 _MASK_ENDS = re.compile(rf"^{_WORD}[._-]+|[._-]+{_WORD}$", re.I)
@@ -284,7 +285,7 @@ def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]]) -> Index:
 
 def _find(mask: MaskItem, index: Index) -> list[Place]:
     """The scans that match a mask's series, path or name, by the most specific of these that matches any."""
-    path = SUFFIX.sub("", mask.files[0])
+    path = without_suffix(mask.files[0])
     stem, folder = PurePosixPath(path).name, _folders(path)
     keys = {
         "series": mask.series_uid or "",
@@ -310,7 +311,7 @@ def _find(mask: MaskItem, index: Index) -> list[Place]:
 def _scan_path(thing: VolumeItem | Rejection) -> str:
     """Raw relative path without suffix: of the file, or of the folder of a series."""
     if len(thing.files) == 1:
-        return SUFFIX.sub("", thing.files[0])
+        return without_suffix(thing.files[0])
     return str(PurePosixPath(min(thing.files)).parent)
 
 

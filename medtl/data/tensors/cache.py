@@ -202,12 +202,12 @@ class VolumeCache:
         return None
 
     def _prepare_mask(self, case: Case) -> Rejection | None:
+        assert case.item is not None
         try:
             self.mask(case)
         except MaskError as error:
-            return error.rejection()
+            return error.rejection(case.item)
         except DataError as error:
-            assert case.item is not None
             step = "Export the mask again, or leave the case out."
             return Rejection(
                 case.item.path, "mask_unreadable", str(error), step, case.item.files, item=case.item

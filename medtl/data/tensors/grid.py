@@ -18,8 +18,7 @@ from medtl.data.tensors.spec import PLANES, Preprocess
 from medtl.errors import DataError
 from medtl.labelmap import VOID
 from medtl.scans.geometry import voxel_spacing
-from medtl.scans.headers import MAX_BYTES
-from medtl.scans.items import Affine, VolumeItem
+from medtl.scans.items import MAX_BYTES, Affine, VolumeItem
 
 _LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 _SLAB = 1 << 26

@@ -17,8 +17,8 @@ from medtl.data.tensors.grid import Grid, plane_of
 from medtl.data.tensors.spec import Preprocess, window_of
 from medtl.errors import DataError
 from medtl.scans.geometry import voxel_spacing
-from medtl.scans.items import VolumeItem
-from medtl.scans.volume import Volume
+from medtl.scans.items import Volume, VolumeItem
+from medtl.scans.reader import readers
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ def auto_intensity(kind: str | None, modality: str | None, bits: int | None) -> 
     """The intensity setting for one volume, chosen from its header."""
     if modality == "CT":
         return "soft_tissue"
-    if bits == 8 and (kind == "image" or (kind == "dicom" and modality not in ("MR", "PT", "NM"))):
+    shown = {reader.kind for reader in readers() if reader.display}
+    if bits == 8 and kind in shown and modality not in ("MR", "PT", "NM"):
         return "unit"
     return "percentile"
 

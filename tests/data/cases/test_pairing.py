@@ -8,7 +8,7 @@ import pytest
 from medtl.data.cases.pairing import pair_masks
 from medtl.labelmap import LabelMap
 from medtl.scans.catalog import scan_folder
-from medtl.scans.seg import write_seg
+from medtl.scans.readers.dicom_seg import write_seg
 from tests.scans.make_scans import random_image, write_image, write_nifti, write_series
 
 SHAPE = (6, 5)

@@ -17,7 +17,7 @@ from medtl.data.tensors.preprocess import preprocess
 from medtl.data.tensors.spec import PLANES, Preprocess
 from medtl.errors import DataError
 from medtl.labelmap import VOID
-from medtl.scans.volume import Volume
+from medtl.scans.items import Volume
 
 SETTINGS = settings(max_examples=40, deadline=None)
 

@@ -10,8 +10,8 @@ from medtl.data.tensors.preprocess import plane_of, preprocess, suggest_preproce
 from medtl.data.tensors.spec import CT_WINDOWS, Preprocess
 from medtl.errors import ConfigError, DataError
 from medtl.scans.catalog import scan_folder
-from medtl.scans.items import VolumeItem
-from medtl.scans.volume import Volume, read_volume
+from medtl.scans.items import Volume, VolumeItem
+from medtl.scans.volume import read_volume
 from tests.scans.make_scans import write_dicom, write_nifti, write_series
 
 MR = {"kind": "dicom", "modality": "MR", "bits": 12}

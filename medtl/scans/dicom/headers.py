@@ -7,7 +7,7 @@ import math
 import re
 import struct
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import pydicom
@@ -15,13 +15,10 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from medtl.scans.items import Rejection
+from medtl.scans.items import MAX_BYTES, Rejection
 
 HEAD_BYTES = 1 << 16
 """Most headers end within this many bytes: parsing them in memory is twice as fast as seeking in the file."""
-
-MAX_BYTES = 4 << 30
-"""Limit of one volume in memory, as float32: protects against damaged or hostile dimensions."""
 
 _TAGS: list[Any] = [
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
@@ -41,7 +38,8 @@ _FACTS = {  # what domains are made of: kept under our own names, never anything
     "slice_thickness": "SliceThickness",
     "series_number": "SeriesNumber",
 }
-_SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes of Segmentation and of Label Map Segmentation."""
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _ENHANCED = tuple(
@@ -81,13 +79,14 @@ class DicomHeader:
     problem: Rejection | None = None
 
 
-def is_dicom(head: bytes, suffix: str) -> bool:
+SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+def is_dicom(head: bytes, name: str) -> bool:
     """Says from its first bytes whether a file is DICOM; without the preamble its name must allow it."""
-    if head[128:132] == b"DICM":
+    if head[128:132] == b"DICM" or name.endswith(SUFFIXES):
         return True
-    return suffix in (".dcm", ".dicom", ".ima") or (
-        suffix == "" and head[:4] in (b"\x08\0\x05\0", b"\x08\0\0\0")
-    )
+    return PurePosixPath(name).suffix == "" and head[:4] in (b"\x08\0\x05\0", b"\x08\0\0\0")
 
 
 def read_header(root: Path, file: str) -> DicomHeader | Rejection:
@@ -104,22 +103,18 @@ def read_header(root: Path, file: str) -> DicomHeader | Rejection:
         with path.open("rb") as handle:
             dataset, offset = _parse(handle, size)
             if "SOPClassUID" not in dataset and "Rows" not in dataset:
-                return _reject(
+                return Rejection.of(
                     file, "unreadable", "it holds no DICOM header", "Leave it out, or export it again."
                 )
             problem = _usable(file, dataset) or _pixels_there(file, handle, dataset, offset, size)
     except OSError as error:
-        return _reject(
+        return Rejection.of(
             file, "unreadable", f"{error.strerror or 'read error'}", "Check the file and its permissions."
         )
     except Exception as error:  # damaged headers raise nearly anything; the text may hold a patient's values
         why = f"its DICOM header cannot be parsed ({type(error).__name__})"
-        return _reject(file, "unreadable", why, "Export the file again.")
+        return Rejection.of(file, "unreadable", why, "Export the file again.")
     return _extract(file, dataset, problem)
-
-
-def _reject(file: str, code: str, detail: str, next_step: str) -> Rejection:
-    return Rejection(path=file, code=code, detail=detail, next_step=next_step, files=(file,))
 
 
 def _parse(handle: BinaryIO, size: int) -> tuple[Dataset, int]:
@@ -144,28 +139,30 @@ def _usable(file: str, dataset: Dataset) -> Rejection | None:
     modality = _text(dataset, "Modality") or ""
     kinds = [part.upper().strip() for part in _strings(dataset, "ImageType")]
     frames = _integer(dataset, "NumberOfFrames") or 1
-    if sop_class in _SEGMENTATION:
-        return _reject(file, "mask", "a DICOM segmentation", "Give masks apart from the scans.")
+    if sop_class in SEG_CLASSES:
+        return Rejection.of(file, "mask", "a DICOM segmentation", "Give masks apart from the scans.")
     if sop_class == _PARAMETRIC_MAP:
-        return _reject(file, "derived_map", "a parametric map", "Use the scan that it was computed from.")
+        return Rejection.of(
+            file, "derived_map", "a parametric map", "Use the scan that it was computed from."
+        )
     if sop_class == "1.2.840.10008.1.3.10":
-        return _reject(
+        return Rejection.of(
             file, "not_a_scan", "a DICOMDIR", "Nothing: the files that it lists are read themselves."
         )
     if not (_integer(dataset, "Rows") and _integer(dataset, "Columns")):
-        return _reject(
+        return Rejection.of(
             file, "no_pixels", "a DICOM object without an image", "Nothing, unless a scan is missing."
         )
     if sop_class == _SECONDARY_CAPTURE and modality not in PROJECTION:
         why = f"a secondary capture of modality {modality or 'unknown'}"
-        return _reject(file, "secondary_capture", why, "Export the original scan.")
+        return Rejection.of(file, "secondary_capture", why, "Export the original scan.")
     if "LOCALIZER" in kinds:
-        return _reject(file, "localizer", "a localizer", "Nothing: it is not part of the scan.")
+        return Rejection.of(file, "localizer", "a localizer", "Nothing: it is not part of the scan.")
     if "MOSAIC" in kinds:
-        return _reject(file, "mosaic", "a Siemens mosaic", "Convert the series to NIfTI with dcm2niix.")
+        return Rejection.of(file, "mosaic", "a Siemens mosaic", "Convert the series to NIfTI with dcm2niix.")
     if frames > 1 or sop_class in _ENHANCED:
         why = f"an enhanced or multi-frame object of {frames} frames"
-        return _reject(
+        return Rejection.of(
             file, "multi_frame", why, "Convert it to NIfTI with dcm2niix, or export single frames."
         )
     return None
@@ -178,9 +175,9 @@ def _pixels_there(file: str, handle: BinaryIO, dataset: Dataset, offset: int, si
     bits = _integer(dataset, "BitsAllocated") or 0
     if bits not in (1, 8, 16, 32) or samples not in (1, 3):
         why = f"{bits} bits allocated and {samples} samples a pixel"
-        return _reject(file, "bad_pixels", why, "Convert it to 8 or 16 bits, grey or RGB.")
+        return Rejection.of(file, "bad_pixels", why, "Convert it to 8 or 16 bits, grey or RGB.")
     if rows * columns * samples * 4 > MAX_BYTES:
-        return _reject(file, "too_large", f"{rows} x {columns} pixels", "Crop or tile the image.")
+        return Rejection.of(file, "too_large", f"{rows} x {columns} pixels", "Crop or tile the image.")
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     syntax = UID(syntax) if syntax else ImplicitVRLittleEndian
     if syntax.is_deflated:
@@ -193,18 +190,18 @@ def _pixels_there(file: str, handle: BinaryIO, dataset: Dataset, offset: int, si
         (0x7FE0, n) for n in (8, 9, 0x10)
     ):
         why = f"it ends after {size:,} bytes, before the pixel data"
-        return _reject(file, "truncated", why, "Copy or export the file again.")
+        return Rejection.of(file, "truncated", why, "Copy or export the file again.")
     length = struct.unpack(order + "I", element[4:8] if implicit else element[8:12])[0]
     start = offset + (8 if implicit else 12)
     if syntax.is_compressed:
         if not _decodable(syntax):
             step = "pip install 'medtl[codecs]', or decompress the files (gdcmconv --raw)."
-            return _reject(file, "no_decoder", f"compressed as {syntax.name}", step)
+            return Rejection.of(file, "no_decoder", f"compressed as {syntax.name}", step)
         end = _encapsulated_end(handle, start, order)
         if end <= size:
             return None
         why = f"its compressed pixels need {end:,} bytes, the file has {size:,}"
-        return _reject(file, "truncated", why, "Copy or export the file again.")
+        return Rejection.of(file, "truncated", why, "Copy or export the file again.")
     expected = math.ceil(rows * columns * samples * bits / 8)
     if _text(dataset, "PhotometricInterpretation") == "YBR_FULL_422":
         expected = expected // 3 * 2
@@ -213,7 +210,7 @@ def _pixels_there(file: str, handle: BinaryIO, dataset: Dataset, offset: int, si
         why = (
             f"{rows} x {columns} x {samples} pixels of {bits} bits are {expected:,} bytes, it holds {found:,}"
         )
-        return _reject(file, "truncated", why, "Copy or export the file again.")
+        return Rejection.of(file, "truncated", why, "Copy or export the file again.")
     return None
 
 

@@ -6,12 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from medtl.scans.dicom.headers import PROJECTION, STACKED, DicomHeader
 from medtl.scans.geometry import Irregular, dicom_affine, same_orientation, slice_normal, stack_slices
-from medtl.scans.headers import MAX_BYTES, PROJECTION, STACKED, DicomHeader
-from medtl.scans.items import Affine, Rejection
+from medtl.scans.items import MAX_BYTES, NO_POSITION, Affine, Rejection
 
-NO_POSITION = "no position"
-"""Note of an image that has no place in the patient."""
 _LOST = ("truncated", "no_decoder")
 _STEPS = {
     "four_d": "Convert the series to NIfTI with dcm2niix and give one volume.",

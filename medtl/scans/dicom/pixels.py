@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
+from medtl.scans.reader import PixelError
+
 Pixels = NDArray[Any]
-
-
-class PixelError(Exception):
-    """The pixels of a file cannot be used; the text is safe to show."""
 
 
 def read_dicom(path: Path) -> Dataset:
