@@ -69,6 +69,11 @@ class MaskError(DataError):
         super().__init__(f"{mask} cannot be used: {detail}. {next_step}")
         self.code, self.detail, self.next_step = code, detail, next_step
 
+    @property
+    def reason(self) -> str:
+        """What is wrong, to follow the name of the mask in a sentence."""
+        return f"cannot be used ({self.detail})"
+
     def rejection(self, item: VolumeItem) -> Rejection:
         """What `CaseTable.exclude` takes, of the mask's scan."""
         return Rejection(item.path, self.code, self.detail, self.next_step, item.files, item=item)

@@ -127,6 +127,16 @@ def test_a_series_with_one_truncated_slice_is_incomplete(tmp_path, place):
     assert len(rest.files) == 3
 
 
+def test_suffixes_in_capitals(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", VOLUME).rename(tmp_path / "A.NII.GZ")
+    write_image(tmp_path / "b.png", random_image(1)).rename(tmp_path / "B.PNG")
+    catalog = scan_folder(tmp_path)
+    assert not catalog.rejections
+    for item, kind in zip(catalog.items, ("nifti", "image"), strict=True):
+        assert (item.name, item.kind) == (item.files[0][0], kind)
+        assert read_volume(item).array.shape[:3] == item.shape
+
+
 def test_truncated_nifti_and_images(tmp_path):
     volume = random_image(1, (30, 30, 30))
     for name in ("a.nii", "b.nii.gz"):

@@ -194,7 +194,7 @@ def _announced(path: Path) -> float:
 def _missing_bytes(path: Path, offset: int, voxels: int) -> str:
     """Says what is missing of the voxels, or nothing."""
     size = path.stat().st_size
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         found = size - offset
         return f"its voxels need {voxels:,} bytes, it holds {max(found, 0):,}" if found < voxels else ""
     with path.open("rb") as file:

@@ -104,8 +104,14 @@ def test_empty_references_and_absolute_paths(folder: Path) -> None:
         ({"reference": ["r/001.png", "r/002.png", "", "r/002.png"]}, "two values of reference, at line 4"),
         ({"model": ["a", "a", "b", "c"]}, "lacks 1 case(s) that other models have"),
         ({"seed": ["0", "0", "0", "1"]}, "model 'b', seed 0 lacks 1 case(s)"),
-        ({"mask": ["m/001.png", "m/003.png"] * 2}, "the mask does not exist at lines 3, 5"),
-        ({"reference": ["r/none.png", "r/002.png"] * 2}, "the reference does not exist at lines 2, 4"),
+        (
+            {"mask": ["m/001.png", "m/003.png"] * 2},
+            "the mask cannot be used (it does not exist) at lines 3, 5",
+        ),
+        (
+            {"reference": ["r/none.png", "r/002.png"] * 2},
+            "the reference cannot be used (it does not exist) at lines 2, 4",
+        ),
         ({"mask": ["../m/001.png", "m/002.png"] * 2}, "mask leaves the table's folder at lines 2, 4"),
         ({"mask": ["m/../../m/001.png", "m/002.png"] * 2}, "mask leaves the table's folder at lines 2, 4"),
         ({"mask": ["..\\001.png", "m/002.png"] * 2}, "mask leaves the table's folder at lines 2, 4"),
