@@ -289,8 +289,10 @@ def test_all_faults_of_voxels_at_once(tmp_path: Path) -> None:
         with pytest.raises(DataError) as error:
             measure_cases(table, labels)
         message = str(error.value)
-        assert "the mask holds fractions, for instance 0.5; expected labels, at line 3" in message
-        assert "the reference holds fractions, for instance 0.5; expected labels, at line" in message
+        why = "cannot be used (720 of its 720 voxels hold no integer, for example 0.5: it was resampled with"
+        assert f"the mask {why}" in message
+        assert f"the reference {why}" in message
+        assert "at line 3" in message
         assert str(tmp_path) not in message
     save(tmp_path / "1-b", good[:3])
     save(tmp_path / "2-reference", good)
