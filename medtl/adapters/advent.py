@@ -17,12 +17,17 @@ from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
 
 
-class _Discriminator(nn.Module):
+class Discriminator(nn.Module):
     """Five convolutions with 4-wide kernels and leaky ReLUs (Vu et al. 2019, after Radford et al. 2016), 2D or 3D.
 
     Each layer halves the axes that are more than half as long as the longest one. Shorter axes, and axes of one voxel,
     keep their size, so that thin and small patches survive all five layers. There is no normalisation: it would hide
     the domain shift.
+
+    Args:
+        dims: 2 or 3.
+        num_classes: channels of the maps, K.
+        width: channels behind the first layer; each of the next three doubles them.
     """
 
     def __init__(self, dims: int, num_classes: int, width: int) -> None:
@@ -92,7 +97,7 @@ class AdvEnt(Adapter):
         self.head_lr = head_lr
         dims = 3 if any(isinstance(m, nn.Conv3d) for m in model.modules()) else 2
         self.discriminator = (
-            _Discriminator(dims, classes_of(model, "AdvEnt"), width) if adversarial_weight else None
+            Discriminator(dims, classes_of(model, "AdvEnt"), width) if adversarial_weight else None
         )
 
     def forward(self, source: Batch | None, target: Batch | None, *, progress: float) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ class MaskWriter:
             given = np.bincount(reference.reshape(-1), minlength=VOID + 1)[: len(self.labels.classes)]
             for name, count in zip(self.labels.structures, given[1:], strict=True):
                 result[f"expected_{name}"] = float(count / max(given.sum(), 1))
-            result["dice"] = _mean_dice(found.mask, reference, len(self.labels.classes))
+            result["dice"] = mean_dice(found.mask, reference, len(self.labels.classes))
         return result
 
 
@@ -169,8 +169,14 @@ def _chunks(flat: NDArray[np.float16]) -> Iterator[NDArray[np.float64]]:
         yield flat[:, start : start + _CHUNK].astype(np.float64)
 
 
-def _mean_dice(mask: NDArray[np.uint8], reference: NDArray[np.uint8], num_classes: int) -> float:
-    """Mean Dice over the structures that are predicted or present; NaN if there are none."""
+def mean_dice(mask: NDArray[np.uint8], reference: NDArray[np.uint8], num_classes: int) -> float:
+    """Mean Dice over the structures that are predicted or present; NaN if there are none.
+
+    Args:
+        mask: class of each voxel, as predicted.
+        reference: class of each voxel, `VOID` where nobody knows it.
+        num_classes: K, the background included.
+    """
     known = reference != VOID
     pairs = np.bincount(
         reference[known].astype(np.int64) * num_classes + mask[known], minlength=num_classes**2

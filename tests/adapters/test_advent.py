@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medtl.adapters import Batch, build_adapter
-from medtl.adapters.advent import AdvEnt, _Discriminator
+from medtl.adapters.advent import AdvEnt, Discriminator
 from medtl.adapters.contract.parts import information_map
 from medtl.errors import ConfigError
 from tests.adapters.toys import masks, segmenter
@@ -50,13 +50,13 @@ def test_maps_at_peaks_are_zero_with_a_finite_gradient() -> None:
     ],
 )
 def test_patches_of_any_size_reach_the_end(shape: tuple[int, ...], end: tuple[int, ...]) -> None:
-    out = _Discriminator(len(shape), 3, 4)(torch.rand(2, 3, *shape))
+    out = Discriminator(len(shape), 3, 4)(torch.rand(2, 3, *shape))
     assert out.shape == (2, 1, *end)
     assert out.grad_fn is not None
 
 
 def test_slices_are_judged_one_by_one_where_the_model_is_2d() -> None:
-    discriminator = _Discriminator(2, 2, 4)
+    discriminator = Discriminator(2, 2, 4)
     maps = torch.rand(2, 2, 5, 16, 16)
     torch.testing.assert_close(discriminator(maps)[5:], discriminator(maps[1].transpose(0, 1)))
     assert AdvEnt(segmenter(2), width=4).discriminator.dims == 2

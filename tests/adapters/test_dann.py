@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from medtl.adapters import Batch, build_adapter
-from medtl.adapters.dann import DANN, _ReverseGradient, reversal_strength
+from medtl.adapters.dann import DANN, reversal_strength
+from medtl.models import Output
 from tests.adapters.toys import domains, masks, network, segmenter
 
 
@@ -18,11 +20,23 @@ def test_strength_is_that_of_the_paper() -> None:
     assert reversal_strength(1.0) == pytest.approx(0.9999092042625951, rel=1e-12)
 
 
+def gradient_of(adapter: DANN, features: torch.Tensor, progress: float) -> torch.Tensor:
+    """The gradient that features receive where both domains have the same ones."""
+    source, target, _ = masks(len(features), 0)
+    features = features.clone().requires_grad_()
+    given = adapter.model.register_forward_hook(lambda *call: Output(call[-1].logits, features))
+    adapter(source, target, progress=progress)["loss"].backward()
+    given.remove()
+    return features.grad
+
+
 def test_reversal_is_exact() -> None:
-    features = torch.randn(5, 3, requires_grad=True)
-    weight = torch.randn(5, 3)
-    (_ReverseGradient.apply(features, 0.3) * weight).sum().backward()
-    torch.testing.assert_close(features.grad, -0.3 * weight)
+    adapter = DANN(segmenter(), dropout=0.0)
+    features = torch.randn(5, 8, requires_grad=True)
+    logits = adapter.discriminator(features)
+    (0.5 * (functional.softplus(-logits) + functional.softplus(logits)).mean()).backward()
+    found = gradient_of(adapter, features.detach(), 0.3)
+    torch.testing.assert_close(found, -reversal_strength(0.3) * features.grad)
 
 
 def test_untrained_loss_is_log_two() -> None:
@@ -158,12 +172,9 @@ def test_reversed_gradient_is_a_mean_over_locations() -> None:
     """Maps of constant features get, summed over locations, what one vector would get."""
     adapter = DANN(segmenter(), dropout=0.0)
     vector = torch.randn(2, 8)
-    gradients = []
-    for features in (vector, vector[..., None, None].expand(2, 8, 5, 6)):
-        features = features.clone().requires_grad_()
-        adapter._discriminate(features, 0.7).mean().backward()
-        gradients.append(features.grad.flatten(2).sum(2) if features.ndim > 2 else features.grad)
-    torch.testing.assert_close(gradients[0], gradients[1])
+    one = gradient_of(adapter, vector, 0.5)
+    maps = gradient_of(adapter, vector[..., None, None].expand(2, 8, 5, 6), 0.5)
+    torch.testing.assert_close(maps.flatten(2).sum(2), one)
 
 
 def test_locations_are_drawn_where_there_are_many() -> None:

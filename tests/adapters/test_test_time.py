@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from medtl.adapters import build_adapter
+from medtl.adapters import Batch, build_adapter
 from medtl.adapters.consistency import Consistency, random_affine, soft_dice, warp
 from medtl.adapters.contract.parts import entropy, norm_parameters
 from medtl.adapters.tent import Tent
@@ -221,7 +221,7 @@ class TestConsistency:
         for seed in (1, 2):
             torch.manual_seed(seed)
             adapter = Consistency(copy.deepcopy(model))
-            values.append([float(adapter._counted(image)["loss"].detach()) for _ in range(2)])
+            values.append([float(adapter(None, Batch(image=image))["loss"].detach()) for _ in range(2)])
         assert values[0] == values[1]
         assert values[0][0] != values[0][1]
 

@@ -22,6 +22,7 @@ from medtl.encoders.features import (
     knn_logits,
 )
 from medtl.errors import ConfigError, DataError
+from medtl.models import Encoder
 from medtl.prediction.classify import predict_cases
 from tests.sites import write_site
 
@@ -65,13 +66,13 @@ def test_features_are_the_encoders(cohort: medtl.Cohort, tmp_path: Path) -> None
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that an encoder is given."""
     sizes: list[int] = []
-    encode = module._Encoding._encode
+    encode = Encoder.forward
 
-    def counted(self: Any, image: torch.Tensor, depths: Any) -> Any:
-        sizes.append(len(image) if depths else 0)  # without depths, one image is asked for their names
-        return encode(self, image, depths)
+    def counted(self: Encoder, image: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(image))
+        return encode(self, image)
 
-    monkeypatch.setattr(module._Encoding, "_encode", counted)
+    monkeypatch.setattr(Encoder, "forward", counted)
     return sizes
 
 

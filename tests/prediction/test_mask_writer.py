@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medtl.prediction.mask_writer import _mean_dice, certainty
+from medtl.prediction.mask_writer import certainty, mean_dice
 
 
 def maps(*voxels: tuple[float, ...]) -> np.ndarray:
@@ -43,5 +43,5 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dice_leaves_void_and_absent_structures_out() -> None:
     reference = np.array([0, 1, 1, 2, 255], dtype=np.uint8)
     called = np.array([1, 1, 0, 2, 2], dtype=np.uint8)
-    assert _mean_dice(called, reference, 4) == pytest.approx((2 * 1 / 4 + 1) / 2)
-    assert np.isnan(_mean_dice(np.zeros(3, np.uint8), np.zeros(3, np.uint8), 4))
+    assert mean_dice(called, reference, 4) == pytest.approx((2 * 1 / 4 + 1) / 2)
+    assert np.isnan(mean_dice(np.zeros(3, np.uint8), np.zeros(3, np.uint8), 4))

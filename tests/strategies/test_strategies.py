@@ -86,7 +86,7 @@ class TestEveryStrategy:
         own = [row for row in plan if row["part"] != "low-rank changes"]
         assert sum(row["parameters"] for row in own) == sum(p.numel() for p in strategy.model.parameters())
         before = {k: v.clone() for k, v in strategy.model.state_dict().items()}
-        learning = strategy._learns
+        learning = {n for n, p in strategy.model.named_parameters() if p.requires_grad}
         count = sum(p.numel() for n, p in strategy.model.named_parameters() if n in learning)
         assert count == sum(row["parameters"] for row in own if row["trained"] == "yes")
         steps(strategy, 8)
@@ -234,7 +234,8 @@ def test_bss_is_the_smallest_singular_value() -> None:
 
 def test_delta_is_zero_at_first_and_measures_the_move() -> None:
     strategy = build_strategy("delta", classifier("test_convnext"), weight=3.0).eval()
-    network, image = strategy.model.encoder.network, strategy.model.encoder._normalised(batch().image)
+    encoder = strategy.model.encoder
+    network, image = encoder.network, (batch().image - encoder.mean) / encoder.std
     assert strategy(batch(), None, progress=0.0)["delta"].item() == 0
     before = network.forward_intermediates(image, intermediates_only=True)
     with torch.no_grad():
@@ -305,7 +306,7 @@ def test_average_warms_up_and_is_what_is_validated_and_kept() -> None:
 def test_mixed_images_have_mixed_losses(options: dict[str, float]) -> None:
     strategy = build_strategy("full", classifier("test_vit"), **options)
     torch.manual_seed(5)
-    image, order, share = strategy._mix(batch().image)
+    image, order, share = strategy.mix(batch().image)
     assert 0 <= share <= 1
     torch.manual_seed(5)
     strategy.train()

@@ -116,7 +116,7 @@ class TestMixing:
         image = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 20, 30)
         for seed in range(20):
             torch.manual_seed(seed)
-            mixed, order, share = strategy._mix(image)
+            mixed, order, share = strategy.mix(image)
             own = (mixed == image).float().mean(dim=(1, 2, 3))
             moved = order != torch.arange(6)
             assert own[moved].tolist() == pytest.approx([share] * int(moved.sum()), abs=1e-6)
@@ -124,7 +124,7 @@ class TestMixing:
     def test_a_volume_is_cut_through_all_its_slices(self) -> None:
         strategy = build_strategy("full", classifier("test_vit"), cutmix=1.0)
         torch.manual_seed(1)
-        mixed = strategy._mix(torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 5, 16, 16))[0]
+        mixed = strategy.mix(torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 5, 16, 16))[0]
         assert (mixed == mixed[:, :, :1]).all()
 
     @pytest.mark.parametrize("name", ["class_weights", "focal", "logit_adjusted"])
@@ -136,7 +136,7 @@ class TestMixing:
         )
         strategy.train()
         torch.manual_seed(3)
-        image, order, share = strategy._mix(batch().image)
+        image, order, share = strategy.mix(batch().image)
         logits = strategy.model(image).logits
         label = batch().label
         hard = share * F.one_hot(label, 3) + (1 - share) * F.one_hot(label[order], 3)

@@ -160,7 +160,7 @@ class _Random(Augmentation):
             RandSimulateLowResolution(
                 prob=0.1 * more, downsample_mode="area", upsample_mode="bilinear", zoom_range=(0.5, 1.0)
             ),
-            _RandSmooth(prob=0.15 * more, sigma_x=blur, sigma_y=blur),
+            RandSmooth(prob=0.15 * more, sigma_x=blur, sigma_y=blur),
             RandGaussianNoise(prob=0.2 * more, std=0.04 * more),
         ]
         self._share(self.values)
@@ -177,13 +177,13 @@ class _Random(Augmentation):
     ) -> tuple[Tensor, Tensor | None]:
         geometry = self.geometry.get(size)
         if geometry is None:
-            geometry = self.geometry[size] = _geometry(*size, self.more, self.flip)
+            geometry = self.geometry[size] = geometric_transforms(*size, self.more, self.flip)
             self._share(geometry)
         planes = image.reshape(-1, *image.shape[-2:])
         # Zero is what the resampling puts beyond the border.
         marks = None if label is None else (label - OUTSIDE).reshape(-1, *label.shape[-2:]).to(torch.float32)
         for transform in geometry:
-            if not _drawn(transform, planes):
+            if not drawn(transform, planes):
                 continue
             planes = transform.move(planes)
             if marks is not None:
@@ -196,16 +196,20 @@ class _Random(Augmentation):
     def _recolour(self, image: Tensor) -> Tensor:
         planes = image.clone().reshape(-1, *image.shape[-2:])
         for transform in self.values:
-            if _drawn(transform, planes):
+            if drawn(transform, planes):
                 planes = _plain(transform(planes, randomize=False))
         return planes.reshape(image.shape).clamp(0, 1).contiguous()
 
 
-def _drawn(transform: Any, image: Tensor) -> bool:
+def drawn(transform: Any, image: Tensor) -> bool:
     """Draws a transform's random numbers as its own call would, and returns whether it applies.
 
     Most transforms leave most images unchanged, but MONAI's call would still wrap and unwrap the image, which takes
     longer than most of the work itself.
+
+    Args:
+        transform: one of MONAI's random array transforms.
+        image: what it would be applied to.
     """
     if isinstance(transform, RandBiasField):
         transform.randomize(img_size=image.shape[1:])
@@ -251,8 +255,15 @@ class _Affine(RandAffine):
         return moved[0].float()
 
 
-def _geometry(height: int, width: int, more: float, flip: bool) -> list[Any]:
-    """Left-right flip and a small affine; the border is repeated, so no black corners give it away."""
+def geometric_transforms(height: int, width: int, more: float, flip: bool) -> list[Any]:
+    """Left-right flip and a small affine; the border is repeated, so no black corners give it away.
+
+    Args:
+        height: rows of the image.
+        width: columns of the image.
+        more: multiplies how often and how far the affine moves an image.
+        flip: whether left and right may be swapped.
+    """
     affine = _Affine(
         prob=0.5 * more,
         rotate_range=math.radians(10) * more,
@@ -268,10 +279,11 @@ def _plain(image: Any) -> Tensor:
     return image.as_tensor() if hasattr(image, "as_tensor") else torch.as_tensor(image)
 
 
-class _RandSmooth(RandGaussianSmooth):
+class RandSmooth(RandGaussianSmooth):
     """Gaussian blur with a repeated border; MONAI's own would draw a dark frame around the image."""
 
     def __call__(self, img: Any, randomize: bool = True) -> Any:
+        """Blurs an image (C, H, W), or leaves it, as the draw says."""
         if randomize:
             self.randomize()
         if not self._do_transform:

@@ -192,10 +192,10 @@ class Grid:
             middle = np.ascontiguousarray(view[centres[0][start:stop]][:, centres[1]][:, :, centres[2]])
             shares += _TIE * (torch.from_numpy(middle)[None] == lookup)
             if found[-1] == VOID and len(found) > 1:
-                best = _argmax(shares[:-1])
+                best = first_argmax(shares[:-1])
                 best[shares[-1] > 0.5 + 2 * _TIE] = len(found) - 1
             else:
-                best = _argmax(shares)
+                best = first_argmax(shares)
             result[(slice(start, stop), *inside)] = found[best.numpy()]
         return result.reshape(self.shape)
 
@@ -226,7 +226,7 @@ class Grid:
         result = np.empty(self.native, dtype=np.uint8)
         view = self.turn(result)
         for start, stop, part in self._slabs_to_native(probabilities):
-            view[start:stop] = _argmax(part).numpy()
+            view[start:stop] = first_argmax(part).numpy()
         return result
 
     def _slabs_to_network(
@@ -243,7 +243,11 @@ class Grid:
             first, last, weights = _support(self.turned[0], self.size[0], start, stop, share)
             values = slab(first, last)
             if share and (h, w) != self.turned[1:]:
-                values = _weights(self.turned[1], h, share) @ values @ _weights(self.turned[2], w, share).T
+                values = (
+                    resampling_weights(self.turned[1], h, share)
+                    @ values
+                    @ resampling_weights(self.turned[2], w, share).T
+                )
             else:
                 values = _resize_planes(values, (h, w))
             if any(around):
@@ -297,8 +301,15 @@ def _turn(
     return (order[0], order[1], order[2]), flips, _pick((k, j, i), order)
 
 
-def _argmax(values: Tensor) -> Tensor:
-    """(K, ...) to (...) uint8: the first largest; along the outermost axis many times faster than torch's."""
+def first_argmax(values: Tensor) -> Tensor:
+    """The first of the largest classes; along the outermost axis many times faster than torch's argmax.
+
+    Args:
+        values: (K, ...), a class in each row.
+
+    Returns:
+        (...) uint8.
+    """
     best, index = values[0].clone(), torch.zeros(values.shape[1:], dtype=torch.uint8)
     for number in range(1, len(values)):
         index.masked_fill_(values[number] > best, number)
@@ -314,10 +325,16 @@ def _ranges(total: int, voxels: float) -> Iterator[tuple[int, int]]:
 
 
 @lru_cache(maxsize=8)
-def _weights(size: int, new_size: int, share: bool = False) -> Tensor:
-    """(new_size, size): the weight of each slice in each new one.
+def resampling_weights(size: int, new_size: int, share: bool = False) -> Tensor:
+    """The weight of each slice in each new one.
 
-    With `share`, a larger new slice takes what it covers; without it, a low-pass filter of twice that reach.
+    Args:
+        size: number of slices.
+        new_size: number of new slices.
+        share: a larger new slice takes what it covers; otherwise a low-pass filter of twice that reach.
+
+    Returns:
+        (new_size, size).
     """
     if share and new_size < size:
         ends = torch.arange(new_size + 1, dtype=torch.float64)[:, None] * size / new_size
@@ -332,7 +349,7 @@ def _support(
     """Which slices the new slices [start, stop) need, and their weights; None where slices stay."""
     if size == new_size:
         return start, stop, None
-    weights = _weights(size, new_size, share)[start:stop]
+    weights = resampling_weights(size, new_size, share)[start:stop]
     used = weights.any(0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
     return first, last, weights[:, first:last]

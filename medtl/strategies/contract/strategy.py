@@ -125,7 +125,7 @@ class Strategy(FineTune):
             raise DataError(f"{type(self).__name__} needs labels in the source batch, and it has none.")
         image, label, share = source.image, source.label, 1.0
         if self.training and (self.mixup or self.cutmix):
-            image, order, share = self._mix(image)
+            image, order, share = self.mix(image)
         output = self.output(image)
         loss = self.supervised_loss(output.logits, label)
         if share < 1:  # valid because every loss here is linear in the target
@@ -154,8 +154,18 @@ class Strategy(FineTune):
         ).mean()
         return (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
 
-    def _mix(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Mixes each image with another of the batch; returns mixed images, the others' indices, the first's share."""
+    def mix(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Mixes each image with another of the batch, as `mixup` or `cutmix` say.
+
+        Args:
+            image: (B, ...) of a training batch.
+
+        Returns:
+            The mixed images, the indices (B,) of the others, and the share of the first in each.
+
+        Raises:
+            ConfigError: boxes were asked of features, which have no pixels.
+        """
         cut = bool(self.cutmix) and (not self.mixup or bool(torch.rand(()) < 0.5))
         alpha = self.cutmix if cut else self.mixup
         share = float(Beta(alpha, alpha).sample())

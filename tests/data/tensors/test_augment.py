@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.transforms.spatial.array import RandFlip
 
-from medtl.data.tensors.augment import _drawn, _geometry, _RandSmooth, augmentation
+from medtl.data.tensors.augment import RandSmooth, augmentation, drawn, geometric_transforms
 from medtl.errors import ConfigError
 
 IMAGES = {
@@ -70,7 +70,7 @@ def test_standard_leaves_colour_alone_and_strong_does_not():
 
 
 def test_blur_keeps_a_flat_image_flat():
-    blur = _RandSmooth(prob=1.0, sigma_x=(1.2, 1.3), sigma_y=(1.2, 1.3)).set_random_state(0)
+    blur = RandSmooth(prob=1.0, sigma_x=(1.2, 1.3), sigma_y=(1.2, 1.3)).set_random_state(0)
     np.testing.assert_allclose(blur(torch.ones(2, 16, 16)), 1, atol=1e-4)
 
 
@@ -91,13 +91,13 @@ def test_faults():
     ("labels", "how"), [(False, {}), (True, {"mode": "nearest", "padding_mode": "zeros"})]
 )
 @pytest.mark.parametrize("size", [(32, 40), (33, 64), (1, 5)])
-def test_geometry_is_that_of_monai_bit_for_bit(size, labels, how):
+def testgeometric_transforms_is_that_of_monai_bit_for_bit(size, labels, how):
     planes = torch.rand(3, size[0] + 6, size[1] + 6, generator=torch.Generator().manual_seed(0))
     acted = 0
-    for transform in _geometry(*size, more=1.6, flip=True):
+    for transform in geometric_transforms(*size, more=1.6, flip=True):
         for seed in range(30):
             transform.set_random_state(seed)
-            if _drawn(transform, planes):
+            if drawn(transform, planes):
                 more = {} if isinstance(transform, RandFlip) else {"padding_mode": "border", **how}
                 expected = transform(planes, randomize=False, **more)
                 assert torch.equal(transform.move(planes, labels), expected.as_tensor())

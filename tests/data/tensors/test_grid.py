@@ -182,7 +182,7 @@ def test_masks_shrink_better_than_with_nearest_neighbours(spacing):
 @given(st.integers(1, 40), st.integers(1, 40))
 @SETTINGS
 def test_shares_are_what_a_voxel_covers(size, new_size):
-    weights = grid_module._weights(size, new_size, True).numpy()
+    weights = grid_module.resampling_weights(size, new_size, True).numpy()
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
     if new_size < size:
         for row, found in enumerate(weights):
@@ -239,7 +239,7 @@ def test_slabs_make_no_difference(monkeypatch, affine):
 @given(arrays(np.float32, (3, 4, 5, 6), elements=st.sampled_from([0.0, 0.25, 0.5])))
 def test_the_first_of_equal_classes_wins(values):
     np.testing.assert_array_equal(
-        grid_module._argmax(torch.from_numpy(values)), values.argmax(0).astype(np.uint8)
+        grid_module.first_argmax(torch.from_numpy(values)), values.argmax(0).astype(np.uint8)
     )
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from medtl.data.cases.collect import collect_cases
 from medtl.data.cohort import Cohort
 from medtl.data.tensors import cache as cache_module
+from medtl.data.tensors.augment import augmentation
 from medtl.data.tensors.batch import collate
 from medtl.data.tensors.dataset import CaseDataset, Draw, sided
 from medtl.data.tensors.preprocess import suggest_preprocess
@@ -133,9 +134,23 @@ def test_an_item_depends_on_seed_stream_epoch_place_and_repeat_alone(cohort):
     assert not same(one[0], forwards[0])
 
 
-def test_the_strong_view_has_the_same_voxels(cohort):
+@pytest.fixture
+def geometry_only(monkeypatch):
+    """Augmentation moves voxels and leaves their values."""
+
+    def without_values(*args, **options):
+        made = augmentation(*args, **options)
+        made.values = []
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medtl.data.tensors.dataset.augmentation", without_values)
+        yield patch
+
+
+def test_the_strong_view_has_the_same_voxels(cohort, geometry_only):
     weak, strong = (build(cohort, augment="strong", strong=s) for s in (False, True))
-    weak._augment.values = strong._augment.values = strong._strong.values = []
+    geometry_only.undo()
     for epoch in range(10):
         weak.set_epoch(epoch)
         strong.set_epoch(epoch)
@@ -156,9 +171,8 @@ def test_without_augmentation_epochs_repeat(cohort):
     assert not same(data[Draw(0, 1)], before[0])
 
 
-def test_augmented_patches_take_their_border_from_the_volume(cohort):
+def test_augmented_patches_take_their_border_from_the_volume(cohort, geometry_only):
     data = build(cohort, augment="standard", patch=(10, 8, 8), foreground=0.0)
-    data._augment.values = []
     outside = []
     for epoch in range(60):
         data.set_epoch(epoch)
