@@ -1,4 +1,4 @@
-"""Files to volumes and masks, and back to files. Needs neither torch nor labels.
+"""Reads files as volumes and masks, and writes them back. Needs neither torch nor labels.
 
 scan_folder    catalog.py   a folder to volumes and rejections, headers only
 read_volume    volume.py    voxels, place in the patient, padding

@@ -1,4 +1,4 @@
-"""Whether a mask's voxels are those of its scan: exact permutations and reversals of axes, never interpolation."""
+"""Matches a mask's voxels to its scan's by exact permutations and reversals of axes, never by interpolation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from medtl.scans.geometry import voxel_spacing
 from medtl.scans.items import Affine, MaskItem, VolumeItem
 
 TOLERANCE = 0.1
-"""Largest distance of two corners, in voxels of the scan along each axis: headers round, grids do not move."""
+"""Largest distance between two corners, in voxels of the scan along each axis: headers round, grids do not move."""
 RESAMPLE = "Resample the mask to the scan's grid (nearest neighbour), or export it on the scan that is given."
 
 
 @dataclass(frozen=True)
 class Reorder:
-    """How a mask's array becomes the scan's.
+    """How to reorder a mask's array to the scan's.
 
     Attributes:
-        axes: for each axis (k, j, i) of the scan, the axis of the mask's array that it is.
+        axes: for each axis (k, j, i) of the scan, the corresponding axis of the mask's array.
         flips: axes of the scan, in (k, j, i), along which the mask runs backwards.
-        assumed: the shapes alone were compared: one of the two files has no place in the patient.
+        assumed: whether only the shapes were compared, because one of the files has no place in the patient.
     """
 
     axes: tuple[int, int, int] = (0, 1, 2)
@@ -32,7 +32,7 @@ class Reorder:
     assumed: bool = False
 
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The array (k, j, i) of the mask in the scan's order of axes: a view, no voxel changes its value."""
+        """The mask's array (k, j, i) in the scan's order of axes: a view, no voxel changes its value."""
         return np.flip(array.transpose(self.axes), self.flips) if self.flips else array.transpose(self.axes)
 
 
@@ -47,7 +47,7 @@ class Mismatch:
 def reorder(mask: MaskItem, item: VolumeItem) -> Reorder | Mismatch:
     """Finds the signed permutation of axes by which the mask's grid equals the scan's.
 
-    Of a sparse mask, which leaves empty slices out, the grid only has to lie on the scan's voxels: its reader places
+    The grid of a sparse mask, which leaves out empty slices, only has to lie on the scan's voxels: its reader places
     the slices itself.
     """
     if mask.affine is None or item.affine is None:
@@ -97,7 +97,7 @@ def reorder(mask: MaskItem, item: VolumeItem) -> Reorder | Mismatch:
 
 
 def _on_lattice(mask: MaskItem, item: VolumeItem, to_scan: NDArray[np.float64]) -> Reorder | Mismatch:
-    """Whether every voxel of a sparse grid is one of the scan's; whether it stays inside shows with its voxels."""
+    """Whether every voxel of a sparse grid lies on one of the scan's; whether it stays inside is checked on reading."""
     size = mask.shape[::-1]
     at = np.array(list(product(*((0, n - 1) for n in size))), dtype=np.float64)
     found = at @ to_scan[:3, :3].T + to_scan[:3, 3]

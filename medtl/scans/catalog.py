@@ -30,7 +30,7 @@ FOREIGN = frozenset(
         *(".gif", ".webp", ".jp2", ".npy", ".npz", ".mat", ".h5", ".hdf5", ".avi", ".mp4"),
     )
 )
-"""Suffixes of images and archives that are named as such where no reader takes them."""
+"""Suffixes of images and archives that no reader takes; rejections name them as such."""
 
 
 def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
@@ -38,11 +38,11 @@ def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
 
     Args:
         path: A folder, or a single scan file.
-        masks: Folders of masks: what they hold inside `path` is no scan, whatever it is called.
+        masks: Folders of masks: files of theirs inside `path` are not scans, whatever their names.
 
     Returns:
-        Items in order of their names, and a rejection for everything else. Both are the same however the
-        operating system lists the files.
+        Items in order of their names, and a rejection for everything else. Neither depends on the order in which the
+        operating system lists files.
 
     Raises:
         DataError: There is no such folder, it is an archive, or it cannot be listed.
@@ -64,7 +64,7 @@ def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
 
 
 def _inside(root: Path, folder: Path) -> str:
-    """Relative path of a folder inside `root` with a slash behind it; empty if it is elsewhere, or the root."""
+    """Relative path of a folder inside `root`, with a trailing slash; empty if it is elsewhere, or the root."""
     try:
         place = folder.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
@@ -125,7 +125,7 @@ def _catalog(root: Path, files: list[str], apart: Sequence[str]) -> Catalog:
 
 
 def _look(root: Path, file: str, apart: Sequence[str] = ()) -> Reader | Rejection:
-    """Decides by name and first bytes who reads a file."""
+    """Finds the reader of a file by its name and first bytes."""
     pure = PurePosixPath(file)
     name = pure.name.lower()
     suffix = suffix_of(name)
@@ -152,7 +152,7 @@ def _look(root: Path, file: str, apart: Sequence[str] = ()) -> Reader | Rejectio
 
 
 def _safe_item(item: VolumeItem, owners: Mapping[str, Owner], identifiers: Identifiers) -> VolumeItem:
-    """Name and path without what identifies the patient whom the header names."""
+    """The item with a name and path that do not identify the patient named in the header."""
     owner = owners.get(item.files[0])
     if owner is None:
         return item
@@ -170,7 +170,7 @@ def _safe_rejection(rejection: Rejection, owners: Mapping[str, Owner], identifie
 
 
 def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:
-    """Makes names unique: clashing ones become relative paths, numbered if those still clash."""
+    """Makes names unique: clashing names become relative paths, with numbers if these still clash."""
     counts = Counter(item.name for item in items)
     result: list[VolumeItem] = []
     taken: Counter[str] = Counter(name for name, count in counts.items() if count == 1)

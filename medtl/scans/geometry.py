@@ -16,9 +16,9 @@ from medtl.scans.items import Affine
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_DIRECTION = 1e-3
-"""Largest difference of direction cosines that counts as one orientation; headers round to about 1e-5."""
+"""Direction cosines that differ by at most this count as equal; headers round to about 1e-5."""
 SAME_PLACE = 1e-2
-"""Millimetres under which two slice positions count as one."""
+"""Slice positions closer than this, in mm, count as one."""
 
 Array = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Irregular:
-    """Why positions do not make a stack: a rejection code and the numbers."""
+    """Why positions do not form a stack: a rejection code and the numbers."""
 
     code: str
     detail: str
@@ -125,7 +125,7 @@ def as_affine(matrix: Array) -> Affine:
 
 
 def same_orientation(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether two ImageOrientationPatient agree but for rounding."""
+    """Whether two ImageOrientationPatient agree up to rounding."""
     return max(abs(x - y) for x, y in zip(a, b, strict=True)) <= SAME_DIRECTION
 
 

@@ -1,4 +1,4 @@
-"""What a scan of a folder finds: volumes that can be read, and rejections that say why a file is not one."""
+"""The result of scanning a folder: volumes that can be read, and rejections with their reasons."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from medtl.scans.privacy import Identifiers
 Affine = tuple[tuple[float, float, float, float], ...]
 """4 x 4, row by row: voxel (i, j, k), i along columns, to RAS in mm."""
 MAX_BYTES = 4 << 30
-"""Limit of one volume in memory, as float32: protects against damaged or hostile dimensions."""
+"""Memory limit of one volume as float32; protects against damaged or hostile dimensions."""
 NO_POSITION = "no position"
-"""Note on the geometry of an image that has no place in the patient."""
+"""Geometry note of an image without a place in the patient."""
 UNPLACED = "orientation unknown"
-"""Words in the note on the geometry of a volume whose place is its format's fallback."""
+"""Part of the geometry note of a volume whose place is its format's fallback."""
 
 CODES: Mapping[str, str] = MappingProxyType(
     {
@@ -50,19 +50,19 @@ CODES: Mapping[str, str] = MappingProxyType(
         "too_large": "Bigger than the size limit of one volume.",
         "undecodable": "The header is fine; decoding the pixels failed.",
         "mask_unreadable": "The scan's mask cannot be read.",
-        "mask_values": "A mask whose values are no labels: a colour image, or numbers with fractions.",
+        "mask_values": "A mask whose values are not labels: a colour image, or numbers with fractions.",
         "mask_geometry": "The mask's voxels do not lie on those of the scan.",
         "unknown_label": "The mask holds values that the label map does not name.",
     }
 )
-"""Every reason for which a file is left out."""
+"""All reasons why a file is left out."""
 MASK_CODES = frozenset({"mask_unreadable", "mask_values", "mask_geometry", "unknown_label"})
-"""The reasons that concern a scan's mask and not the scan."""
+"""The reasons that concern a scan's mask, not the scan."""
 
 
 @dataclass(frozen=True)
 class VolumeItem:
-    """One volume or image of a folder, known by its headers alone; `read_volume` reads its pixels.
+    """One volume or image of a folder, described by its headers; `read_volume` reads its pixels.
 
     Attributes:
         root: The scanned folder. Never shown.
@@ -95,9 +95,9 @@ class VolumeItem:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the files' places, sizes and modification times: it changes when a file does.
+        """Digest of the files' paths, sizes and modification times: it changes when a file does.
 
-        The folder itself takes part, since two sites may hold files that agree in name, size and time.
+        The folder is included, because two sites may hold files that agree in name, size and time.
 
         Raises:
             OSError: A file has gone.
@@ -107,7 +107,7 @@ class VolumeItem:
 
 @dataclass(frozen=True)
 class MaskItem:
-    """One mask of a folder, known by its headers alone; `medtl.scans.masks.read_mask` reads its voxels.
+    """One mask of a folder, described by its headers; `medtl.scans.masks.read_mask` reads its voxels.
 
     Attributes:
         root: The masks' folder. Never shown.
@@ -165,7 +165,7 @@ class Rejection:
         files: The files concerned, relative to the folder. In memory only.
         same_as: For duplicates, the file (relative, in memory only) that is used instead.
         owners: PatientID and SeriesInstanceUID where the header was readable. In memory only.
-        item: For files that failed at decoding, the item they belonged to.
+        item: For files that failed to decode, the item they belong to.
     """
 
     path: str
@@ -225,7 +225,7 @@ class Catalog:
     Attributes:
         items: the volumes.
         rejections: what is left out.
-        identifiers: what identifies the folder's patients, to make other paths safe to show. In memory only.
+        identifiers: identifiers of the folder's patients, to make other paths safe to show. In memory only.
     """
 
     items: tuple[VolumeItem, ...]
@@ -234,7 +234,7 @@ class Catalog:
 
     @property
     def num_files(self) -> int:
-        """How many files the folder holds."""
+        """Number of files in the folder."""
         return sum(len(item.files) for item in self.items) + sum(len(r.files) for r in self.rejections)
 
     def rejected_by_code(self) -> dict[str, int]:

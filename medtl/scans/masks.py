@@ -1,7 +1,7 @@
-"""Masks: what a folder of them holds, and their voxels on the scan's own grid as class indices.
+"""Masks: finding them in a folder, and reading them as class indices on the scan's own grid.
 
-A mask is found by `scan_masks` (headers alone), joined with its scan by `pairing.py`, compared with the scan's
-geometry by `alignment.py`, and read by `read_mask`. What was counted while reading goes to
+`scan_masks` finds a mask (from headers alone), `pairing.py` pairs it with its scan, `alignment.py` compares it with the
+scan's geometry, and `read_mask` reads it. The counts made while reading go to
 `structures.mask_warnings(cases, counts, labels) -> (warnings, faults)`, with one `MaskCounts` for each case:
 `read_mask(case.mask_item, case.item, labels, limit=unknown_limit(case.domain)).counts(labels)`.
 """
@@ -50,16 +50,16 @@ __all__ = [
 ]
 
 UNKNOWN_LIMIT = 0.01
-"""Share of the voxels beyond the background that may hold unknown values: up to it they become void."""
+"""Up to this share of the foreground voxels, unknown values become void; above it, the mask is refused."""
 WHOLE = 1e-3
-"""Distance from an integer that is rounding: 255 times a float32 slope of 1/255."""
+"""Up to this distance from an integer, a value is rounded: 255 times a float32 slope of 1/255."""
 
 
 class MaskError(DataError):
     """A mask that cannot be used.
 
     Args:
-        mask: how a message names it, such as `The mask of case 'c7'`.
+        mask: name of the mask in messages, such as `The mask of case 'c7'`.
         code: a key of `CODES`.
         detail: what was found, with the numbers.
         next_step: what the user can do.
@@ -75,17 +75,17 @@ class MaskError(DataError):
         return f"cannot be used ({self.detail})"
 
     def rejection(self, item: VolumeItem) -> Rejection:
-        """What `CaseTable.exclude` takes, of the mask's scan."""
+        """The rejection of the mask's scan, for `CaseTable.exclude`."""
         return Rejection(item.path, self.code, self.detail, self.next_step, item.files, item=item)
 
 
 @dataclass(frozen=True)
 class MaskCounts:
-    """What one mask holds.
+    """The voxel counts of one mask.
 
     Attributes:
         voxels: number of voxels of each class, background first.
-        void: voxels that are not judged, unknown values included.
+        void: voxels that are not evaluated, including unknown values.
         unknown: number of voxels of each value that the label map does not name.
         overlap: voxels that several segments of a DICOM SEG claim.
     """
@@ -117,9 +117,9 @@ class MaskVoxels:
     """Class indices on the scan's grid.
 
     Attributes:
-        array: (k, j, i) uint8 in the scan's order of axes; `VOID` where nothing is judged.
+        array: (k, j, i) uint8 in the scan's order of axes; `VOID` marks voxels that are not evaluated.
         unknown: values that the label map does not name (for a SEG: segment numbers), and their voxels.
-        overlap: voxels that several segments of a DICOM SEG claim: the segment of the higher number stands.
+        overlap: voxels that several segments of a DICOM SEG claim: the segment with the highest number wins.
     """
 
     array: NDArray[np.uint8] = field(repr=False)
@@ -134,7 +134,7 @@ class MaskVoxels:
 
 
 def unknown_limit(domain: str) -> float:
-    """How large a share of unknown values a mask of the domain may hold: any in the target, which decides nothing."""
+    """Largest share of unknown values allowed in a mask; no limit in the target, which decides nothing."""
     return UNKNOWN_LIMIT if domain == "source" else 1.0
 
 
@@ -143,12 +143,12 @@ def scan_masks(
 ) -> tuple[tuple[MaskItem, ...], tuple[Rejection, ...]]:
     """Finds the masks of a folder from headers alone.
 
-    Tables, texts and hidden files are no concern; everything else is a mask or a rejection.
+    Tables, texts and hidden files are ignored; everything else is a mask or a rejection.
 
     Args:
         folder: a folder, or a single file.
-        skip: resolved paths of files that are known to be no masks.
-        identifiers: what identifies the patients of the scans, so that no path of a mask shows it.
+        skip: resolved paths of files that are known not to be masks.
+        identifiers: identifiers of the scans' patients, so that no path of a mask shows one.
 
     Raises:
         DataError: there is no such folder, or it cannot be listed.
@@ -190,14 +190,14 @@ def safe_mask(
     patient_name: str | None = None,
     key: str = "",
 ) -> MaskItem:
-    """The mask with a name and a path that show no identifier, its own patient's in particular."""
+    """The mask with a name and a path that show no identifier, in particular not its own patient's."""
     own = (patient_id, patient_name, key)
     name = identifiers.safe_path(mask.name, *own)
     return replace(mask, name=name, path=identifiers.safe_path(mask.path, *own))
 
 
 def _look(root: Path, file: str) -> Reader | Rejection | None:
-    """Decides by name and first bytes who reads a file; None for what is neither mask nor image."""
+    """Finds the reader of a file by its name and first bytes; None if it is neither mask nor image."""
     name = PurePosixPath(file).name.lower()
     suffix = suffix_of(name)
     if name.startswith("."):
@@ -218,8 +218,8 @@ def read_mask(
 ) -> MaskVoxels:
     """Reads a mask as class indices on the grid of its scan.
 
-    Segments of a DICOM SEG are known by their labels where one of them is the name of a structure, else by
-    their numbers: files number the same structures differently.
+    Segments of a DICOM SEG are identified by their labels if one of them is the name of a structure, else by
+    their numbers, because files may number the same structures differently.
 
     Args:
         mask: the mask.
@@ -258,7 +258,7 @@ def _name(item: VolumeItem) -> str:
 
 
 def stored_values(mask: MaskItem, item: VolumeItem | None, name: str = "") -> NDArray[Any]:
-    """The integers of a mask as they are in the file, (k, j, i) in the mask's own order of axes.
+    """The integers stored in a mask's file, (k, j, i) in the mask's own order of axes.
 
     Args:
         mask: the mask.
@@ -296,7 +296,7 @@ def _stored(mask: MaskItem, item: VolumeItem | None, name: str) -> Stored:
 
 
 def whole_numbers(stored: Stored, name: str) -> NDArray[Any]:
-    """The integers that stored numbers stand for; up to `WHOLE` beside one is rounding.
+    """Rounds stored numbers to integers; they may be off by up to `WHOLE`.
 
     Raises:
         MaskError: `mask_values`.
@@ -318,7 +318,7 @@ def whole_numbers(stored: Stored, name: str) -> NDArray[Any]:
         result[part] = whole if largest <= np.iinfo(np.int32).max else 0
     if off:
         detail = (
-            f"{off} of its {array.size} voxels hold no integer, for example {example:.4g}: it was resampled with "
+            f"{off} of its {array.size} voxels are not integers, for example {example:.4g}: it was resampled with "
             "interpolation, or holds probabilities"
         )
         step = "Resample masks with nearest neighbour, or threshold them."
@@ -329,7 +329,7 @@ def whole_numbers(stored: Stored, name: str) -> NDArray[Any]:
 
 
 def _segment_values(mask: MaskItem, labels: LabelMap) -> dict[int, int]:
-    """Class index of each segment number; a number that is absent is unknown."""
+    """Class index of each segment number; a missing number is unknown."""
     place = {name.casefold(): index for index, name in enumerate(labels.classes)}
     named = {n: place[label.casefold()] for n, label in mask.segments.items() if label.casefold() in place}
     if not named:

@@ -1,4 +1,4 @@
-"""Names of cases and paths that can be shown: parts that hold a patient's id or name become a short hash."""
+"""Makes case names and paths safe to show: parts that contain a patient's id or name become a short hash."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _COMMON = frozenset(
     }
 )
 SHORT_ID = 4
-"""Ids shorter than this are only looked for as whole words: `12` is part of too many file names."""
+"""Shorter ids are only searched for as whole words: `12` is part of too many file names."""
 
 
 class Identifiers:
-    """What identifies the patients of one folder; used to make paths safe to show."""
+    """The identifiers of a folder's patients, used to make paths safe to show."""
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
@@ -62,11 +62,11 @@ class Identifiers:
     def safe_path(
         self, path: str, patient_id: str | None = None, patient_name: str | None = None, key: str = ""
     ) -> str:
-        """The path with every component replaced that holds an identifier.
+        """The path, with every component that contains an identifier replaced.
 
-        The file's own identifiers are looked for anywhere in a component; those of other files of the
-        folder as whole words, so that a report or an unreadable file beside the scans does not give the
-        name away either.
+        The file's own identifiers are searched for anywhere in a component, those of other files of the
+        folder as whole words, so that a report or an unreadable file beside the scans does not reveal the
+        name either.
 
         Args:
             path: Relative path with forward slashes.

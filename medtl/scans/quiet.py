@@ -1,4 +1,4 @@
-"""Silence for the reading libraries: their warnings quote header values, patients' names among them."""
+"""Silences the reading libraries: their warnings quote header values, including patients' names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def quiet_readers() -> Iterator[None]:
     """Drops warnings and log records of pydicom, nibabel and Pillow while any thread is inside.
 
     `warnings.catch_warnings` alone is not safe in threads: two that overlap can leave the filters changed
-    for good. Here the first thread in changes them and the last one out restores them. What matters to a
+    permanently. Here the first thread in changes them and the last one out restores them. Whatever matters to a
     user about a file becomes a rejection or an error with medtl's own text.
     """
     global _depth, _filters

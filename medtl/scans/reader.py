@@ -1,4 +1,4 @@
-"""What a reader is: one format of files, in a module of `medtl/scans/readers/`, found by its file name.
+"""The contract of a reader: one file format, in a module of `medtl/scans/readers/`, found by its file name.
 
     class Raw(FileReader):
         kind, suffixes = "raw", (".raw",)
@@ -6,8 +6,8 @@
         def header(self, root, file, name): ...   # VolumeItem or Rejection, from the header alone
         def read(self, item): ...                 # Volume
 
-is a format of which every file is a volume: `medtl inspect`, the recipes and `predict` read it, and so do masks.
-The readers are asked in the order of `readers`; the first that knows a file has it.
+defines a format in which every file is a volume: `medtl inspect`, the recipes and `predict` then read it, and so do
+masks. Readers are asked in the order of `readers`; the first that recognises a file gets it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PixelError(Exception):
 
 
 class Owner(NamedTuple):
-    """Who is on a scan, as its header says: PatientID, PatientName, a key for hashes, the series. In memory only."""
+    """The patient of a scan by its header: PatientID, PatientName, a key for hashes, the series. In memory only."""
 
     patient_id: str | None = None
     patient_name: str | None = None
@@ -53,7 +53,7 @@ class Owner(NamedTuple):
 
 @dataclass
 class Found(Generic[Item]):
-    """What a reader makes of its files; paths and names are still raw, and the caller makes them safe to show.
+    """The volumes or masks that a reader finds; paths and names are still raw, and the caller makes them safe to show.
 
     Attributes:
         items: volumes or masks.
@@ -66,7 +66,7 @@ class Found(Generic[Item]):
     owners: dict[str, Owner] = field(default_factory=dict)
 
     def add(self, found: Item | Rejection) -> None:
-        """Takes in one more result."""
+        """Adds one more result."""
         if isinstance(found, Rejection):
             self.rejections.append(found)
         else:
@@ -75,11 +75,11 @@ class Found(Generic[Item]):
 
 @dataclass(frozen=True)
 class Stored:
-    """The numbers of a mask as they stand in the file.
+    """The numbers of a mask as stored in the file.
 
     Attributes:
         array: (k, j, i) in the mask's own order of axes; of a sparse mask, on the scan's grid.
-        scale: slope and intercept by which the numbers count.
+        scale: slope and intercept to apply to the numbers.
         overlap: voxels that several structures claim.
     """
 
@@ -89,15 +89,15 @@ class Stored:
 
 
 class Reader(ABC):
-    """A format: which files are its own, what they hold, and their voxels.
+    """A file format: recognises its files, finds their volumes or masks, and reads the voxels.
 
     Attributes:
         kind: name of the format, as in `VolumeItem.kind` and `MaskItem.kind`.
-        suffixes: endings of its files' names, in lower case.
-        by_content: it knows its files by their first bytes; such readers are asked first.
-        scans: its files may be scans.
-        masks: its files may be masks.
-        display: 8 bits are grey values for a screen, from black to white, and not measurements.
+        suffixes: endings of file names, in lower case.
+        by_content: whether it recognises files by their first bytes; such readers are asked first.
+        scans: whether its files may be scans.
+        masks: whether its files may be masks.
+        display: whether 8-bit values are grey values for a screen, from black to white, and not measurements.
     """
 
     kind: ClassVar[str]
@@ -132,7 +132,7 @@ class Reader(ABC):
         """Reads the voxels of an item.
 
         Raises:
-            PixelError: they cannot be used; the text says why and quotes nothing from the header.
+            PixelError: they cannot be used; the text gives the reason and quotes nothing from the header.
             OSError: a file cannot be opened.
         """
         raise NotImplementedError(f"Files of the format {self.kind} hold no scans.")
@@ -145,7 +145,7 @@ class Reader(ABC):
         """Reads the numbers of a mask; `item` is its scan, which a sparse mask needs.
 
         Raises:
-            DataError: it cannot be used; the text says why.
+            DataError: it cannot be used; the text gives the reason.
             OSError: the file cannot be opened.
         """
         raise NotImplementedError(f"Files of the format {self.kind} hold no masks.")
@@ -161,7 +161,7 @@ class Reader(ABC):
             path: the file without its suffix.
             array: (k, j, i) class indices, or with `labels` None numbers in [0, 1].
             item: the scan, of any format.
-            labels: which value stands for which class.
+            labels: the value of each class.
 
         Returns:
             The path with its suffix.
@@ -173,7 +173,7 @@ class Reader(ABC):
 
 
 class FileReader(Reader):
-    """A format of which every file is one volume.
+    """A format in which every file is one volume.
 
     Attributes:
         title: name of the format in messages; `kind` if it is empty.
@@ -191,11 +191,11 @@ class FileReader(Reader):
             name: the file's name without its suffix.
 
         Raises:
-            Exception: any, for a header that cannot be parsed; it becomes a rejection.
+            Exception: any, if the header cannot be parsed; it becomes a rejection.
         """
 
     def items(self, root: Path, files: Sequence[str]) -> Found[VolumeItem]:
-        """One volume a file; of byte-identical files the first."""
+        """One volume per file; of byte-identical files, only the first."""
         found: Found[VolumeItem] = Found()
         for file in files:
             found.add(self.look(root, file))
@@ -204,7 +204,7 @@ class FileReader(Reader):
         return found
 
     def look(self, root: Path, file: str) -> VolumeItem | Rejection:
-        """`header`, with every error as a rejection."""
+        """Calls `header` and turns every error into a rejection."""
         try:
             return self.header(root, file, without_suffix(PurePosixPath(file).name))
         except OSError as error:
@@ -214,11 +214,11 @@ class FileReader(Reader):
         return Rejection.of(file, "unreadable", detail, AGAIN)
 
     def no_mask(self, item: VolumeItem) -> str:
-        """Why a file cannot be a mask, such as colours; empty if it can."""
+        """Why a file cannot be a mask, such as its colours; empty if it can."""
         return ""
 
     def mask_items(self, root: Path, files: Sequence[str]) -> Found[MaskItem]:
-        """One mask a file."""
+        """One mask per file."""
         found: Found[MaskItem] = Found()
         for file in files:
             item = self.look(root, file)
@@ -227,14 +227,14 @@ class FileReader(Reader):
             elif why := self.no_mask(item):
                 found.add(Rejection.of(file, "mask_values", why, INDICES))
             else:
-                # A file that says nothing about its place has none: the format's fallback would be taken for one.
+                # A file without a stated position has none: do not mistake the format's fallback for one.
                 placed = UNPLACED not in item.header.get("geometry", "")
                 affine = item.affine if placed else None
                 found.add(MaskItem(root, (file,), self.kind, item.name, file, item.shape, affine))
         return found
 
     def stored(self, mask: MaskItem, item: VolumeItem | None) -> Stored:
-        """The values that `read` gives."""
+        """The values that `read` returns."""
         header = self.look(mask.root, mask.files[0])
         if isinstance(header, Rejection):
             raise DataError(f"{header.detail}.")
@@ -243,12 +243,12 @@ class FileReader(Reader):
 
 INDICES = "Store the mask as one channel of integer labels: PNG or TIFF in grey or with a palette, or NIfTI."
 HEAD_BYTES = 132
-"""Bytes of a file that `sniff` is shown."""
+"""Number of bytes of a file that `sniff` gets."""
 
 
 @cache
 def readers() -> tuple[Reader, ...]:
-    """All readers, those that look at the content first, then by name.
+    """All readers: first those that look at the content, then by name.
 
     Raises:
         TypeError: a module of the package does not define exactly one reader.
@@ -279,13 +279,13 @@ def suffixes() -> tuple[str, ...]:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in lower case: a reader's (`.nii.gz`), else what follows the last dot."""
+    """The suffix of a file name in lower case: a reader's (`.nii.gz`), else the part after the last dot."""
     name = name.lower()
     return next((s for s in suffixes() if name.endswith(s) and name != s), PurePosixPath(name).suffix)
 
 
 def without_suffix(name: str) -> str:
-    """A name or path without the suffix of a reader; other suffixes stay."""
+    """A name or path without a reader's suffix; other suffixes stay."""
     return _endings().sub("", name)
 
 
@@ -327,5 +327,5 @@ def content(path: Path, limit: int = -1) -> bytes:
 
 
 def duplicate(file: str, kept: str, detail: str) -> Rejection:
-    """The rejection of a file that says what `kept` says."""
+    """The rejection of a file with the same content as `kept`."""
     return Rejection(file, "duplicate", detail, "Nothing: the other one is used.", (file,), same_as=kept)

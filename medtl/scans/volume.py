@@ -1,4 +1,4 @@
-"""`read_volume`: the voxels of an item and their place in the patient. One reader a format for all of medtl."""
+"""`read_volume`: the voxels of an item and their place in the patient. One reader per format for all of medtl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks and probability maps as files in the grid of the scan that they were made from."""
+"""Writes masks and probability maps in the grid of their scan."""
 
 from __future__ import annotations
 

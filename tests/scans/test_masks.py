@@ -283,7 +283,7 @@ def test_fractions_are_no_labels(tmp_path, value):
     array = np.zeros(item.shape, np.float32)
     array[1, 2, 3] = value
     write_nifti(tmp_path / "m" / "c.nii", array, affine_of())
-    with pytest.raises(MaskError, match="1 of its 120 voxels hold no integer, for example") as caught:
+    with pytest.raises(MaskError, match="1 of its 120 voxels are not integers, for example") as caught:
         read_mask(only(tmp_path / "m"), item, ONE)
     assert caught.value.code == "mask_values"
 

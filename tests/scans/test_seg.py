@@ -316,7 +316,7 @@ def altered(path, change):
         (lambda d: setattr(d, "Rows", 60000) or setattr(d, "NumberOfFrames", 60000), "size limit"),
         (lambda d: setattr(d, "NumberOfFrames", 3), "announces 3 frames and describes 8"),
         (lambda d: setattr(d, "PixelData", d.PixelData[:20]), "cannot be decoded"),
-        (lambda d: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.4"), "no DICOM segmentation"),
+        (lambda d: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.4"), "not a DICOM segmentation"),
         (lambda d: delattr(d, "Rows"), "not described as they must be"),
         (lambda d: setattr(d, "TotalPixelMatrixRows", 4), "tiled"),
         (
@@ -346,7 +346,7 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(DataError, match="cannot be opened"):
         read_seg_header(tmp_path / "none.dcm")
     (tmp_path / "text.dcm").write_text("not DICOM at all" * 50)
-    with pytest.raises(DataError, match=r"no DICOM segmentation|cannot be parsed"):
+    with pytest.raises(DataError, match=r"not a DICOM segmentation|cannot be parsed"):
         read_seg_header(tmp_path / "text.dcm")
 
 

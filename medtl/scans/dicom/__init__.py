@@ -1,1 +1,1 @@
-"""What the DICOM readers are made of: a file's header, the grouping of files into volumes, the values of pixels."""
+"""Parts of the DICOM readers: headers, the grouping of files into volumes, and pixel values."""

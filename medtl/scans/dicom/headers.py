@@ -1,4 +1,4 @@
-"""One DICOM file's header: what grouping and geometry need, and whether the file holds all its pixels."""
+"""The header of one DICOM file: the facts for grouping and geometry, and whether all pixels are there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 from medtl.scans.items import MAX_BYTES, Rejection
 
 HEAD_BYTES = 1 << 16
-"""Most headers end within this many bytes: parsing them in memory is twice as fast as seeking in the file."""
+"""Most headers fit into this many bytes: parsing them in memory is twice as fast as seeking in the file."""
 
 _TAGS: list[Any] = [
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
@@ -55,7 +55,7 @@ STACKED = frozenset({"CT", "MR", "PT", "NM"})
 
 @dataclass(frozen=True)
 class DicomHeader:
-    """What one DICOM file says; identifiers stay in memory and out of the repr."""
+    """The facts in one DICOM file's header; identifiers stay in memory and out of the repr."""
 
     file: str = field(repr=False)
     sop_instance: str | None = field(repr=False)
@@ -83,7 +83,7 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 def is_dicom(head: bytes, name: str) -> bool:
-    """Says from its first bytes whether a file is DICOM; without the preamble its name must allow it."""
+    """Whether a file is DICOM, by its first bytes, or without a preamble by its name."""
     if head[128:132] == b"DICM" or name.endswith(SUFFIXES):
         return True
     return PurePosixPath(name).suffix == "" and head[:4] in (b"\x08\0\x05\0", b"\x08\0\0\0")
@@ -134,7 +134,7 @@ def _parse(handle: BinaryIO, size: int) -> tuple[Dataset, int]:
 
 
 def _usable(file: str, dataset: Dataset) -> Rejection | None:
-    """Kinds of objects that are no scan, or not one that is read yet."""
+    """Refuses objects that are not scans, and kinds of scans that are not supported."""
     sop_class = _text(dataset, "SOPClassUID") or ""
     modality = _text(dataset, "Modality") or ""
     kinds = [part.upper().strip() for part in _strings(dataset, "ImageType")]

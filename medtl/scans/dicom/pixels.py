@@ -1,4 +1,4 @@
-"""DICOM pixels: stored values to modality values (HU for CT), padding as a mask, polarity made uniform."""
+"""DICOM pixels: converts stored values to modality values (HU for CT), padding to a mask, and polarity."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def stored_pixels(dataset: Dataset) -> Pixels:
     if pixels.shape[:2] != expected or pixels.ndim not in (2, 3):
         raise PixelError(f"it decodes to the shape {pixels.shape}, expected {expected}")
     if pixels.ndim == 3 and pixels.dtype != np.uint8:
-        # Colour beyond 8 bits is display data of no known calibration: the high byte is what a screen shows.
+        # Colour beyond 8 bits is display data without a known calibration: a screen shows the high byte.
         pixels = (pixels >> (8 * (pixels.dtype.itemsize - 1))).astype(np.uint8)
     return pixels
 
 
 def padding_mask(dataset: Dataset, stored: Pixels) -> NDArray[np.bool_] | None:
-    """Pixels that are padding by the header: PixelPaddingValue, up to PixelPaddingRangeLimit where given.
+    """Pixels that the header declares as padding: PixelPaddingValue, up to PixelPaddingRangeLimit if given.
 
-    Both are compared with stored values, before any rescaling. Writers give the value with the wrong
+    Both are compared with stored values, before any rescaling. Some writers give the value with the wrong
     sign: 63536 is -2000 read as unsigned.
     """
     value = _number(dataset, "PixelPaddingValue")
@@ -80,7 +80,7 @@ def _with_sign(value: float, signed: bool, bits: int) -> float:
 
 
 def modality_range(dataset: Dataset) -> tuple[float, float, float, float]:
-    """Slope, intercept, and the smallest and largest value that the stored bits can give after rescaling."""
+    """Slope, intercept, and the smallest and largest value that the stored bits allow after rescaling."""
     slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
     slope, intercept = (slope or 1.0), (intercept or 0.0)
     bits = int(dataset.get("BitsStored") or dataset.get("BitsAllocated") or 16)
@@ -91,12 +91,11 @@ def modality_range(dataset: Dataset) -> tuple[float, float, float, float]:
 
 
 def modality_values(dataset: Dataset, stored: Pixels) -> tuple[Pixels, bool]:
-    """Applies the modality transform of this slice and turns MONOCHROME1 around.
+    """Applies the modality transform of this slice and inverts MONOCHROME1.
 
     Returns:
-        Values as uint8, int16 or float32, whichever holds every value the header allows exactly (float32
-        else), and whether they were inverted. Inversion is about the range of the header, the same for
-        every image of a device.
+        Values as uint8 or int16 if that holds every value the header allows exactly, else float32; and whether
+        they were inverted. Inversion uses the header's range, which is the same for every image of a device.
 
     Raises:
         PixelError: The Modality LUT cannot be applied.

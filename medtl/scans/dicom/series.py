@@ -1,4 +1,4 @@
-"""From headers to volumes: which files belong together, in which order, and which cannot be used."""
+"""Groups headers into volumes: which files belong together, in which order, and which cannot be used."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Plan:
 def plan_volumes(headers: Iterable[DicomHeader]) -> tuple[list[Plan], list[Rejection]]:
     """Groups the headers of a folder into volumes.
 
-    A SeriesInstanceUID is not yet a volume: series also hold other matrix sizes, echoes, b-values and
-    captures. What remains together must have one orientation and evenly spaced positions.
+    A SeriesInstanceUID does not define a volume: a series may hold several matrix sizes, echoes, b-values and
+    captures. The files of a group must have one orientation and evenly spaced positions.
 
     Returns:
         Volumes, and rejections (with raw paths) of files and of whole groups of files.

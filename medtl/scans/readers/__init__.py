@@ -1,1 +1,1 @@
-"""One file a format, found by its name; `medtl.scans.reader` says what a reader is."""
+"""One file per format, found by its name; `medtl.scans.reader` defines what a reader is."""

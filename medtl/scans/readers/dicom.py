@@ -17,7 +17,7 @@ from medtl.scans.reader import Found, Owner, PixelError, Reader, content, duplic
 
 
 class Dicom(Reader):
-    """Scans as DICOM files of single frames; segmentations have a reader of their own."""
+    """Scans as single-frame DICOM files; segmentations have their own reader."""
 
     kind: ClassVar[str] = "dicom"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
@@ -26,11 +26,11 @@ class Dicom(Reader):
     display: ClassVar[bool] = True
 
     def sniff(self, head: bytes, name: str) -> bool:
-        """By the preamble; without it the name must allow it."""
+        """Recognises DICOM by the preamble, or without one by the name."""
         return is_dicom(head, name)
 
     def items(self, root: Path, files: Sequence[str]) -> Found[VolumeItem]:
-        """Groups files into volumes by their headers; of files with one SOPInstanceUID the first whole one counts."""
+        """Groups files into volumes by their headers; of files with one SOPInstanceUID, uses the first intact one."""
         found: Found[VolumeItem] = Found()
         headers: list[DicomHeader] = []
         for file in files:
@@ -47,7 +47,7 @@ class Dicom(Reader):
         return found
 
     def read(self, item: VolumeItem) -> Volume:
-        """Values after the modality transform, slice by slice; padding as a mask, MONOCHROME1 turned around."""
+        """Values after the modality transform, slice by slice; padding becomes a mask, MONOCHROME1 is inverted."""
         slices, masks, inverted = [], [], []
         for number, file in enumerate(item.files, start=1):
             try:
@@ -80,12 +80,12 @@ class Dicom(Reader):
 
 
 def owner_of(header: DicomHeader) -> Owner:
-    """Who is on a file; the study keys the hashes."""
+    """The patient of a file; the study is the key of the hashes."""
     return Owner(header.patient_id, header.patient_name, header.study or "", header.series)
 
 
 def _drop_same_instance(root: Path, headers: list[DicomHeader]) -> tuple[list[DicomHeader], list[Rejection]]:
-    """Keeps the first file of each SOPInstanceUID; a damaged file never stands for a whole one."""
+    """Keeps the first file of each SOPInstanceUID; a damaged file never replaces an intact one."""
     kept: dict[str, DicomHeader] = {}
     order = sorted(headers, key=lambda h: (h.problem is not None, h.file))
     doubles: list[Rejection] = []

@@ -1,4 +1,4 @@
-"""DICOM SEG: masks as DICOM objects, read by geometry and written on the series that they were made from."""
+"""DICOM SEG: masks as DICOM objects, read by their geometry and written for the series that they belong to."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from medtl.scans.reader import Found, Owner, Reader, Stored, without_suffix
 
 NEXT_STEP = "Export the segmentation again on the grid of its scan, or convert it to NIfTI."
 _TOLERANCE = 0.1
-"""How far, in voxels, a frame may lie from the voxels of a grid: positions are often rounded to 0.1 mm."""
+"""Largest distance, in voxels, of a frame from a grid's voxels: positions are often rounded to 0.1 mm."""
 _TISSUE = Code("85756007", "SCT", "Tissue")
 _AI = Code("123110", "DCM", "Artificial Intelligence")
 
 
 class DicomSeg(Reader):
-    """Masks as DICOM SEG. `write_seg` writes them: a mask is NIfTI unless one asks for a SEG."""
+    """Masks as DICOM SEG. They are written by `write_seg`, on request only: masks are NIfTI by default."""
 
     kind: ClassVar[str] = "seg"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
@@ -43,11 +43,11 @@ class DicomSeg(Reader):
     scans: ClassVar[bool] = False
 
     def sniff(self, head: bytes, name: str) -> bool:
-        """Any DICOM file: what is no SEG is refused as a mask, with the reason."""
+        """Accepts any DICOM file: one that is not a SEG is refused as a mask, with the reason."""
         return is_dicom(head, name)
 
     def mask_items(self, root: Path, files: Sequence[str]) -> Found[MaskItem]:
-        """One mask a file."""
+        """One mask per file."""
         found: Found[MaskItem] = Found()
         for file in files:
             header = read_header(root, file)
@@ -59,7 +59,7 @@ class DicomSeg(Reader):
             )
             if header.problem is None or header.problem.code != "mask":
                 step = "Give masks as NIfTI, PNG or DICOM SEG; convert contours (RTSTRUCT) first."
-                why = "a DICOM object that is no segmentation"
+                why = "a DICOM object that is not a segmentation"
                 found.add(Rejection.of(file, "mask_unreadable", why, step))
                 continue
             try:
@@ -74,7 +74,7 @@ class DicomSeg(Reader):
         return found
 
     def stored(self, mask: MaskItem, item: VolumeItem | None) -> Stored:
-        """Segment numbers on the grid of the scan; without a scan on the object's own grid."""
+        """Segment numbers on the scan's grid, or without a scan on the object's own grid."""
         grid = (None, None) if item is None else (item.shape, item.affine)
         array, overlap = read_seg(mask.root / mask.files[0], *grid)
         return Stored(array, overlap=overlap)
@@ -82,17 +82,17 @@ class DicomSeg(Reader):
 
 @dataclass(frozen=True)
 class SegHeader:
-    """What a DICOM SEG says before its pixels are read.
+    """The facts in a DICOM SEG's header.
 
     Attributes:
-        shape: (k, j, i) of the smallest regular grid that holds every frame. Writers leave empty frames out, so that
+        shape: (k, j, i) of the smallest regular grid that holds every frame. Writers leave out empty frames, so
             it may have fewer slices than the scan.
         affine: voxel (i, j, k) of that grid to RAS in mm; None for a single frame without a position.
         segments: name of each segment by its number.
         series_uid: SeriesInstanceUID of the scan, as referenced. In memory only.
         frame_of_reference: FrameOfReferenceUID. In memory only.
         kind: `BINARY`, `FRACTIONAL` or `LABELMAP`.
-        note: what is doubtful about it, or empty.
+        note: doubts about it, or empty.
     """
 
     shape: tuple[int, int, int]
@@ -105,7 +105,7 @@ class SegHeader:
 
 
 def read_seg_header(path: Path) -> SegHeader:
-    """Reads what a SEG holds, without its pixels.
+    """Reads a SEG without its pixels.
 
     Raises:
         DataError: not a DICOM SEG, a size beyond the limit, or frames that do not lie on one regular grid.
@@ -140,7 +140,7 @@ def read_seg_header(path: Path) -> SegHeader:
 def read_seg(
     path: Path, shape: tuple[int, int, int] | None = None, affine: Affine | None = None
 ) -> tuple[NDArray[np.uint16], int]:
-    """Reads a SEG as one array of segment numbers, each frame at its place in the patient.
+    """Reads a SEG as one array of segment numbers, with each frame at its place in the patient.
 
     Args:
         path: the file.
@@ -149,12 +149,12 @@ def read_seg(
             a position.
 
     Returns:
-        (k, j, i) segment numbers, 0 where there is none, and in how many voxels segments overlap (a voxel of three
-        counts twice): there the segment of the higher number stands.
+        (k, j, i) segment numbers, 0 for none, and the number of voxels in which segments overlap (a voxel of three
+        segments counts twice): there the segment with the highest number wins.
 
     Raises:
-        DataError: what `read_seg_header` raises; pixels that cannot be decoded; frames that do not lie on the
-            voxels of the grid, or beyond it with something in them.
+        DataError: as `read_seg_header`; pixels that cannot be decoded; frames that do not lie on the voxels of the
+            grid, or segments outside it.
     """
     dataset = parse_seg(path)
     frames = read_frames(dataset)
@@ -202,7 +202,7 @@ def _decoded(path: Path, dataset: Dataset, frames: Frames) -> Iterator[NDArray[A
     if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         yield from iter_pixels(path, raw=True)
         return
-    # Frames of bits follow each other without padding; the library loses the end of one that starts within a byte.
+    # One-bit frames follow each other without padding; the library loses the end of one that starts within a byte.
     data = np.frombuffer(pydicom.dcmread(path, force=True).PixelData, dtype=np.uint8)
     size = frames.rows * frames.columns
     for start in range(0, size * len(frames.segments), size):
@@ -214,7 +214,7 @@ def _decoded(path: Path, dataset: Dataset, frames: Frames) -> Iterator[NDArray[A
 def _meeting(
     view: NDArray[np.uint16], values: NDArray[np.uint16], origin: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Where a frame and the grid meet: views of both."""
+    """The intersection of a frame and the grid: views of both."""
     k, row, column = (int(v) for v in origin)
     if not 0 <= k < len(view):
         return view[0, :0, :0], values[:0, :0]
@@ -232,37 +232,36 @@ def write_seg(
     *,
     algorithm: str = f"medtl {__version__}",
 ) -> Path:
-    """Writes a mask as a DICOM SEG (BINARY) that refers to the series it was made from.
+    """Writes a mask as a DICOM SEG (BINARY) that refers to its source series.
 
-    Every frame takes its position from the slice that it was made from, so that oblique, tilted and reversed series
-    need no convention. Frames run without a gap from the first slice with a structure to the last: some readers take
-    frames for a regular stack, whatever their positions say. An empty mask is written with all its frames, since an
-    object without is not valid. Void is written as background: a SEG has no value for it. Each
-    segment is coded as tissue (SCT 85756007) and labelled with the structure's name: what a structure is in
-    anatomy's terms cannot be told from its name.
+    Every frame takes its position from its source slice, so that oblique, tilted and reversed series need no
+    convention. Frames run without a gap from the first slice with a structure to the last, because some readers treat
+    frames as a regular stack and ignore their positions. An empty mask is written with all its frames, because an
+    object without frames is not valid. Void is written as background: a SEG has no value for it. Each segment is coded
+    as tissue (SCT 85756007) and labelled with the structure's name, because the name does not determine the anatomy.
 
-    Name, id and study of the patient are those of the source series, as the standard demands of an object in the same
-    study. This is the one output of medtl that holds them: it belongs into the archive that the scan came from.
+    Name, id and study of the patient are those of the source series, as the standard requires of an object in the same
+    study. This is the only output of medtl that holds them: it belongs in the archive that the scan came from.
 
     Args:
         path: the file to write.
         mask: (k, j, i) class indices in the scan's grid.
         item: the DICOM series.
         labels: names of the structures.
-        algorithm: name and version of what made the mask, separated by a space.
+        algorithm: name and version of the software that made the mask, separated by a space.
 
     Returns:
         `path`.
 
     Raises:
-        DataError: not a DICOM series, a mask of another shape or with classes that have no name, or source files
-            that have gone or lack what a SEG must refer to.
+        DataError: the item is not a DICOM series, the mask has another shape or unnamed classes, or source files are
+            gone or lack what a SEG must refer to.
     """
     import highdicom  # slow to import, and nothing else needs it
 
     if item.kind != "dicom":
         raise DataError(
-            f"Case {item.name!r} is no DICOM series: a SEG must refer to one. Write NIfTI instead."
+            f"Case {item.name!r} is not a DICOM series: a SEG must refer to one. Write NIfTI instead."
         )
     if mask.shape != item.shape:
         raise DataError(
@@ -326,9 +325,9 @@ def write_seg(
 
 
 def _extent(values: NDArray[np.uint8], num_segments: int) -> slice:
-    """The slices to write: those from the first to the last that is not empty, and a few more to fill the last byte.
+    """The slices to write: from the first to the last that is not empty, and a few more to fill the last byte.
 
-    One bit a voxel: SimpleITK 2.5 misreads the end of pixels that stop within a byte.
+    With one bit per voxel, SimpleITK 2.5 misreads the end of pixels that stop within a byte.
     """
     held = np.flatnonzero(values.any(axis=(1, 2)))
     first, stop = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, len(values))
@@ -342,10 +341,10 @@ def _extent(values: NDArray[np.uint8], num_segments: int) -> slice:
 
 
 def _sources(item: VolumeItem) -> list[Dataset]:
-    """Headers of the source files, in slice order, mended in memory where a SEG of them would be refused or wrong.
+    """Headers of the source files, in slice order, repaired in memory if a SEG of them would be refused or wrong.
 
-    What the standard allows to be empty but de-identification removes is set empty; times of no valid form too. The
-    distance of slices is that of their positions: vendors mean other things by it, and some leave their thickness out.
+    Elements that may be empty but were removed by de-identification are set empty, and so are invalid times. The
+    slice spacing is taken from the positions: vendors use the element for other things, and some omit the thickness.
 
     Raises:
         DataError: a file lacks what a SEG must refer to.
@@ -378,7 +377,7 @@ def _sources(item: VolumeItem) -> list[Dataset]:
 
 
 def _slice_step(affine: Affine) -> float:
-    """Distance of slices in mm, along their normal."""
+    """Distance between slices in mm, along their normal."""
     matrix = np.array(affine)[:3, :3]
     across = np.cross(matrix[:, 0], matrix[:, 1])
     return abs(float(matrix[:, 2] @ across)) / float(np.linalg.norm(across))
@@ -405,7 +404,7 @@ def parse_seg(path: Path) -> Dataset:
     """Reads the header of a SEG.
 
     Raises:
-        DataError: it cannot be opened or parsed, or is no SEG.
+        DataError: it cannot be opened or parsed, or is not a SEG.
     """
     try:
         with quiet_readers():
@@ -420,15 +419,15 @@ def parse_seg(path: Path) -> Dataset:
             f"The header of a DICOM SEG cannot be parsed ({type(error).__name__}). Export it again."
         ) from None
     if sop_class not in SEG_CLASSES:
-        raise DataError("The file is no DICOM segmentation. Expected: a SEG object.")
+        raise DataError("The file is not a DICOM segmentation. Expected: a SEG object.")
     return dataset
 
 
 def read_frames(dataset: Dataset) -> Frames:
-    """Geometry of every frame; sizes are checked before anything is allocated by them.
+    """Geometry of every frame; sizes are checked before memory is allocated for them.
 
     Raises:
-        DataError: a header that lacks what it must have, or a size beyond the limit.
+        DataError: a header lacks required elements, or a size exceeds the limit.
     """
     try:
         with quiet_readers():
@@ -481,7 +480,7 @@ def _parse_frames(dataset: Dataset) -> Frames:
 
 
 def _group(frame: Dataset, shared: Dataset, keyword: str) -> Dataset:
-    """A functional group of a frame: its own, else the one that all share."""
+    """A functional group of a frame: its own, else the shared one."""
     return next((g[keyword][0] for g in (frame, shared) if keyword in g and len(g[keyword].value)), Dataset())
 
 
@@ -523,8 +522,8 @@ def own_grid(frames: Frames) -> tuple[tuple[int, int, int], Affine | None]:
     step = next((s for s in candidates if np.abs(gaps / s - np.rint(gaps / s)).max() <= _TOLERANCE), None)
     if step is None or gaps.min() / step < 0.5:
         raise DataError(
-            f"The slices of a DICOM SEG are {gaps.min():.3g} to {gaps.max():.3g} mm apart and lie on no regular grid. "
-            f"{NEXT_STEP}"
+            f"The slices of a DICOM SEG are {gaps.min():.3g} to {gaps.max():.3g} mm apart and not on a "
+            f"regular grid. {NEXT_STEP}"
         )
     slices = int(np.rint(gaps / step).sum()) + 1
     if slices * frames.rows * frames.columns * 4 > MAX_BYTES:
@@ -540,7 +539,7 @@ def own_grid(frames: Frames) -> tuple[tuple[int, int, int], Affine | None]:
 def onto_grid(
     values: NDArray[Any], frames: Frames, affine: Affine | None
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Lays frames onto a grid.
+    """Places frames on a grid.
 
     Args:
         values: (k, j, i) array of the grid.
@@ -548,8 +547,8 @@ def onto_grid(
         affine: voxel (i, j, k) of the grid to RAS in mm.
 
     Returns:
-        A view of `values` turned so that its axes are slices, rows and columns of the frames; and (frames, 3), the
-        place in it of the first pixel of each.
+        A view of `values` with the frames' slices, rows and columns as axes; and (frames, 3), the position in it of
+        each frame's first pixel.
 
     Raises:
         DataError: the frames do not lie on the voxels of the grid.
@@ -557,7 +556,7 @@ def onto_grid(
     if affine is None or frames.orientation is None or frames.positions is None:
         if affine is not None or frames.positions is not None:
             raise DataError(
-                "Of a DICOM SEG and its scan only one has a position in the patient: they cannot be paired."
+                "Only one of a DICOM SEG and its scan has a position in the patient: they cannot be paired."
             )
         return values, np.zeros((len(frames.segments), 3), dtype=np.int64)
     inverse = np.linalg.inv(np.array(affine))

@@ -84,13 +84,13 @@ class Image(FileReader):
         return "" if mode in _INDEXED else f"a colour image ({mode})"
 
     def stored(self, mask: MaskItem, item: VolumeItem | None) -> Stored:
-        """Grey values; of a palette its indices, of one bit 0 and 1."""
+        """Grey values, palette indices, or 0 and 1 of a one-bit image."""
         with Pillow.open(mask.root / mask.files[0]) as image:
             array: NDArray[Any] = np.asarray(image)
         return Stored((array.astype(np.uint8) if array.dtype == np.bool_ else array)[None])
 
     def writes(self, item: VolumeItem) -> bool:
-        """Images without a position in the patient."""
+        """Whether the scan is an image without a position in the patient."""
         return item.affine is None
 
     def write(self, path: Path, array: NDArray[Any], item: VolumeItem, labels: LabelMap | None) -> Path:
@@ -130,7 +130,7 @@ def _grey_palette(image: Pillow.Image) -> bool:
 
 
 def _ends_well(path: Path, kind: str) -> bool:
-    """Whether the end marker is there; formats without one are found out when they are decoded."""
+    """Whether the end marker is there; for formats without one, decoding will tell."""
     marker = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}.get(kind)
     if marker is None:
         return True

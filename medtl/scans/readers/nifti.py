@@ -1,4 +1,4 @@
-"""NIfTI: `.nii` and `.nii.gz`, one volume a file. Everything that has a place in the patient is written as NIfTI."""
+"""NIfTI: `.nii` and `.nii.gz`, one volume per file. Everything with a place in the patient is written as NIfTI."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MAX_HEADER = 16 << 20
 """Bytes before the voxels of a compressed file, its extensions included: nibabel reads as many as are announced."""
 _UNIT_MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # NIfTI codes of metre, millimetre, micrometre
 _LEVEL = 1
-"""Of gzip: masks shrink a hundredfold at any level, and this one is five times as fast as the usual."""
+"""gzip level: masks shrink a hundredfold at any level, and this one is five times as fast as the default."""
 _SLAB = 1 << 24
 _SAME_PLACE = 0.05
-"""How far, in voxels, a qform may put a corner from where the affine puts it."""
+"""Largest distance, in voxels, between a corner by the qform and by the affine."""
 _TEXTS = ("descrip", "aux_file", "db_name", "intent_name")
 
 
@@ -74,7 +74,7 @@ class Nifti(FileReader):
         )
 
     def read(self, item: VolumeItem) -> Volume:
-        """Values after slope and intercept; what is not finite becomes padding."""
+        """Values after slope and intercept; values that are not finite become padding."""
         raw, slope, inter = self._unscaled(item.root / item.files[0], item.affine)
         if raw.shape != item.shape:
             raise PixelError(f"it holds {raw.shape} voxels, its header said {item.shape}")
@@ -93,7 +93,7 @@ class Nifti(FileReader):
         return Volume.of(item, array, missing)
 
     def stored(self, mask: MaskItem, item: VolumeItem | None) -> Stored:
-        """Stored numbers, and slope and intercept by which they count."""
+        """Stored numbers with their slope and intercept."""
         raw, slope, inter = self._unscaled(mask.root / mask.files[0], mask.affine)
         scaled = bool(np.isfinite(slope) and np.isfinite(inter)) and slope != 0
         return Stored(raw, (float(slope), float(inter)) if scaled else (1.0, 0.0))
@@ -111,14 +111,14 @@ class Nifti(FileReader):
         return raw, image.dataobj.slope, image.dataobj.inter
 
     def writes(self, item: VolumeItem) -> bool:
-        """Scans that have a place in the patient."""
+        """Whether the scan has a place in the patient."""
         return item.affine is not None
 
     def write(self, path: Path, array: NDArray[Any], item: VolumeItem, labels: LabelMap | None) -> Path:
-        """The header, then the voxels slab by slab: nothing as large as the volume is made but the compressed file.
+        """Writes the header, then the voxels slab by slab, without a copy of the volume in memory.
 
-        From a NIfTI scan the header's geometry is copied bit by bit: sform, qform, their codes, units and dimensions.
-        From any other it is the scan's matrix.
+        The geometry of a NIfTI scan's header is copied bit by bit: sform, qform, their codes, units and dimensions. For
+        other formats, the scan's matrix is used.
         """
         header = (
             _source_header(item) if item.kind == self.kind else _new_header(item.affine or (), item.shape)
@@ -131,12 +131,12 @@ class Nifti(FileReader):
         header["cal_min"], header["cal_max"] = 0, 0
         if labels is not None:
             header["intent_code"] = 0
-        for name in _TEXTS:  # programs keep names and histories in them
+        for name in _TEXTS:  # programs store names and histories in them
             if name in header:
                 header[name] = b""
         order = header.endianness
         buffer = io.BytesIO()
-        # No time and no name in the stream: the same mask is the same file.
+        # No time and no name in the stream: equal masks give equal files.
         with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=_LEVEL, mtime=0, filename="") as stream:
             stream.write(header.binaryblock + b"\0\0\0\0")
             step = max(1, _SLAB // max(1, array[0].size))
@@ -153,7 +153,7 @@ def nifti_affine(header: Any) -> tuple[NDArray[np.float64], str]:
     """The voxel-to-RAS matrix in mm: sform if its code is set, else qform, else a flagged fallback.
 
     Returns:
-        The matrix, and a note: empty, or what is doubtful about it.
+        The matrix, and a note on doubts about it, or an empty one.
     """
     sform, sform_code = header.get_sform(coded=True)
     try:
@@ -176,7 +176,7 @@ def nifti_affine(header: Any) -> tuple[NDArray[np.float64], str]:
 
 
 def _announced(path: Path) -> float:
-    """Bytes before the voxels of a compressed file as its header says; 0 for what is no such file."""
+    """Bytes before the voxels of a compressed file, by its header; 0 for other files."""
     if path.suffix.lower() != ".gz":
         return 0.0
     with gzip.open(path) as file:
@@ -192,7 +192,7 @@ def _announced(path: Path) -> float:
 
 
 def _missing_bytes(path: Path, offset: int, voxels: int) -> str:
-    """Says what is missing of the voxels, or nothing."""
+    """Describes missing voxels; empty if none are missing."""
     size = path.stat().st_size
     if path.suffix.lower() != ".gz":
         found = size - offset
@@ -238,7 +238,7 @@ def _source_header(item: VolumeItem) -> Any:
 
 
 def _new_header(affine: Affine, shape: tuple[int, int, int]) -> Any:
-    """A header for the scan of another format: its matrix as sform, and as qform where that can express it."""
+    """A header for a scan of another format: its matrix as sform, and as qform if that can express it."""
     make: Any = nibabel.Nifti1Header
     header = make()
     header.set_data_shape(shape[::-1])
