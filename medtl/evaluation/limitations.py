@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medtl.evaluation.names import MANY, first_model, many
+from medtl.evaluation.names import MANY, first_model, sizes_of
 from medtl.evaluation.results import Block, Results
 from medtl.evaluation.statistics.estimate import FEW_EVENTS, Estimate, format_estimate, join
 
@@ -66,50 +66,56 @@ def limitations(results: Results) -> Iterator[str]:
 
 
 def _size(results: Results, targets: list[Block]) -> Iterator[str]:
+    first = first_model(results, "target")
     for block in targets:
-        if block.model != first_model(results, "target") or not block.num_labelled:
-            continue
-        main = results.block(block.model, block.domain, block.split, finding=block.finding)
-        if block is not main:
-            continue
-        about = f" ({block.finding})" if block.finding else ""
-        few = {c: k for c, k in block.class_patients.items() if 0 < k < ADVISED_EVENTS}
-        gone = [c for c, k in block.class_patients.items() if k == 0]
-        if gone:
-            yield f"External testing{about} has no case of {join(gone)}; nothing is said about it."
-        if few:
-            counts = ", ".join(f"{c} {k}" for c, k in few.items())
-            hard = " (fewer than 10: a rough guide only)" if min(few.values()) < FEW_EVENTS else ""
-            yield (
-                f"External testing{about} holds fewer than the advised {ADVISED_EVENTS} patients of each "
-                f"class: {counts}{hard}."
-            )
-    wide: list[tuple[str, Estimate]] = []
-    separated: list[str] = []
-    for block in targets:
-        measure = block.get("auroc")
-        if measure and block is results.block(block.model, "target", block.split, finding=block.finding):
-            e = measure.estimate
-            if _width(e) > WIDE_AUROC:
-                wide.append((block.model, e))
-            if e.status == "separated":
-                separated.append(block.model)
-    if many(results) and wide:
-        model, e = max(wide, key=lambda pair: _width(pair[1]))
-        number = len(dict.fromkeys(m for m, _ in wide))
-        wide = []
+        if block.model == first and block.num_labelled and _is_main(results, block):
+            yield from _few(block)
+    auroc = [(b.model, m.estimate) for b in targets if (m := b.get("auroc")) and _is_main(results, b)]
+    yield from _wide(results, "the external AUROC", [(m, e) for m, e in auroc if _width(e) > WIDE_AUROC])
+    separated = list(dict.fromkeys(model for model, e in auroc if e.status == "separated"))
+    for names in [separated] if _many(results) and separated else [[m] for m in separated]:
         yield (
-            f"The intervals of the external AUROC are wide for {number} of {len(results.models)} models, the widest "
-            f"that of {model}: {format_estimate(e)}."
+            f"{join(names)} separate{'s' if len(names) == 1 else ''} the external cases completely; with so few "
+            "patients that can be chance, and an exact bound stands for the interval."
         )
-    for model, e in wide:
-        yield f"The interval of the external AUROC of {model} is wide: {format_estimate(e)}."
-    for names in [list(dict.fromkeys(separated))] if many(results) else [[m] for m in separated]:
-        if names:
-            yield (
-                f"{join(names)} separate{'s' if len(names) == 1 else ''} the external cases completely; with so few "
-                "patients that can be chance, and an exact bound stands for the interval."
-            )
+
+
+def _is_main(results: Results, block: Block) -> bool:
+    """Whether a block speaks for its domain and split."""
+    return block is results.block(block.model, block.domain, block.split, finding=block.finding)
+
+
+def _few(block: Block) -> Iterator[str]:
+    about = f" ({block.finding})" if block.finding else ""
+    few = {c: k for c, k in block.class_patients.items() if 0 < k < ADVISED_EVENTS}
+    gone = [c for c, k in block.class_patients.items() if k == 0]
+    if gone:
+        yield f"External testing{about} has no case of {join(gone)}; nothing is said about it."
+    if few:
+        counts = ", ".join(f"{c} {k}" for c, k in few.items())
+        hard = " (fewer than 10: a rough guide only)" if min(few.values()) < FEW_EVENTS else ""
+        yield (
+            f"External testing{about} holds fewer than the advised {ADVISED_EVENTS} patients of each "
+            f"class: {counts}{hard}."
+        )
+
+
+def _wide(results: Results, what: str, found: list[tuple[str, Estimate]]) -> Iterator[str]:
+    """Wide intervals by name; with many models the widest alone."""
+    if not _many(results):
+        for name, e in found:
+            yield f"The interval of {what} of {name} is wide: {format_estimate(e)}."
+    elif found:
+        name, e = max(found, key=lambda pair: _width(pair[1]))
+        number = sum(any(n == m or n.startswith(f"{m} for ") for n, _ in found) for m in results.models)
+        yield (
+            f"The intervals of {what} are wide for {number} of {len(results.models)} models, the widest that of "
+            f"{name}: {format_estimate(e)}."
+        )
+
+
+def _many(results: Results) -> bool:
+    return len(results.models) > MANY or bool(sizes_of(results))
 
 
 def _frozen(results: Results, sources: list[Block]) -> Iterator[str]:
@@ -206,22 +212,13 @@ def _masks(results: Results, targets: list[Block], sources: list[Block]) -> Iter
             "mean Dice rests on few hard cases; it is widened for that, and still only a guide."
         )
     yield from _empty(results, main)
-    wide: list[tuple[str, str, Estimate]] = []
-    for block in main:
-        for c in results.classes:
-            measure = block.get("dice", cls=c, kind=None)
-            if measure is not None and _width(measure.estimate) > WIDE_DICE:
-                wide.append((block.model, c, measure.estimate))
-    if len(results.models) > MANY and wide:
-        model, c, e = max(wide, key=lambda found: _width(found[2]))
-        number = len(dict.fromkeys(m for m, _, _ in wide))
-        wide = []
-        yield (
-            f"The intervals of the Dice are wide for {number} of {len(results.models)} models, the widest that of "
-            f"{model} for {c}: {format_estimate(e)}."
-        )
-    for model, c, e in wide:
-        yield f"The interval of the Dice of {model} for {c} is wide: {format_estimate(e)}."
+    dice = [
+        (f"{b.model} for {c}", m.estimate)
+        for b in main
+        for c in results.classes
+        if (m := b.get("dice", cls=c, kind=None))
+    ]
+    yield from _wide(results, "the Dice", [(name, e) for name, e in dice if _width(e) > WIDE_DICE])
     if rules.unit == "px":
         yield (
             "The images carry no pixel size: distances, areas and the tolerance are in pixels, and cannot be compared "
