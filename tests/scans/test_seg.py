@@ -299,7 +299,7 @@ def test_grids_that_do_not_fit_are_refused_with_numbers(tmp_path):
         read_seg(path, item.shape, tuple(map(tuple, shifted)))
     with pytest.raises(DataError, match="lie beyond the scan of 3 x 9 x 7"):
         read_seg(path, (3, 9, 7), item.affine)
-    with pytest.raises(DataError, match="only one has a position"):
+    with pytest.raises(DataError, match="Only one of a DICOM SEG and its scan"):
         read_seg(path, (1, 9, 7), None)
 
 
@@ -329,7 +329,7 @@ def altered(path, change):
                 "ImagePositionPatient",
                 [0, 0, 1e9],
             ),
-            "size limit|no regular grid",
+            "size limit|not on a regular grid",
         ),
     ],
 )

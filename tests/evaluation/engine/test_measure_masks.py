@@ -289,7 +289,7 @@ def test_all_faults_of_voxels_at_once(tmp_path: Path) -> None:
         with pytest.raises(DataError) as error:
             measure_cases(table, labels)
         message = str(error.value)
-        why = "cannot be used (720 of its 720 voxels hold no integer, for example 0.5: it was resampled with"
+        why = "cannot be used (720 of its 720 voxels are not integers, for example 0.5: it was resampled with"
         assert f"the mask {why}" in message
         assert f"the reference {why}" in message
         assert "at line 3" in message

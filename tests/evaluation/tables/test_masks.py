@@ -147,7 +147,7 @@ def test_faults_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     assert "2 pages" in fault(tmp_path / "pages.tif")
     Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "f.tif")
-    assert "hold no integer" in fault(tmp_path / "f.tif")
+    assert "are not integers" in fault(tmp_path / "f.tif")
     (tmp_path / "text.png").write_text("no image")
     assert "cannot be parsed" in fault(tmp_path / "text.png")
     assert "it does not exist" in fault(tmp_path / "none.png")
