@@ -1,8 +1,4 @@
-"""The distance of two sites in an encoder's features, and the fine-tuning strategy that it and the data suggest.
-
-The advice follows the textbook's table: few or many patients, a near or a far task. The thresholds are conventions,
-defined below.
-"""
+"""The distance of two sites in an encoder's features."""
 
 from __future__ import annotations
 
@@ -18,14 +14,6 @@ from medtl.evaluation.metrics.discrimination import RankedScores
 from medtl.evaluation.statistics.estimate import Estimate
 from medtl.evaluation.statistics.resample import Support, estimate, patient_counts, patient_strata
 
-FEW_PATIENTS = 25
-"""Fewer patients than this in the rarest class: a convention for "small"."""
-MANY_PATIENTS = 100
-"""This many patients or more in the rarest class: a convention for "large"."""
-NEAR_SKILL = 0.5
-"""A task is "near" if nearest neighbours on frozen features get half way from chance to perfect: a convention."""
-FAR_AUC = 0.8
-"""Sites are "far apart" if a classifier separates them with this AUC: a convention."""
 FOLDS = 5
 
 
@@ -132,97 +120,3 @@ def domain_distance(
     )
     status = "separated" if share.status == "boundary" else share.status
     return Distance(auc, replace(share, value=value, lo=lo, hi=hi, status=status))
-
-
-@dataclass(frozen=True)
-class Advice:
-    """The strategy to try first.
-
-    Attributes:
-        strategy: a name that `medtl list strategies` knows.
-        reasons: sentences.
-    """
-
-    strategy: str
-    reasons: tuple[str, ...]
-
-
-def skill(balanced_accuracy: float, num_classes: int) -> float:
-    """Rescales a balanced accuracy to 0 for chance and 1 for perfect.
-
-    Example:
-        >>> skill(0.75, 2)
-        0.5
-    """
-    chance = 1 / num_classes
-    return (balanced_accuracy - chance) / (1 - chance)
-
-
-def advise(
-    patients_per_class: int, task_skill: float, distance: Distance | None = None, *, depth: str | None = None
-) -> Advice:
-    """The textbook's table of strategies by size of the data and distance of the task.
-
-    Few and near: a probe. Few and far: keep the early layers and train the last stage. Many: all layers. In between:
-    a probe first, then all layers. If the target is far, a probe precedes full fine-tuning, which could otherwise
-    distort features that still hold there (Kumar et al. 2022).
-
-    Args:
-        patients_per_class: labelled patients of the rarest class.
-        task_skill: `skill` of the nearest neighbours on frozen features: how near the pretraining is to the task.
-        distance: of source and target, if there is a target.
-        depth: the earlier depth whose features are clearly better than the last, if there is one.
-    """
-    near = task_skill >= NEAR_SKILL and depth is None
-    reasons = [
-        f"The rarest class has {patients_per_class} labelled patients: "
-        + (
-            f"few (fewer than {FEW_PATIENTS})."
-            if patients_per_class < FEW_PATIENTS
-            else f"many ({MANY_PATIENTS} or more)."
-            if patients_per_class >= MANY_PATIENTS
-            else f"neither few (fewer than {FEW_PATIENTS}) nor many ({MANY_PATIENTS} or more)."
-        ),
-        f"On frozen features, nearest neighbours get {100 * max(0.0, task_skill):.0f} % of the way from chance to "
-        f"perfect ({100 * NEAR_SKILL:.0f} % and more counts as near): the task lies "
-        + ("near what the encoder has learnt." if near else "far from what the encoder has learnt."),
-    ]
-    if depth is not None:
-        reasons[-1] = (
-            f"Features from {depth} suit the task better than the last ones: it lies far from the pretraining."
-        )
-    if patients_per_class < FEW_PATIENTS:
-        strategy = "probe" if near else "last:1"
-        reasons.append(
-            "Few cases on good features: a linear probe overfits least."
-            if near
-            else "Few cases on features that fit badly: keep the early, general layers and train the last stage with "
-            "the head."
-        )
-    elif patients_per_class < MANY_PATIENTS:
-        strategy = "lp_ft" if near else "gradual"
-        reasons.append(
-            "Enough cases to fine-tune with care: first the head, then all layers."
-            if near
-            else "Enough cases to fine-tune with care: unfreeze the layers from the last to the first."
-        )
-    else:
-        strategy = "full"
-        reasons.append(
-            "Many cases: all layers can be trained" + ("." if near else ", for longer than on a near task.")
-        )
-    far = distance is not None and distance.auc.value is not None and distance.auc.value >= FAR_AUC
-    if far and distance is not None and distance.auc.value is not None:
-        reasons.append(
-            f"A classifier separates source and target with an AUC of {distance.auc.value:.2f} ({FAR_AUC:g} and more "
-            "counts as far): expect losses at the target, test there, and try `medtl run adapt`."
-        )
-        if strategy == "full":
-            strategy = "lp_ft"
-            reasons.append(
-                "Full fine-tuning can distort features that still hold at the target; a probe first keeps more of them."
-            )
-    reasons.append(
-        "The thresholds are conventions, not findings: compare with `medtl run compare` before you rely on it."
-    )
-    return Advice(strategy, tuple(reasons))

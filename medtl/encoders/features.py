@@ -239,6 +239,18 @@ def knn_logits(train: FeatureDataset, test: FeatureDataset, k: int = 5) -> NDArr
     return np.asarray(logits.numpy(), dtype=np.float64)
 
 
+@contextmanager
+def ready(encoder: Encoder, device: torch.device) -> Iterator[None]:
+    """Within it, the encoder is in eval mode on the device, without gradients; afterwards it is as and where it was."""
+    home = next(encoder.parameters()).device
+    with modes_kept(encoder), torch.no_grad():
+        encoder.to(device).eval()
+        try:
+            yield
+        finally:
+            encoder.to(home)
+
+
 class _Encoding:
     """One encoder on one data set, with its store."""
 
@@ -259,7 +271,7 @@ class _Encoding:
 
     def depths(self) -> list[str]:
         """Names of all depths, the last one last."""
-        with self._ready():
+        with ready(self.encoder, self.device):
             return list(self._encode(self.data.plain()[0].image[None], ()))
 
     def view(
@@ -279,7 +291,7 @@ class _Encoding:
             progress(done, len(keys))
         data.set_epoch(view)
         try:
-            with self._ready() if missing else nullcontext():
+            with ready(self.encoder, self.device) if missing else nullcontext():
                 for start in range(0, len(missing), size):
                     places = missing[start : start + size]
                     new = [keys[place] for place in places]
@@ -298,17 +310,6 @@ class _Encoding:
 
     def _name(self, depth: str, shown: Sequence[str | int]) -> str:
         return hashlib.sha256(json.dumps([self.digest, depth, *shown]).encode()).hexdigest()[:32]
-
-    @contextmanager
-    def _ready(self) -> Iterator[None]:
-        """Within it, the encoder is in eval mode on the device; mode and device are restored afterwards."""
-        home = next(self.encoder.parameters()).device
-        with modes_kept(self.encoder), torch.no_grad():
-            self.encoder.to(self.device).eval()
-            try:
-                yield
-            finally:
-                self.encoder.to(home)
 
     def _encode(self, image: Tensor, depths: Sequence[str]) -> dict[str, Tensor]:
         """Features of a batch, (B, F) or (B, D, F), on the CPU, by depth; all depths if none is named."""

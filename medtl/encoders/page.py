@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from medtl.encoders.distance import Advice, Distance
+from medtl.encoders.advice import Advice
+from medtl.encoders.distance import Distance
 from medtl.encoders.ranking import SCORES, Ranking
 from medtl.evaluation import format_estimate
 from medtl.report import Drawing, Section, TableBuilder, interval_figure, plain
@@ -50,7 +51,7 @@ def table_rows(ranking: Ranking, distances: Mapping[str, Distance]) -> list[dict
             "candidate": row.name,
             "first in halves": f"{row.first:.2f}",
         }
-        found |= {SCORES[k]: format_estimate(row.scores[k]) if k in row.scores else "" for k in SCORES}
+        found |= {SCORES[k]: format_estimate(row.scores[k]) for k in SCORES if k in row.scores}
         if row.name in distances:
             found["domain AUC"] = format_estimate(distances[row.name].auc)
         rows.append(found)
@@ -78,10 +79,33 @@ def ranking_json(ranking: Ranking) -> dict[str, Any]:
     return found
 
 
+DEPTHS = {
+    "labels": "Features of earlier layers are more general. If they score clearly better, the task is far from the "
+    "pretraining.",
+    "masks": "A decoder takes the maps of all stages: early ones show where, late ones what. Which one scores best "
+    "says how large the structures are rather than how far the task lies.",
+}
+"""What the scores by depth say, by task."""
+
+
 def sections(
-    ranking: Ranking, by_depth: Mapping[str, Ranking], distances: Mapping[str, Distance], advice: Advice
+    ranking: Ranking,
+    by_depth: Mapping[str, Ranking],
+    distances: Mapping[str, Distance],
+    advice: Advice,
+    scored: Sequence[str],
+    task: str,
 ) -> list[Section]:
-    """The sections of the page."""
+    """The sections of the page.
+
+    Args:
+        ranking: of the candidates.
+        by_depth: of the depths of each.
+        distances: of the sites, by candidate.
+        advice: what to try first.
+        scored: sentences that say what was scored.
+        task: `labels` or `masks`.
+    """
     keys = [k for k in SCORES if any(k in row.scores for row in ranking.rows)]
     heads = [SCORES[k] for k in keys]
     order = TableBuilder("Candidates, best first", ("Candidate", "Rank", "First in halves", *heads))
@@ -93,10 +117,7 @@ def sections(
     agreement = TableBuilder("Do the scores agree? Kendall's tau between their orders", ("Scores", "tau"))
     for (a, b), tau in ranking.agreement.items():
         agreement.row(f"{SCORES[a]} and {SCORES[b]}", plain(tau))
-    text = [
-        "The encoders were not trained: their frozen features were scored against the labels. The scores order the "
-        "candidates on these cases; they do not predict the accuracy after training.",
-    ]
+    text = list(scored)
     if ranking.stability is not None:
         text.append(
             f"The order on a random half of the patients has a mean Kendall's tau of {ranking.stability:.2f} with this "
@@ -118,10 +139,7 @@ def sections(
         Section(
             "depths",
             "Depth",
-            (
-                "Features of earlier layers are more general. If they score clearly better, the task is far from "
-                "the pretraining.",
-            ),
+            (DEPTHS[task],),
             tables=(depth_table.build(),),
         ),
     ]

@@ -95,12 +95,29 @@ class Encoder(nn.Module):
             (B, F_d) by the name of the depth.
         """
         network: Any = self.network
-        last, maps = self._run(network.forward_intermediates, image)
-        if len(maps) > MAX_DEPTHS:
-            maps = [maps[round((d + 1) * len(maps) / MAX_DEPTHS) - 1] for d in range(MAX_DEPTHS)]
+        last, maps = self._maps(image)
         pooled = [m.mean((2, 3)) for m in maps[:-1]]
         pooled.append(network.forward_head(last))
         return {f"stage{depth}": features for depth, features in enumerate(pooled, 1)}
+
+    def maps_at(self, image: Tensor) -> dict[str, Tensor]:
+        """Feature maps at the depths of `features_at`, which are averages of them but for the last.
+
+        Args:
+            image: (B, C, H, W) with values in [0, 1].
+
+        Returns:
+            (B, F_d, h_d, w_d) by the name of the depth.
+        """
+        return {f"stage{depth}": features for depth, features in enumerate(self._maps(image)[1], 1)}
+
+    def _maps(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the network's head takes, and the maps (B, F_d, h_d, w_d) at every depth."""
+        network: Any = self.network
+        last, maps = self._run(network.forward_intermediates, image)
+        if len(maps) > MAX_DEPTHS:
+            maps = [maps[round((d + 1) * len(maps) / MAX_DEPTHS) - 1] for d in range(MAX_DEPTHS)]
+        return last, maps
 
     def parameter_stages(self) -> list[list[str]]:
         """Names of the encoder's parameters by stage, the stem first; see `network_stages`.

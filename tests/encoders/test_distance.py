@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from medtl.encoders.distance import FEW_PATIENTS, MANY_PATIENTS, advise, domain_distance
+from medtl.encoders.distance import domain_distance
 from medtl.errors import DataError
-from medtl.evaluation.statistics.estimate import Estimate
 
 
 def sites(shift: float, n: int = 150, width: int = 5):
@@ -67,35 +66,3 @@ def test_bad_input_is_clear(target: np.ndarray, patients: np.ndarray, says: str)
     source, _, who, _ = sites(0.0)
     with pytest.raises(DataError, match=says):
         domain_distance(source, target, who, patients + 1000)
-
-
-def far_away():
-    number = Estimate(0.97, 0.9, 0.99, "", 0.95, 100, 100, 50, "ok")
-    return type("D", (), {"auc": number, "a_distance": number})()
-
-
-@pytest.mark.parametrize(
-    ("patients", "skill", "strategy"),
-    [
-        (FEW_PATIENTS - 1, 0.8, "probe"),
-        (FEW_PATIENTS - 1, 0.2, "last:1"),
-        (FEW_PATIENTS, 0.8, "lp_ft"),
-        (FEW_PATIENTS, 0.2, "gradual"),
-        (MANY_PATIENTS, 0.8, "full"),
-        (MANY_PATIENTS, 0.2, "full"),
-    ],
-)
-def test_the_textbooks_table(patients: int, skill: float, strategy: str) -> None:
-    advice = advise(patients, skill)
-    assert advice.strategy == strategy
-    assert "conventions" in advice.reasons[-1]
-
-
-def test_a_far_target_is_said_and_keeps_the_features() -> None:
-    advice = advise(MANY_PATIENTS, 0.8, far_away())
-    assert advice.strategy == "lp_ft"
-    assert any("AUC of 0.97" in reason for reason in advice.reasons)
-
-
-def test_a_better_earlier_depth_counts_as_far() -> None:
-    assert advise(5, 0.8, depth="stage3").strategy == "last:1"

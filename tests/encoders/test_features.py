@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import medtl
 from medtl.cli import main
@@ -24,6 +25,7 @@ from medtl.encoders.features import (
 from medtl.errors import ConfigError, DataError
 from medtl.models import Encoder
 from medtl.prediction.classify import predict_cases
+from tests.masks import write_masked_site
 from tests.sites import write_site
 
 
@@ -193,6 +195,24 @@ def test_a_folder_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(about) == len(np.load("r/features.npy")) == 12
     assert about.label.isna().all()
     assert main([*words[:2], "--source", "site", "--out", "s"]) == 2
+
+
+def test_a_folder_with_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features are those of the scans alone; the table has the sizes of the structures, and no label."""
+    write_masked_site(tmp_path / "site", 8)
+    write_masked_site(tmp_path / "other", 3, offset=50)
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "extract_features", "--smoke", "--encoder", "test_resnet", "--target", "other"]
+    assert main([*words, "--source", "site", "--masks", "site/masks", "--out", "r"]) == 0
+    about = pd.read_csv("r/features.csv")
+    assert len(about) == len(np.load("r/features.npy")) == 2 * (8 + 3)
+    assert about.label.isna().all()
+    source = about[about.domain == "source"]
+    assert about[about.domain == "target"].pixels_core.isna().all()
+    for name, value in (("core", 255), ("rim", 128)):
+        for case, size in zip(source.case, source[f"pixels_{name}"], strict=True):
+            mask = np.asarray(Image.open(f"site/masks/{case}.png"))
+            assert size == (mask == value).sum()
 
 
 def test_probe_is_the_same_on_features_and_on_images(cohort: medtl.Cohort, tmp_path: Path) -> None:
