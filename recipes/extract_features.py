@@ -90,7 +90,7 @@ class Config(OneEncoder, BaseConfig):
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
-    run = medtl.Run.plan(Path(__file__).stem, config.ready())
+    run = medtl.Run.plan(Path(__file__).stem, config)
     config = run.config
     encoders.check_views(config.views, config.augment)
     cases = medtl.collect_cases(

@@ -86,7 +86,7 @@ class Config(BaseConfig):
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
     config = config.ready()
-    entries = listed(",".join(config.encoders), "--encoders")
+    entries = listed(config.encoders, "--encoders")
     pairs = encoders.parse_candidates(entries, config.weights, smoke=config.smoke)
     for entry, name in zip(entries, pairs, strict=True):
         command = [word.replace(entry, name) for word in command]  # no place of a file is in the run
