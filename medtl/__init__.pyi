@@ -40,11 +40,14 @@ from .models.losses.classification import (
     ClassificationLoss as ClassificationLoss,
     calibration_note as calibration_note,
 )
-from .models.losses.segmentation import SegmentationLoss as SegmentationLoss, class_weights as class_weights
+from .models.losses.segmentation import (
+    SegmentationLoss as SegmentationLoss,
+    rare_structure_weights as rare_structure_weights,
+)
 from .models.networks import choose_network as choose_network
 from .models.output import Output as Output
 from .models.segmenter import Segmenter as Segmenter, build_segmenter as build_segmenter
-from .models.weights.load import weights_here as weights_here
+from .models.weights.hub import weights_here as weights_here
 from .models.with_features import with_features as with_features
 from .prediction.classify import (
     predict_adapted as predict_adapted,

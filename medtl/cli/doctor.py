@@ -36,7 +36,7 @@ def doctor() -> dict[str, str]:
     """Versions, devices, codecs, caches and weights; no path and no name."""
     import torch
 
-    from medtl.models.weights.load import packaged_available
+    from medtl.models.weights.hub import packaged_available
 
     found = environment()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medtl.models.encoder import Encoder
-from medtl.models.weights import load as sources
+from medtl.models.weights.hub import PACKAGED_ENCODER, cached_file, packaged_file
+from medtl.models.weights.load import read_state
 from medtl.models.weights.torchvision import torchvision_names
 
 
@@ -55,14 +56,12 @@ def source_head(encoder: Encoder, weights: str) -> nn.Module | None:
 
 def _state(name: str, weights: str) -> dict[str, Tensor]:
     if weights != "imagenet":
-        state = sources.read_state(Path(weights))
+        state = read_state(Path(weights))
         return torchvision_names(state) or state
-    packaged = sources._packaged_file()
-    if name == sources.PACKAGED_ENCODER and packaged is not None:
-        return dict(
-            zip(timm.create_model(name).state_dict(), sources.read_state(packaged).values(), strict=True)
-        )
-    cached = sources._cached_file(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
+    packaged = packaged_file()
+    if name == PACKAGED_ENCODER and packaged is not None:
+        return dict(zip(timm.create_model(name).state_dict(), read_state(packaged).values(), strict=True))
+    cached = cached_file(getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None))
     options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
     return dict(timm.create_model(name, pretrained=True, **options).state_dict())
 

@@ -14,8 +14,8 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError
+from medtl.models.weights.hub import PACKAGED_ENCODER
 from medtl.models.weights.load import (
-    PACKAGED_ENCODER,
     KeyReport,
     channel_values,
     check_encoder_name,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError, near_matches
-from medtl.models.weights.load import PACKAGED_ENCODER, check_encoder_name
+from medtl.models.weights.hub import PACKAGED_ENCODER
+from medtl.models.weights.load import check_encoder_name
 
 _PLAIN: Mapping[str, type[nn.Module]] = {
     "unet": smp.Unet,

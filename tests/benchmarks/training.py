@@ -54,7 +54,7 @@ from medtl import (
 from medtl.cli import table
 from medtl.data.tensors.batch import collate
 from medtl.data.tensors.dataset import EpochSampler
-from medtl.models.weights.load import packaged_available
+from medtl.models.weights.hub import packaged_available
 
 ROOT = Path(__file__).parents[2]
 SIZE, BATCH, CASES, EPOCHS, ROUNDS = 96, 32, 320, 3, 3

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from medtl.encoders.source_head import source_head
 from medtl.models import build_encoder
-from medtl.models.weights.load import packaged_available
+from medtl.models.weights.hub import packaged_available
 
 
 class TestSourceHead:

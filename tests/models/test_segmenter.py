@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtl.errors import ConfigError, DataError, WeightsError
 from medtl.models import NETWORKS, SegmentationLoss, Segmenter, build_encoder, build_segmenter
-from medtl.models.weights.load import PACKAGED_ENCODER, packaged_available
+from medtl.models.weights.hub import PACKAGED_ENCODER, packaged_available
 
 needs_package = pytest.mark.skipif(not packaged_available(), reason="pip install 'medtl[offline]'")
 TINY = "test_efficientnet"

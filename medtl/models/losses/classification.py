@@ -11,7 +11,13 @@ from torch.nn import functional as F
 
 from medtl.errors import ConfigError, DataError, near_matches
 
-__all__ = ["IMBALANCE", "ClassificationLoss", "calibration_note", "check_imbalance", "class_weights"]
+__all__ = [
+    "IMBALANCE",
+    "ClassificationLoss",
+    "calibration_note",
+    "check_imbalance",
+    "inverse_frequency_weights",
+]
 
 FOCUS = 2.0
 """Gamma of the focal loss, as in the paper."""
@@ -60,7 +66,7 @@ def calibration_note(name: str) -> str:
     return IMBALANCE[name]
 
 
-def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+def inverse_frequency_weights(counts: Sequence[int]) -> tuple[float, ...]:
     """Weights N / (K n_k): their mean over all N cases is 1, and all classes have the same total weight.
 
     The limit beta -> 1 of the class-balanced weights of Cui et al. 2019 (scikit-learn's "balanced").
@@ -81,7 +87,7 @@ class ClassificationLoss(nn.Module):
     | Name | Loss of a case of class y |
     |---|---|
     | `cross_entropy`, `none`, `balanced_sampling` | -log p_y |
-    | `class_weights` | -w_y log p_y, w as in `class_weights` |
+    | `class_weights` | -w_y log p_y, w as in `inverse_frequency_weights` |
     | `focal` | -(1 - p_y)^2 log p_y (Lin et al. 2017, equation 4) |
     | `logit_adjusted` | -log softmax(z + log pi)_y, pi the classes' frequency (Menon et al. 2021, equation 10, tau 1) |
 
@@ -107,7 +113,7 @@ class ClassificationLoss(nn.Module):
         self.name = name
         weights = torch.ones(len(counts))
         if name in ("class_weights", "logit_adjusted"):
-            weights = torch.tensor(class_weights(counts))
+            weights = torch.tensor(inverse_frequency_weights(counts))
         # log pi up to a constant, which softmax ignores
         shift = -weights.log() if name == "logit_adjusted" else torch.zeros(len(counts))
         self.register_buffer(

@@ -30,9 +30,8 @@ from torch import Tensor, nn
 
 from medtl.errors import ConfigError, DataError, near_matches
 
-__all__ = ["LOSSES", "SegmentationLoss", "class_weights"]
+__all__ = ["LOSSES", "SegmentationLoss", "rare_structure_weights"]
 
-VOID = -1
 RARE = 0.001
 MAX_WEIGHT = 10.0
 _SMOOTH = 1.0
@@ -113,10 +112,10 @@ class SegmentationLoss(nn.Module):
 
         Args:
             name: one of `LOSSES`.
-            voxel_counts: voxels of each class in the training set, as for `class_weights`.
+            voxel_counts: voxels of each class in the training set, as for `rare_structure_weights`.
         """
         plain = cls(name)
-        return cls(name, class_weights(voxel_counts)) if _VOXELWISE & set(LOSSES[name]) else plain
+        return cls(name, rare_structure_weights(voxel_counts)) if _VOXELWISE & set(LOSSES[name]) else plain
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Computes the loss in float32, even under autocast.
@@ -157,7 +156,7 @@ class SegmentationLoss(nn.Module):
             return torch.stack(parts).sum()
 
 
-def class_weights(voxel_counts: Sequence[int]) -> tuple[float, ...] | None:
+def rare_structure_weights(voxel_counts: Sequence[int]) -> tuple[float, ...] | None:
     """Class weights for the voxelwise term if a structure is rare, from the training set's voxel counts.
 
     The weights are inverse square roots of the class shares, at most `MAX_WEIGHT` times that of the most common class,

