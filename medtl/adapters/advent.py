@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.adversarial import domain_loss, groups_with
 from medtl.adapters.contract.norm import Norm, Statistics
 from medtl.adapters.contract.parts import classes_of, information_map
 from medtl.data.tensors.batch import Batch
@@ -117,9 +118,8 @@ class AdvEnt(Adapter):
                 passes = F.softplus(-functional_call(self.discriminator, frozen, (of_target,))).mean()
                 is_source = self.discriminator(of_source.detach())
                 is_target = self.discriminator(of_target.detach())
-                domain = 0.5 * (F.softplus(-is_source).mean() + F.softplus(is_target).mean())
+                domain, accuracy = domain_loss(is_source, is_target)
                 loss = loss + self.adversarial_weight * passes + domain
-                accuracy = 0.5 * ((is_source > 0).float().mean() + (is_target <= 0).float().mean())
                 losses |= {
                     "adversarial_loss": passes.detach(),
                     "domain_loss": domain.detach(),
@@ -129,7 +129,4 @@ class AdvEnt(Adapter):
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The model at `lr`, the discriminator at `lr * head_lr`."""
-        groups = [{"params": [p for p in self.model.parameters() if p.requires_grad], "lr": lr}]
-        if self.discriminator is not None:
-            groups.append({"params": list(self.discriminator.parameters()), "lr": lr * self.head_lr})
-        return groups
+        return groups_with(self.model, self.discriminator, lr, self.head_lr)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.adapters.contract.adapter import Adapter, Common
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
 
@@ -81,11 +80,9 @@ class FDA(Adapter):
         *,
         beta: float = 0.01,
         probability: float = 1.0,
-        norm: Norm = "separate",
-        statistics: Statistics = "running",
-        label_smoothing: float = 0.0,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(model, norm=norm, statistics=statistics, label_smoothing=label_smoothing)
+        super().__init__(model, **common)
         if not 0 < beta <= 0.5 or not 0 < probability <= 1:
             raise ConfigError(
                 f"FDA: beta is {beta} and probability {probability}; expected beta above 0 and at most 0.5, and "

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.adapters.contract.adapter import Adapter, Common
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
 
@@ -73,11 +72,9 @@ class Histogram(Adapter):
         *,
         match: Match = "image",
         probability: float = 1.0,
-        norm: Norm = "separate",
-        statistics: Statistics = "running",
-        label_smoothing: float = 0.0,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(model, norm=norm, statistics=statistics, label_smoothing=label_smoothing)
+        super().__init__(model, **common)
         if match not in get_args(Match) or not 0 < probability <= 1:
             raise ConfigError(
                 f"Histogram: match is {match!r} and probability {probability}; expected image or batch, and a "

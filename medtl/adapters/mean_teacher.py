@@ -6,14 +6,13 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.adapters.contract.adapter import Adapter, Common
 from medtl.adapters.contract.parts import classes_of, normalised_by_batch
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
@@ -56,11 +55,9 @@ class MeanTeacher(Adapter):
         decay: float = 0.99,
         threshold: float = 0.95,
         predict_with: PredictWith = "teacher",
-        norm: Norm = "separate",
-        statistics: Statistics = "running",
-        label_smoothing: float = 0.0,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(model, norm=norm, statistics=statistics, label_smoothing=label_smoothing)
+        super().__init__(model, **common)
         if predict_with not in get_args(PredictWith):
             raise ConfigError(f"MeanTeacher: predict_with is {predict_with!r}; expected teacher or student.")
         for key, value, least in (

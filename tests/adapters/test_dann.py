@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from medtl.adapters import Batch, build_adapter
-from medtl.adapters.dann import DANN, reversal_strength
+from medtl.adapters.contract.adversarial import reversal_strength
+from medtl.adapters.dann import DANN
 from medtl.models import Output
 from tests.adapters.toys import domains, masks, network, segmenter
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ _NO_SMOOTHING = (
     "{name}: label_smoothing is {value}, which applies to the cross-entropy of classification and would change "
     "nothing in segmentation. Leave it at 0 and choose the loss by its name."
 )
+
+
+class Common(TypedDict, total=False):
+    """The hyper-parameters of `Adapter`, which a method passes on as `**common: Unpack[Common]`."""
+
+    norm: Norm
+    statistics: Statistics
+    label_smoothing: float
 
 
 class Adapter(nn.Module):
