@@ -315,7 +315,7 @@ def test_sizes_that_a_network_does_not_take(name: str, size: int, message: str) 
     ("name", "size", "message"),
     [
         ("inception_v3", 48, "a side of 75 or more"),
-        ("swin_tiny_patch4_window7_224", 96, "made for images of 224 x 224.*--image-size"),
+        ("swin_tiny_patch4_window7_224", 96, "built for images of 224 x 224.*--image-size"),
     ],
 )
 def test_images_of_a_size_that_was_not_announced(name: str, size: int, message: str) -> None:

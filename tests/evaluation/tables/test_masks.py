@@ -97,8 +97,8 @@ def fault(path: Path) -> str:
 
 def test_faults_of_nifti(tmp_path: Path) -> None:
     assert "it does not exist" in fault(tmp_path / "none.nii.gz")
-    assert "no integer, for example 0.5" in fault(save(tmp_path / "f.nii", np.full((2, 2, 2), 0.5)))
-    assert "no integer, for example nan" in fault(save(tmp_path / "n.nii", np.full((2, 2, 2), np.nan)))
+    assert "not integers, for example 0.5" in fault(save(tmp_path / "f.nii", np.full((2, 2, 2), 0.5)))
+    assert "not integers, for example nan" in fault(save(tmp_path / "n.nii", np.full((2, 2, 2), np.nan)))
     assert "exceed 32 bits" in fault(save(tmp_path / "big.nii", np.full((2, 2, 2), 1e10)))
     assert "5 x 6 x 7 x 2" in fault(save(tmp_path / "4d.nii", np.zeros((5, 6, 7, 2), dtype=np.uint8)))
     assert "of type complex64" in fault(save(tmp_path / "c.nii", np.zeros((2, 2, 2), dtype=np.complex64)))
