@@ -88,7 +88,7 @@ def sizes_of(results: Results) -> dict[str, dict[int, str]]:
 
 def many(results: Results) -> bool:
     """Whether there are too many models to show each in full, or the same models with more and more patients."""
-    return results.segmentation is None and (len(results.models) > MANY or bool(sizes_of(results)))
+    return len(results.models) > MANY or bool(sizes_of(results))
 
 
 def first_model(results: Results, domain: str) -> str | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from medtl.evaluation.context import LearningCurve
-from medtl.evaluation.results import Results
 from medtl.evaluation.statistics.estimate import format_number
 from medtl.evaluation.statistics.resample import wilson
 from medtl.report.parts import join
+from medtl.report.view import View, in_text
 
 LARGE_GAP = 0.10
 """Balanced accuracy (Dice) on training cases minus that on validation cases from which a gap can be large. By
@@ -59,16 +59,17 @@ class Gap:
         return None if self.train is None or self.validation is None else self.train - self.validation
 
 
-def gaps(results: Results) -> list[Gap]:
+def gaps(view: View) -> list[Gap]:
     """One for each model that has a learning curve, in the order of the models."""
     curves: dict[str, list[LearningCurve]] = {}
-    for curve in results.context.learning:
+    for curve in view.results.context.learning:
         curves.setdefault(curve.model, []).append(curve)
-    ordered = [*(m for m in results.models if m in curves), *(m for m in curves if m not in results.models)]
-    return [_gap(results, model, curves[model]) for model in ordered]
+    models = view.results.models
+    ordered = [*(m for m in models if m in curves), *(m for m in curves if m not in models)]
+    return [_gap(view, model, curves[model]) for model in ordered]
 
 
-def _gap(results: Results, model: str, curves: list[LearningCurve]) -> Gap:
+def _gap(view: View, model: str, curves: list[LearningCurve]) -> Gap:
     pairs = [
         (c.train_accuracy, c.validation_accuracy)
         for c in curves
@@ -84,7 +85,7 @@ def _gap(results: Results, model: str, curves: list[LearningCurve]) -> Gap:
     if not pairs:
         return Gap(model, None, None, None, None, "", kept, unfinished)
     train, validation = (float(np.mean(values)) for values in zip(*pairs, strict=True))
-    lo, hi = _limits(results, model, validation, min(c.validation_patients for c in curves))
+    lo, hi = _limits(view, model, validation, min(c.validation_patients for c in curves))
     if train - validation < LARGE_GAP:
         reads = "small"
     else:
@@ -92,25 +93,22 @@ def _gap(results: Results, model: str, curves: list[LearningCurve]) -> Gap:
     return Gap(model, train, validation, lo, hi, reads, kept, unfinished)
 
 
-def _limits(
-    results: Results, model: str, validation: float, patients: int
-) -> tuple[float | None, float | None]:
+def _limits(view: View, model: str, validation: float, patients: int) -> tuple[float | None, float | None]:
     """The limits of the validation figure: as wide as the table's, which resamples patients, else Wilson's."""
-    name = "dice" if results.segmentation is not None else "balanced_accuracy"
-    block = results.block(model, "source", "validation")
-    found = block.get(name, cls=None) if block is not None else None
+    block = view.results.block(model, "source", "validation")
+    found = block.get(view.headlines[0], cls=view.whole) if block is not None and view.headlines else None
     e = found.estimate if found else None
     if e is not None and e.value is not None and e.lo is not None and e.hi is not None:
         return max(0.0, validation - (e.value - e.lo)), min(1.0, validation + (e.hi - e.value))
-    return wilson(validation, patients, results.level) if patients else (None, None)
+    return wilson(validation, patients, view.results.level) if patients else (None, None)
 
 
-def sentences(results: Results, found: list[Gap]) -> Iterator[str]:
+def sentences(view: View, found: list[Gap]) -> Iterator[str]:
     """What the gaps say, in plain words."""
     large = [g for g in found if g.reads == "large"]
     noise = [g.model for g in found if g.reads == "within the noise"]
     judged = [g for g in found if g.reads]
-    measure = "mean Dice" if results.segmentation is not None else "balanced accuracy"
+    measure = in_text(view.headline_title)
     if large:
         parts = [
             f"{g.model} {format_number(g.train, 2)} on its training cases and {format_number(g.validation, 2)} on "
@@ -134,9 +132,9 @@ def sentences(results: Results, found: list[Gap]) -> Iterator[str]:
         )
 
 
-def in_short(results: Results) -> Iterator[str]:
+def in_short(view: View) -> Iterator[str]:
     """One sentence for the summary where a gap is large."""
-    large = sorted((g for g in gaps(results) if g.reads == "large"), key=lambda g: -(g.size or 0))
+    large = sorted((g for g in gaps(view) if g.reads == "large"), key=lambda g: -(g.size or 0))
     if large:
         names = [g.model for g in large[:NAMED]] + (
             [f"{len(large) - NAMED} more"] if len(large) > NAMED else []

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medtl.evaluation.results import Results
 from medtl.evaluation.statistics.estimate import STATUSES, Estimate, decimals, format_estimate, format_number
-from medtl.report.figures.figures import Drawing
+from medtl.report.figures.kit import Drawing
 from medtl.report.overlays import Overlay
 
+DASH = "\N{EN DASH}"
 _QUIET = ("ok", "point_only", "fixed", "description")
 TONES = {"gain": "gain", "harm": "harm", "no clear difference": "even", "not estimable": "muted"}
 """The tone of each verdict."""
@@ -38,6 +38,10 @@ class Cell:
     tone: str = ""
     heat: float | None = None
     tag: str = ""
+
+
+NOTHING = Cell(DASH, tone="muted")
+"""Where there is no number."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class TableBuilder:
     def number(self, estimate: Estimate | None, *, signed: bool = False, tone: str = "") -> Cell:
         """A cell with an estimate and its interval, marked where its status asks for a note."""
         if estimate is None:
-            return Cell("\N{EN DASH}", tone="muted")
+            return NOTHING
         mark = ""
         if estimate.status not in _QUIET:
             mark = self._marks.setdefault(estimate.status, chr(ord("a") + len(self._marks)))
@@ -102,18 +106,13 @@ class TableBuilder:
         return Table(self.caption, self.columns, tuple(self.rows), (*self.notes, *marked), self.compact)
 
 
-def name_cell(results: Results, model: str, rest: str = "") -> Cell:
-    """The name of a model, and that it is an upper bound where it has seen target labels."""
-    return Cell(model + rest, tag=BOUND if model in results.context.target_trained else "")
-
-
 def plain(value: float | None) -> Cell:
     """A cell with a number that has no interval."""
     if value is None:
-        return Cell("\N{EN DASH}", tone="muted")
+        return NOTHING
     return Cell(format_number(value, decimals(value, None, None)), value)
 
 
-def join(names: Sequence[str]) -> str:
+def join(names: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"

@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from medtl.evaluation.context import now
 from medtl.evaluation.results import Results
-from medtl.report.figures.figures import Drawing, draw_all
+from medtl.report.discovery import make_sections
 from medtl.report.figures.svg import inline
 from medtl.report.overlays import Overlay
 from medtl.report.parts import Section
-from medtl.report.sections.sections import sections
 from medtl.report.summary import summarise
+from medtl.report.view import View
 from medtl.runs import atomic_write
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,16 +39,17 @@ def write_report(results: Results, out_dir: Path | str, *, overlays: Sequence[Ov
     Returns:
         Path of `index.html`.
     """
-    figures = draw_all(results)
+    view = View(results, overlays)
+    sections = make_sections(view)
     content = {
         "results": results,
         "kicker": "medtl evaluation report",
         "title": results.context.title or DEFAULT_TITLE,
-        "summary": summarise(results),
-        "sections": sections(results, figures, overlays),
+        "summary": summarise(view),
+        "sections": sections,
         "byline": (_byline(results), results.created),
     }
-    return _write(Path(out_dir), "report", content, figures.values(), before=results.save)
+    return _write(Path(out_dir), "report", content, sections, before=results.save)
 
 
 def write_page(
@@ -85,14 +86,14 @@ def write_page(
         "sections": sections,
         "byline": (*byline, now()),
     }
-    return _write(Path(out_dir), "page", content, [f for s in sections for f in s.figures])
+    return _write(Path(out_dir), "page", content, sections)
 
 
 def _write(
     out: Path,
     template: str,
     content: dict[str, Any],
-    figures: Iterable[Drawing],
+    sections: Sequence[Section],
     before: Callable[[Path], object] | None = None,
 ) -> Path:
     """Renders everything, then writes the figures, the card and last the page."""
@@ -101,7 +102,7 @@ def _write(
     # The template's loops leave spaces and empty lines behind, which Markdown does not need.
     lines = re.sub(r" +\n", "\n", _render(f"{template}.md.j2", content)).replace("&#39;", "'")
     card = re.sub(r"\n{3,}", "\n\n", lines).rstrip() + "\n"
-    for drawing in figures:
+    for drawing in (f for s in sections for f in s.figures):
         atomic_write(out / "figures" / f"{drawing.name}.svg", drawing.svg)
     if before is not None:
         before(out / "results.json")

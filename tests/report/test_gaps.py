@@ -9,6 +9,7 @@ import pytest
 from medtl.evaluation import LearningCurve, PredictionTable, Results, RunContext, evaluate
 from medtl.evaluation.statistics.resample import wilson
 from medtl.report.overfitting import LARGE_GAP, Gap, gaps, in_short, sentences
+from medtl.report.view import View
 
 Maker = Callable[..., pd.DataFrame]
 
@@ -37,7 +38,7 @@ def evaluated(binary: Maker) -> Callable[..., Results]:
 
 
 def found(results: Results) -> Gap:
-    (gap,) = gaps(results)
+    (gap,) = gaps(View(results))
     return gap
 
 
@@ -80,7 +81,7 @@ def test_plain_words(evaluated: Callable[..., Results]) -> None:
         curve("nobody", 0.85, 0.70, validation_patients=10),
         curve("slow", None, None, kept_epoch=3, validation_loss=(0.9, 0.7, 0.6)),
     )
-    text = " ".join(sentences(results, gaps(results)))
+    text = " ".join(sentences(View(results), gaps(View(results))))
     assert (
         "Large gap between training and validation (balanced accuracy): dann 0.99 on its training cases"
         in text
@@ -95,16 +96,18 @@ def test_plain_words(evaluated: Callable[..., Results]) -> None:
         assert advice in text
     assert "The gap of nobody is 0.10 or more, but lies within the interval" in text
     assert "slow: the loss on validation was lowest in the last epoch" in text
-    assert next(in_short(results)).startswith("Large gap between training and validation: dann;")
+    assert next(in_short(View(results))).startswith("Large gap between training and validation: dann;")
     calm = evaluated(curve("dann", 0.72, 0.70))
-    assert "No gap between training and validation is large" in " ".join(sentences(calm, gaps(calm)))
-    assert list(in_short(calm)) == []
+    assert "No gap between training and validation is large" in " ".join(
+        sentences(View(calm), gaps(View(calm)))
+    )
+    assert list(in_short(View(calm))) == []
 
 
 def test_many_large_gaps_are_counted(evaluated: Callable[..., Results]) -> None:
     results = evaluated(*(curve(f"m{k}", 1.0, 0.6 + k / 100) for k in range(9)))
-    text = next(sentences(results, gaps(results)))
+    text = next(sentences(View(results), gaps(View(results))))
     assert "m0 1.00" in text
     assert "m8" not in text
     assert "and 6 more" in text
-    assert next(in_short(results)).endswith("m0, m1, m2 and 6 more; see the learning curves.")
+    assert next(in_short(View(results))).endswith("m0, m1, m2 and 6 more; see the learning curves.")

@@ -301,7 +301,7 @@ def test_a_failed_drawing_leaves_the_old_report(results: Results, tmp_path: Path
     out = tmp_path / "r"
     old = write_report(results, out).read_text()
     changed = dataclasses.replace(results, context=dataclasses.replace(results.context, title="New"))
-    monkeypatch.setattr("medtl.report.write.sections", lambda *_: 1 / 0)
+    monkeypatch.setattr("medtl.report.write.make_sections", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(changed, out)
     assert (out / "index.html").read_text() == old

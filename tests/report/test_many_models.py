@@ -16,7 +16,7 @@ import pytest
 from medtl.evaluation import Cost, LearningCurve, PredictionTable, Results, RunContext, evaluate
 from medtl.evaluation.names import Name, many, pairings, size_groups, split_name
 from medtl.report import Cell, Section, TableBuilder, interval_figure, plain, write_page, write_report
-from medtl.report.names import in_view, ranked
+from medtl.report.view import View
 from tests.helpers.work import calls
 from tests.report.test_report import HOSTILE, Page, values
 
@@ -200,7 +200,7 @@ def test_one_ranked_row_each(nine: Results, out: Path) -> None:
         "Trained parameters",
     ]
     assert len(rows) == 9
-    assert [r[0].split(" ")[0] for r in rows] == ranked(nine)
+    assert [r[0].split(" ")[0] for r in rows] == list(View(nine).models)
     assert sum("(reference)" in r[0] for r in rows) == sum("(kept)" in r[0] for r in rows) == 1
     first = [float(r[1].split()[0]) for r in rows]
     assert first == sorted(first, reverse=True)
@@ -215,7 +215,7 @@ def test_what_a_reader_looks_for(out: Path) -> None:
         "Large gap between training and validation",
         "What may help",
         "Cost beside quality",
-        "No model that trains as fast has a higher value than",
+        "No model that trains as fast as",
         "Focal loss: probabilities are pulled towards one half.",
         "At home speaks for: vgg16/lp_ft.",
     ):
@@ -235,13 +235,12 @@ def test_encoders_by_strategies(nine: Results, out: Path) -> None:
 
 
 def test_curves_of_some_models_in_colours_that_differ(nine: Results, out: Path) -> None:
-    from medtl.report.names import colour
-
-    shown = in_view(nine)
+    view = View(nine)
+    shown = view.drawn
     assert {"resnet50/probe", "vgg16/lp_ft"} <= set(shown)
     assert len({split_name(m).strategy for m in shown if m != "resnet50/probe"}) == len(shown) - 1
-    assert len({colour(nine, m) for m in shown}) == len(shown) <= 5
-    assert "Of many models some are drawn" in (out / "report.md").read_text()
+    assert len({view.colour(m) for m in shown}) == len(shown) <= 5
+    assert "With so many models, some are drawn" in (out / "report.md").read_text()
 
 
 def test_a_learning_curve_each(out: Path) -> None:
@@ -259,7 +258,7 @@ def test_without_a_target_models_are_ranked_at_home(tmp_path: Path) -> None:
     frame = make(LEARNED, target=False, seeds=("0",))
     results = evaluate(PredictionTable.from_frame(frame), context=context_of(NINE), replicates=100)
     out = write_report(results, tmp_path / "r")
-    assert table_of(out, "Internal testing, the best first")[1][0] == ranked(results)[0]
+    assert table_of(out, "Internal testing, the best first")[1][0] == View(results).models[0]
     assert "What internal testing shows" in text_of(out)
     tuning = frame[frame.split == "validation"]
     results = evaluate(PredictionTable.from_frame(tuning), replicates=100)
@@ -295,7 +294,7 @@ def test_upper_bounds_are_no_candidates(tmp_path: Path) -> None:
         PredictionTable.from_frame(make(LEARNED, seeds=("0",))), context=context, replicates=100
     )
     assert all(bound not in [r.model for r in c.rows] for c in results.comparisons)
-    assert ranked(results)[-1] == bound
+    assert View(results).models[-1] == bound
     rows = table_of(write_report(results, tmp_path / "r"), "External testing, the best first")
     assert rows[-1][0].endswith("upper bound")
 
