@@ -80,6 +80,10 @@ class Config(BaseConfig):
         known = config.source and (config.labels or config.masks)
         if not known and self.resume is None:
             raise medtl.ConfigError("Give --source DIR with --labels CSV or --masks DIR (or try --smoke).")
+        if self.masks and self.slices is not None:
+            raise medtl.ConfigError(
+                "--slices is for labels: with masks, volumes keep their own slices. Leave it out."
+            )
         return config
 
 

@@ -122,6 +122,17 @@ def masked_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "r"
 
 
+@pytest.mark.parametrize("words", [["--slices", "4"], ["--classes", "a"]])
+def test_flags_of_labels_are_refused_with_masks(
+    words: list[str], sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = sample_data / "site_a"
+    given = ["--source", str(site), "--masks", str(site / "masks"), "--out", str(tmp_path / "r")]
+    assert main(["run", "rank_encoders", *given, *LINES, *words]) == 2
+    assert words[0] in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
 class TestMasks:
     """Candidates on places in scans."""
 
@@ -138,6 +149,14 @@ class TestMasks:
         }
         assert 0 <= found["distances"]["test_resnet=random"]["auc"]["value"] <= 1
         assert "rarest structure" in found["advice"]["reasons"][0]
+
+    def test_a_run_that_was_stopped_goes_on_with_its_own_candidates(self, masked_run: Path) -> None:
+        before = (masked_run / "ranking.csv").read_text()
+        for name in ("DONE", "ranking.csv"):
+            (masked_run / name).unlink()
+        assert main(["run", "rank_encoders", "--resume", str(masked_run)]) == 0
+        assert (masked_run / "ranking.csv").read_text() == before
+        assert "test_resnet=random" in before
 
     def test_the_same_seed_gives_the_same_ranking(self, tmp_path: Path) -> None:
         cohort = masked_cohort(tmp_path)
