@@ -180,16 +180,22 @@ def rank_candidates(
 def random_halves(labels: Ints, patients: Ints, replicates: int, seed: int) -> Iterator[Ints]:
     """Draws half of each class's patients without replacement: at least two, the larger half of an odd number.
 
-    A patient with cases of several classes belongs to the rarest of them.
+    A patient with cases of several classes belongs to the rarest of them. A class that has too few patients left by
+    that is filled up to two.
     """
     own = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     strata = patient_strata(own, patients, int(patients.max()) + 1)
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    by_class = [np.unique(patients[own == k]) for k in np.unique(own)]
     generator = np.random.default_rng([seed, len(labels)])
     for _ in range(replicates):
         chosen = np.zeros(len(strata), dtype=bool)
-        for stratum in np.unique(strata):
-            members = np.flatnonzero(strata == stratum)
-            chosen[generator.permutation(members)[: max(2, -(-len(members) // 2))]] = True
+        for stratum in members:
+            chosen[generator.permutation(stratum)[: max(2, -(-len(stratum) // 2))]] = True
+        for people in by_class:
+            left_out = people[~chosen[people]]
+            if (missing := 2 - (len(people) - len(left_out))) > 0 and len(left_out):
+                chosen[generator.permutation(left_out)[:missing]] = True
         yield np.flatnonzero(chosen[patients])
 
 

@@ -180,6 +180,15 @@ class TestRanking:
             assert len(rows) == 3 * len(kept)
             assert sorted(np.bincount(labels[rows]) // 3) == [2, 2, 3]
 
+    def test_of_patients_with_several_classes_every_class_has_two(self) -> None:
+        """Patients of class 2 all belong to the rarer classes 0 or 1, whose halves may hold one of them or none."""
+        people = {0: [0, 1, 2, 3], 1: [4, 5, 6, 7], 2: [0, 1, 4, 5, 6]}
+        labels = np.concatenate([np.full(len(p), k) for k, p in people.items()])
+        patients = np.concatenate(list(people.values()))
+        for rows in random_halves(labels, patients, 100, 0):
+            counts = [len(np.unique(patients[rows][labels[rows] == k])) for k in range(3)]
+            assert min(counts) >= 2
+
 
 class TestBadInput:
     @pytest.mark.parametrize(
