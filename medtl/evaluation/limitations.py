@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from medtl.evaluation.names import MANY, first_model, sizes_of
+from medtl.evaluation.names import first_model, many
 from medtl.evaluation.results import Block, Results
 from medtl.evaluation.statistics.estimate import FEW_EVENTS, Estimate, format_estimate, join
 
@@ -73,7 +73,7 @@ def _size(results: Results, targets: list[Block]) -> Iterator[str]:
     auroc = [(b.model, m.estimate) for b in targets if (m := b.get("auroc")) and _is_main(results, b)]
     yield from _wide(results, "the external AUROC", [(m, e) for m, e in auroc if _width(e) > WIDE_AUROC])
     separated = list(dict.fromkeys(model for model, e in auroc if e.status == "separated"))
-    for names in [separated] if _many(results) and separated else [[m] for m in separated]:
+    for names in [separated] if many(results) and separated else [[m] for m in separated]:
         yield (
             f"{join(names)} separate{'s' if len(names) == 1 else ''} the external cases completely; with so few "
             "patients that can be chance, and an exact bound stands for the interval."
@@ -102,7 +102,7 @@ def _few(block: Block) -> Iterator[str]:
 
 def _wide(results: Results, what: str, found: list[tuple[str, Estimate]]) -> Iterator[str]:
     """Wide intervals by name; with many models the widest alone."""
-    if not _many(results):
+    if not many(results):
         for name, e in found:
             yield f"The interval of {what} of {name} is wide: {format_estimate(e)}."
     elif found:
@@ -112,10 +112,6 @@ def _wide(results: Results, what: str, found: list[tuple[str, Estimate]]) -> Ite
             f"The intervals of {what} are wide for {number} of {len(results.models)} models, the widest that of "
             f"{name}: {format_estimate(e)}."
         )
-
-
-def _many(results: Results) -> bool:
-    return len(results.models) > MANY or bool(sizes_of(results))
 
 
 def _frozen(results: Results, sources: list[Block]) -> Iterator[str]:

@@ -21,8 +21,6 @@ from medtl.evaluation.statistics.estimate import Estimate
 from medtl.runs import atomic_write
 
 SCHEMA = "medtl.results/1"
-HEADLINES = ("balanced_accuracy", "auroc")
-"""The measures that a classification is summed up by."""
 
 
 @dataclass(frozen=True)

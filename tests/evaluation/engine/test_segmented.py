@@ -143,6 +143,42 @@ def test_cases_without_a_reference_are_counted_apart(segmented: Maker) -> None:
     assert any("no reference standard" in line for line in results.limitations)
 
 
+def test_models_are_ranked_over_all_structures_and_on_each(results: Results) -> None:
+    found = {c.cls: c for c in results.comparisons if (c.domain, c.site) == ("target", "lab_b")}
+    assert list(found) == [None, "nucleus", "cytoplasm"]
+    for structure, comparison in found.items():
+        assert (comparison.name, comparison.kind) == ("dice", "reference")
+        assert {row.model for row in comparison.rows} == set(results.models)
+        values = [row.estimate.value for row in comparison.rows]
+        assert values == sorted(values, key=lambda v: -(v or 0))
+        assert sum(row.first for row in comparison.rows) == pytest.approx(1)
+        for row in comparison.rows:
+            block = results.block(row.model, "target")
+            assert block is not None
+            measure = block.get("dice", cls=structure, kind=None)
+            assert measure is not None
+            assert row.estimate == measure.estimate
+            if row.difference is not None:
+                alone = next(
+                    d.estimate
+                    for d in results.differences
+                    if (d.model, d.domain, d.name, d.cls) == (row.model, "target", "dice", structure)
+                )
+                assert row.difference.value == pytest.approx(alone.value)
+    verdicts = {c: {r.model: r.verdict for r in found[c].rows}["dann"] for c in ("nucleus", "cytoplasm")}
+    assert verdicts == {"nucleus": "gain", "cytoplasm": "harm"}
+
+
+def test_labelled_patients_are_compared_size_by_size(segmented: Maker) -> None:
+    models = ("probe@5", "probe@20", "full@5", "full@20")
+    frame = segmented(models=models, seeds=("0",), structures=("nucleus",), cases=12, internal=0)
+    found = evaluate_cases(frame, rules=RULES, replicates=100).comparisons
+    assert {(c.kind, c.cls) for c in found} == {("same_size", "nucleus"), ("previous_size", "nucleus")}
+    pairs = {(c.kind, r.model): r.reference for c in found for r in c.rows if r.reference}
+    assert pairs["same_size", "full@20"] == "probe@20"
+    assert pairs["previous_size", "full@20"] == "full@5"
+
+
 def test_upper_bounds_are_never_kept_and_stand_last(frame: pd.DataFrame) -> None:
     ours = RunContext(target_trained=("mean_teacher",), reference_model="")
     found = evaluate_cases(frame, rules=RULES, context=ours, replicates=100)
