@@ -38,7 +38,7 @@ PRINTED = "printed by the block above"
 
 _BLOCK = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_INSTALL_AND_TEST = re.compile(r"^python3 -m venv \.venv .*pytest$", re.M)
+_INSTALL_AND_TEST = re.compile(r"^python3 -m venv \.venv .*pytest -n auto$", re.M)
 
 names = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
