@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core, so one thread a worker; before NumPy and torch look
+# One worker a core, so one thread a worker: said before NumPy and torch ask.
+if "PYTEST_XDIST_WORKER" in os.environ:
     for library in ("OMP", "MKL", "OPENBLAS"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 

@@ -18,7 +18,7 @@ from medtl.checkpoints import load_weights
 from medtl.cli import main
 from medtl.data.tensors.dataset import CaseDataset
 from tests.cli.test_cli import error_of
-from tests.masks import write_masked_site
+from tests.helpers.masks import write_masked_site
 
 TINY = [
     "--encoder", "test_resnet", "--weights", "random", "--image-size", "32", "--epochs", "1", "--batch-size", "8",
@@ -250,7 +250,7 @@ class TestPredict:
     def test_options_for_masks_with_a_classifier(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from tests.sites import write_site
+        from tests.helpers.sites import write_site
 
         write_site(two_sites / "c")
         words = [

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from medtl import runs
 from medtl.cli import command_names, main, recipe_names, table
-from tests.sites import write_site
+from tests.helpers.sites import write_site
 
 TINY = [
     "--encoder",
@@ -240,11 +241,24 @@ class TestTruncatedFile:
         assert labels.exists()
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites and one finished run; what a test changes, it changes in a copy."""
+    root = tmp_path_factory.mktemp("sites")
+    write_site(root / "a")
+    write_site(root / "b", 12, offset=100, shade=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert main(adapt()) == 0
+    return root
+
+
 @pytest.fixture
-def finished(two_sites: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert main(adapt()) == 0
-    capsys.readouterr()
-    return two_sites / "run"
+def finished(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run and its sites, in the working directory."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
 
 
 class TestRun:
@@ -276,12 +290,12 @@ class TestRun:
             "case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason",
         ]  # fmt: skip
 
-    def test_no_identifier_and_no_full_path_anywhere(self, finished: Path) -> None:
-        for file in finished.rglob("*"):
+    def test_no_identifier_and_no_full_path_anywhere(self, made_once: Path) -> None:
+        for file in (made_once / "run").rglob("*"):
             if file.is_file():
                 content = file.read_bytes()
                 assert b"Secret" not in content, file.name
-                assert str(finished.parent).encode() not in content, file.name
+                assert str(made_once).encode() not in content, file.name
 
     def test_no_full_path_of_weights_or_folders_elsewhere(
         self, two_sites: Path, tmp_path_factory: pytest.TempPathFactory
@@ -342,7 +356,7 @@ class TestRun:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr("medtl.recommend", full)
+            patch.setattr("medtl.tasks.classification.recommend", full)
             text = error_of(adapt(out="cut"), capsys, 1)
         assert "disk is full" in text
         cut = finished.parent / "cut"

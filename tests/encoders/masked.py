@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import medtl
-from tests.masks import write_masked_site
+from tests.helpers.masks import write_masked_site
 
 
 def masked_cohort(folder: Path, num: int = 12) -> medtl.Cohort:

@@ -15,7 +15,7 @@ from medtl.encoders import Pretrained, parse_candidates, rank
 from medtl.errors import ConfigError
 from medtl.models import build_encoder
 from tests.encoders.masked import Sees, masked_cohort
-from tests.masks import write_masked_site
+from tests.helpers.masks import write_masked_site
 
 LINES = ["--encoders", "test_resnet=random", "--image-size", "48", "--halves", "5"]
 

@@ -25,8 +25,8 @@ from medtl.encoders.features import (
 from medtl.errors import ConfigError, DataError
 from medtl.models import Encoder
 from medtl.prediction.classify import predict_cases
-from tests.masks import write_masked_site
-from tests.sites import write_site
+from tests.helpers.masks import write_masked_site
+from tests.helpers.sites import write_site
 
 
 @pytest.fixture

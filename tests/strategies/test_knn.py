@@ -19,7 +19,7 @@ from medtl.models.neighbours import NeighbourHead
 from medtl.prediction.classify import predict_cases
 from medtl.prediction.trained import load_trained, model_header
 from medtl.strategies import build_strategy, strategy_class
-from tests.sites import write_site
+from tests.helpers.sites import write_site
 
 RNG = np.random.default_rng(0)
 

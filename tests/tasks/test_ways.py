@@ -14,7 +14,7 @@ from medtl.cli import load_recipe, main
 from medtl.errors import ConfigError
 from medtl.tasks.task import task_of
 from medtl.tasks.ways import ways_of
-from tests.sites import write_site
+from tests.helpers.sites import write_site
 
 
 def config(**flags: Any) -> Any:

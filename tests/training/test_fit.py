@@ -26,7 +26,7 @@ from medtl.runs import MetricsLog
 from medtl.training.fit import FitConfig, fit
 from medtl.training.keeper import SafetensorsIO
 from tests.adapters.toys import network
-from tests.toydata import ToyData
+from tests.helpers.toydata import ToyData
 
 QUIET = {"tensorboard": False, "accelerator": "cpu"}
 
