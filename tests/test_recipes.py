@@ -42,7 +42,7 @@ class TestEveryRecipe:
             assert recipe == name
             assert isinstance(parse_config(module, words, name), module.Config)
 
-    @pytest.mark.parametrize("task", ["labels", "masks"])
+    @pytest.mark.parametrize("task", ["labels", pytest.param("masks", marks=pytest.mark.slow)])
     def test_smoke(self, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")

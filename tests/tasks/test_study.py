@@ -70,7 +70,14 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(RUNS))
+# The smoke tests run the others too; here they are predicted from.
+LONG = ("labels/finetune", "labels/data_efficiency", "masks/data_efficiency")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in sorted(RUNS)],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A finished run: its folder (in the working directory), its name, and the models that it should hold."""
     task, _, recipe = request.param.partition("/")
