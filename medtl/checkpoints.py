@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from medtl.errors import CheckpointError
-from medtl.runs import atomic_write
+from medtl.files import atomic_write
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from medtl.files import atomic_write
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MetricsLog", "Run", "atomic_write", "environment", "shareable_path"]
+__all__ = ["MetricsLog", "Run", "environment", "shareable_path"]
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from medtl.evaluation.context import RunContext
 from medtl.evaluation.metrics.operating import OperatingPoint
 from medtl.evaluation.statistics.compare import Comparison
 from medtl.evaluation.statistics.estimate import Estimate
-from medtl.runs import atomic_write
+from medtl.files import atomic_write
 
 SCHEMA = "medtl.results/1"
 

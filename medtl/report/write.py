@@ -13,13 +13,13 @@ from typing import Any
 
 from medtl.evaluation.context import now
 from medtl.evaluation.results import Results
+from medtl.files import atomic_write
 from medtl.report.discovery import make_sections
 from medtl.report.figures.svg import inline
 from medtl.report.overlays import Overlay
 from medtl.report.parts import Section
 from medtl.report.summary import summarise
 from medtl.report.view import View
-from medtl.runs import atomic_write
 
 TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_TITLE = "Evaluation report"

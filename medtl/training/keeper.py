@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medtl.checkpoints import load_weights, save_weights
 from medtl.errors import CheckpointError
-from medtl.runs import atomic_write
+from medtl.files import atomic_write
 
 CHECKPOINT_SHARE = 0.02
 """Share of the training time that checkpoints may take."""

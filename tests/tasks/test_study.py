@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from medtl.cli import main
-from tests.masks import write_masked_site
-from tests.sites import write_site
+from tests.helpers.masks import write_masked_site
+from tests.helpers.sites import write_site
 
 TINY = [
     "--weights",

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from medtl.errors import DataError
+from medtl.files import atomic_write
 from medtl.labelmap import LabelMap
-from medtl.runs import atomic_write
 from medtl.scans.items import MASK_CODES, MaskItem, Rejection, VolumeItem
 
 COLUMNS = ("case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason")
