@@ -128,7 +128,6 @@ def _look(root: Path, file: str, apart: Sequence[str] = ()) -> Reader | Rejectio
     """Finds the reader of a file by its name and first bytes."""
     pure = PurePosixPath(file)
     name = pure.name.lower()
-    suffix = suffix_of(name)
     try:
         with (root / file).open("rb") as handle:
             head = handle.read(HEAD_BYTES)
@@ -136,6 +135,7 @@ def _look(root: Path, file: str, apart: Sequence[str] = ()) -> Reader | Rejectio
         return Rejection.of(file, "unreadable", error.strerror or "it cannot be opened", "Check permissions.")
     reader = next((r for r in readers() if r.scans and r.sniff(head, name)), None)
     if name.startswith(".") or reader is None:
+        suffix = suffix_of(name)
         if suffix in FOREIGN and not name.startswith("."):
             step = "Convert it to NIfTI, DICOM or PNG; unpack archives."
             return Rejection.of(file, "unsupported_format", f"a {suffix[1:]} file", step)

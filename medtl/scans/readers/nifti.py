@@ -179,11 +179,12 @@ def _announced(path: Path) -> float:
     """Bytes before the voxels of a compressed file, by its header; 0 for other files."""
     if path.suffix.lower() != ".gz":
         return 0.0
-    with gzip.open(path) as file:
-        try:
-            start = file.read(176)
-        except (EOFError, gzip.BadGzipFile, zlib.error):
-            return 0.0
+    with path.open("rb") as file:
+        packed = file.read(1 << 16)
+    try:
+        start = zlib.decompressobj(wbits=31).decompress(packed, 176)
+    except zlib.error:
+        return 0.0
     for order in "<>":
         if len(start) == 176 and (size := struct.unpack(f"{order}i", start[:4])[0]) in (348, 540):
             place = start[108:112] if size == 348 else start[168:]
