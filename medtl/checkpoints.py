@@ -31,6 +31,10 @@ def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, A
 def restore_weights(model: nn.Module, folder: Path) -> None:
     """Loads the weights that `fit` left in `folder` into a model of the same architecture.
 
+    Args:
+        model: receives the weights.
+        folder: the folder that `fit` wrote to.
+
     Raises:
         CheckpointError: there are no such weights, or they belong to another architecture.
     """

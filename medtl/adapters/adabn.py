@@ -21,6 +21,10 @@ class AdaBN(Adapter):
     by the exact average over all cases.
 
     The method acts on BatchNorm layers only and refuses a model that has none.
+
+    Args:
+        model: the network, with BatchNorm layers.
+        label_smoothing: label smoothing of the source's cross-entropy, in [0, 1).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})

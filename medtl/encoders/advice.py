@@ -76,6 +76,10 @@ class Advice:
 def skill(balanced_accuracy: float, num_classes: int) -> float:
     """Rescales a balanced accuracy to 0 for chance and 1 for perfect.
 
+    Args:
+        balanced_accuracy: in [0, 1].
+        num_classes: K; chance is 1 / K.
+
     Example:
         >>> skill(0.75, 2)
         0.5

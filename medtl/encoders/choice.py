@@ -90,7 +90,16 @@ class EncoderRanking:
 
 
 def check_score(score: str, candidates: Mapping[str, Pretrained], *, masks: bool) -> None:
-    """Raises `ConfigError` for a score that is not known, or that cannot be had of these candidates or of masks."""
+    """Raises `ConfigError` for a score that is not known, or that cannot be had of these candidates or of masks.
+
+    Args:
+        score: its name.
+        candidates: the encoders, by name.
+        masks: whether the task is segmentation.
+
+    Raises:
+        ConfigError: the score is unknown, or does not fit.
+    """
     if score not in SCORES:
         raise ConfigError(f"There is no score {score!r}. There are: {', '.join(SCORES)}.")
     if score == "leep" and masks:

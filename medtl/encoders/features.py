@@ -46,6 +46,9 @@ class FeatureDataset(Dataset[Batch]):
         classes: names of the classes.
         labels: N class indices, or None.
         sites: names of the sites; by default those of the cases, sorted.
+
+    Raises:
+        DataError: the features do not have one row a case.
     """
 
     def __init__(
@@ -180,6 +183,14 @@ def extract_depths(
 ) -> dict[str, FeatureDataset]:
     """As `extract_features` for the plain view, for every depth in one pass.
 
+    Args:
+        encoder: the network that computes them.
+        data: the cases.
+        folder: where features are kept.
+        batch_size: images in one batch.
+        device: by default the fastest that there is.
+        progress: called with the number of cases done and of all.
+
     Returns:
         Data sets by depth, `stage1` (shallow) first; the last one equals the depth `last` of `extract_features`.
     """
@@ -190,7 +201,15 @@ def extract_depths(
 
 
 def check_views(views: int, augment: str) -> None:
-    """Raises ConfigError if there is no view, or if there are several that would be equal."""
+    """Raises ConfigError if there is no view, or if there are several that would be equal.
+
+    Args:
+        views: number of views.
+        augment: name of the augmentation.
+
+    Raises:
+        ConfigError: see above.
+    """
     if views < 1 or (views > 1 and augment == "none"):
         raise ConfigError(
             f"Got {views} views with augmentation {augment!r}; expected 1 view, the scans as they are, or more with "
@@ -202,6 +221,9 @@ def feature_table(data: FeatureDataset) -> pd.DataFrame:
     """One row per case and view: `case, patient, site, domain, split, label, view`, then `f0000`, `f0001`, ...
 
     Features of a volume are the mean over its slices.
+
+    Args:
+        data: the features and their cases.
     """
     features = data.vectors
     num, views, width = features.shape
@@ -223,6 +245,11 @@ def knn_logits(train: FeatureDataset, test: FeatureDataset, k: int = 5) -> NDArr
     """Log-probabilities of the classes from the k nearest training cases by cosine, one vote smoothed over all classes.
 
     Every view of a training case votes; features of a volume are the mean over its slices.
+
+    Args:
+        train: the cases that vote.
+        test: the cases that are classified.
+        k: number of neighbours.
 
     Returns:
         (N, K) of the test cases.

@@ -53,6 +53,9 @@ class Classifier(nn.Module):
         task: "binary" or "multiclass".
         num_features: F, the width of the head's input.
         head: the layer that maps features to logits.
+
+    Raises:
+        ConfigError: fewer than 2 classes, or an unknown pooling.
     """
 
     def __init__(
@@ -174,7 +177,18 @@ def build_classifier(
 ) -> Classifier:
     """Builds a classifier on a named encoder; the new layers are initialised from `seed` alone.
 
-    The other arguments are those of `build_encoder` and `Classifier`.
+    Args:
+        encoder: timm's name.
+        num_classes: K, see `Classifier`.
+        weights: see `build_encoder`.
+        in_channels: channels of the images.
+        channel_rule: how the first convolution is adapted from RGB, see `build_encoder`.
+        image_size: side of the images, see `build_encoder`.
+        bottleneck: see `Classifier`.
+        dropout: see `Classifier`.
+        pooling: see `Classifier`.
+        neighbours: see `Classifier`.
+        seed: of the new layers.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -37,6 +37,10 @@ class Encoder(nn.Module):
     channels, every channel is normalised with the mean of the three. The two 4096-wide layers of VGG belong to its
     ImageNet head and are left out: VGG's features are its pooled last map.
 
+    Args:
+        network: timm's network without its head.
+        in_channels: channels of the images.
+
     Attributes:
         name: timm's name of the architecture.
         num_features: F, the width of the features.

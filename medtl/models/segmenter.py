@@ -38,6 +38,9 @@ class Segmenter(nn.Module):
         task: "segmentation".
         num_features: F, channels of the deepest map.
         weights: where the encoder's weights came from.
+
+    Raises:
+        ConfigError: fewer than 2 classes, or a number of neighbours or a width that is too small.
     """
 
     task: ClassVar[str] = "segmentation"

@@ -15,6 +15,11 @@ _Conv = nn.modules.conv._ConvNd
 class WithFeatures(nn.Module):
     """Your own network, wrapped to return `Output(logits, features)`; made by `with_features`.
 
+    Args:
+        module: the network.
+        layer: name of the layer whose input or output is the features.
+        before: take the layer's input, not its output.
+
     Attributes:
         num_features: F, the width of the features.
     """

@@ -84,6 +84,9 @@ class Trained:
 def load_trained(path: Path) -> Trained:
     """Rebuilds a model from `model.safetensors` alone: its header says what it is.
 
+    Args:
+        path: the file.
+
     Raises:
         CheckpointError: not a model of medtl, or tensors that do not fit its header.
     """

@@ -55,6 +55,9 @@ class Overlay:
 def images_of(path: Path | str) -> dict[str, Path]:
     """The scan of each case, from the column `image` of a table of segmentations; paths are relative to the table.
 
+    Args:
+        path: the table, CSV or parquet.
+
     Raises:
         ConfigError: there is no such column.
     """

@@ -107,7 +107,11 @@ class TableBuilder:
 
 
 def plain(value: float | None) -> Cell:
-    """A cell with a number that has no interval."""
+    """A cell with a number that has no interval.
+
+    Args:
+        value: the number, or None where there is none.
+    """
     if value is None:
         return NOTHING
     return Cell(format_number(value, decimals(value, None, None)), value)

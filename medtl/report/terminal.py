@@ -10,7 +10,11 @@ from medtl.report.view import PLACES, View
 
 
 def summary_rows(results: Results) -> list[dict[str, str]]:
-    """One row a model, place and finding or structure; external testing first."""
+    """One row a model, place and finding or structure; external testing first.
+
+    Args:
+        results: of one evaluation.
+    """
     view = View(results)
     rows = []
     for block in view.blocks(labelled=False):

@@ -11,6 +11,9 @@ from medtl.scans.reader import PixelError, reader_of
 def read_volume(item: VolumeItem) -> Volume:
     """Reads the voxels of an item.
 
+    Args:
+        item: a volume that `scan_folder` found.
+
     Raises:
         DataError: A file is gone, damaged, of another size than its header said, or cannot be decoded;
             the text names the case and, for series, which file of how many.

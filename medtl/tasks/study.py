@@ -65,6 +65,9 @@ class Study:
         ways: the ways to train; if one learns from the target, all take the same number of steps.
         cohort: the cases.
         progress_bar: show a bar on the terminal while training.
+
+    Raises:
+        DataError: too few patients of the target for `--target-trained`.
     """
 
     def __init__(
@@ -308,6 +311,12 @@ def check_ways(
     task: Task, ways: Sequence[Way], cases: CaseTable, preprocess: Preprocess
 ) -> dict[str, list[dict[str, Any]]]:
     """Builds every way once, so that errors come before anything is written.
+
+    Args:
+        task: classification or segmentation.
+        ways: the ways.
+        cases: the cases.
+        preprocess: the preprocessing of every scan.
 
     Returns:
         For each way, what its strategy trains, one row per part of the model; empty for a method.

@@ -145,7 +145,11 @@ class Task(ABC):
 
 
 def task_of(config: TrainingConfig) -> Task:
-    """The task that a configuration asks for: classification from labels, segmentation from masks."""
+    """The task that a configuration asks for: classification from labels, segmentation from masks.
+
+    Args:
+        config: of a recipe.
+    """
     from_masks = config.task == "masks"
     module = importlib.import_module(f"medtl.tasks.{'segmentation' if from_masks else 'classification'}")
     kind: type[Task] = module.Segmentation if from_masks else module.Classification

@@ -12,12 +12,12 @@ def section(text: str, name: str) -> str:
     return found[1] if found else ""
 
 
-def arguments_of(text: str) -> set[str]:
-    """The names that `Args:` explains; `a, b: ...` explains two."""
-    heads = re.findall(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:", section(text, "Args"), re.M)
+def arguments_of(text: str, name: str = "Args") -> set[str]:
+    """The names that a section explains; `a, b: ...` explains two."""
+    heads = re.findall(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \([^)]*\))?:", section(text, name), re.M)
     return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
 
 
 def errors_of(text: str) -> set[str]:
     """The errors that `Raises:` names."""
-    return set(re.findall(r"^    (\w+(?:, \w+)*):", section(text, "Raises"), re.M))
+    return arguments_of(text, "Raises")

@@ -71,6 +71,9 @@ class Adapter(nn.Module):
         model: the network that is saved and used to predict.
         criterion: the source's loss, `(logits, label) -> scalar`; None means cross-entropy, and in segmentation
             `SegmentationLoss()`, Dice plus cross-entropy.
+
+    Raises:
+        ConfigError: a hyper-parameter out of its range, or a model without what the method acts on.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})

@@ -102,6 +102,10 @@ def hyper_parameters(method: type[Adapter]) -> dict[str, inspect.Parameter]:
 def parse_hparams(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Turns `["weight=0.5", "norm=joint"]` into typed arguments of method `name`.
 
+    Args:
+        name: the method.
+        pairs: `key=value`, as on the command line.
+
     Raises:
         ConfigError: not `key=value`, an unknown key (near matches are named), or a value of the wrong type.
     """

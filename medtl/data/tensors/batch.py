@@ -50,6 +50,9 @@ def collate(samples: Sequence[Batch] | Batch) -> Batch:
 
     What a data set made as a batch at once (`__getitems__`) is left as it is.
 
+    Args:
+        samples: B samples, or a batch.
+
     Raises:
         ValueError: Some samples have a field that others lack.
     """

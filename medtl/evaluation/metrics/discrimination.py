@@ -79,6 +79,10 @@ class RankedScores:
 def auroc(scores: Floats, positive: Bools) -> float:
     """AUROC of scores (n,), ties counting one half; nan where a class is absent.
 
+    Args:
+        scores: (n,), higher means more probably positive.
+        positive: (n,) whether a case is positive.
+
     Example:
         >>> round(auroc(np.array([.21, .35, .63, .92, .32, .79]), np.array([0, 0, 0, 1, 1, 1]) > 0), 6)
         0.777778
@@ -147,6 +151,11 @@ def delong_ci(
 
 def delong_test(first: Floats, second: Floats, positive: Bools) -> tuple[float, float]:
     """Paired test of two AUROCs on the same independent cases (DeLong 1988).
+
+    Args:
+        first: (n,) scores of one model.
+        second: (n,) scores of the other.
+        positive: (n,) whether a case is positive.
 
     Returns:
         z (its sign is that of the first minus the second) and the two-sided p.

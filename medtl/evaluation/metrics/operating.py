@@ -141,6 +141,11 @@ def ppv_npv(
 ) -> tuple[Floats, Floats]:
     """Predictive values at a stated prevalence (Bayes' rule); nan where nobody is called positive (negative).
 
+    Args:
+        sensitivity: in [0, 1].
+        specificity: in [0, 1].
+        prevalence: share of positive patients where the model is used.
+
     Example:
         >>> [round(float(x), 4) for x in ppv_npv(0.9, 0.8, 0.9)]
         [0.9759, 0.4706]

@@ -108,6 +108,10 @@ def format_number(value: float | None, places: int, *, signed: bool = False) -> 
 def format_estimate(estimate: Estimate, *, signed: bool = False) -> str:
     """`0.81 (0.72 to 0.89)`, rounded by the width of the interval.
 
+    Args:
+        estimate: the value and its interval.
+        signed: write a plus before positive numbers.
+
     Example:
         >>> format_estimate(Estimate(0.8123, 0.7211, 0.8904, "", 0.95, 90, 80, 30, "ok"))
         '0.81 (0.72 to 0.89)'

@@ -61,7 +61,11 @@ def check_imbalance(name: str) -> None:
 
 
 def calibration_note(name: str) -> str:
-    """What the report says about probabilities of a model trained with this remedy; empty if nothing."""
+    """What the report says about probabilities of a model trained with this remedy; empty if nothing.
+
+    Args:
+        name: the remedy for rare classes.
+    """
     check_imbalance(name)
     return IMBALANCE[name]
 

@@ -28,7 +28,11 @@ def packaged_available() -> bool:
 
 
 def weights_here(name: str) -> bool:
-    """Whether ImageNet weights of encoder `name` are on this machine: from the extra `offline` or the hub's cache."""
+    """Whether ImageNet weights of encoder `name` are on this machine: from the extra `offline` or the hub's cache.
+
+    Args:
+        name: timm's name of the encoder.
+    """
     if name.partition(".")[0] == PACKAGED_ENCODER and packaged_available():
         return True
     config = timm.get_pretrained_cfg(name)

@@ -42,6 +42,9 @@ class Strategy(FineTune):
         argument: the hyper-parameter that may follow a colon in the name, as in `last:2`.
         views: number of augmented views of each case that a strategy on features uses.
         parts: the encoder's stages, stem first, then the new parts.
+
+    Raises:
+        ConfigError: a hyper-parameter out of its range, or one that the model cannot use.
     """
 
     kind: ClassVar[str] = "strategies"
