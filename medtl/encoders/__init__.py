@@ -1,7 +1,7 @@
-"""Choosing an encoder, and using it as it is.
+"""Choosing an encoder, and using its features.
 
-rank              choice.py      candidates in order, by labels or by masks; with the distance of two sites and advice
-extract_features  features.py    features of scans, computed once and kept
+rank              choice.py      ranks candidates by labels or by masks; with the distance of two sites and advice
+extract_features  features.py    features of scans, computed once and stored
 save_features     export.py      a table and an array of them, for any tool
 """
 

@@ -37,7 +37,7 @@ _TABLE = {
     "masks": {
         ("few", True): (
             "head",
-            "Few cases on good features: train the decoder alone, on the encoder as it is.",
+            "Few cases on good features: train the decoder alone, on a frozen encoder.",
         ),
         ("few", False): _FEW_FAR,
         ("some", True): ("gradual", _UNFREEZE),
@@ -57,7 +57,7 @@ _GENTLE = {
         "Full fine-tuning can distort features that still hold at the target; unfreezing late keeps more of them.",
     ),
 }
-"""By task, what takes the place of `full` where the target is far."""
+"""By task, the replacement of `full` if the target is far."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def advise(
     Args:
         patients_per_class: labelled patients of the rarest class.
         task_skill: `skill` of the nearest neighbours on frozen features: how near the pretraining is to the task.
-        distance: of source and target, if there is a target.
+        distance: distance of source and target, if there is a target.
         depth: the earlier depth whose features are clearly better than the last, if there is one.
         task: `labels` or `masks`.
     """

@@ -22,7 +22,7 @@ class Pretrained:
 
     Attributes:
         encoder: the network without its head.
-        head: the linear head that the weights were trained with, or None where it is not known.
+        head: the linear head that the weights were trained with, or None if it is not known.
     """
 
     encoder: Encoder
@@ -35,12 +35,12 @@ class Pretrained:
         Args:
             encoder: timm's name.
             weights: as in `build_encoder`.
-            preprocess: what the scans go through: their channels and size.
-            seed: of random weights.
+            preprocess: preprocessing of the scans, which sets their channels and size.
+            seed: seed of random weights.
 
         Raises:
             ConfigError: timm does not know the encoder, or it does not take images of this size.
-            WeightsError: the weights are absent, altered, or of another architecture.
+            WeightsError: the weights are missing, altered, or belong to another architecture.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -59,12 +59,12 @@ def parse_candidates(
     """Encoder and weights of each candidate, by a name without folders.
 
     Args:
-        entries: `ENCODER`, or `ENCODER=FILE` (or `=random`) for weights of its own.
-        weights: of candidates that name none.
-        smoke: whether all weights are random instead, as in a trial.
+        entries: `ENCODER`, or `ENCODER=FILE` (or `=random`) for other weights.
+        weights: weights of candidates that name none.
+        smoke: whether to use random weights throughout, as in a trial.
 
     Raises:
-        ConfigError: there is none, or two have one name.
+        ConfigError: there are no candidates, or two have the same name.
 
     Example:
         >>> parse_candidates(["resnet50", "resnet50=/far/away/own.pth"])

@@ -1,4 +1,4 @@
-"""Which encoder suits a task: candidates ranked by their frozen features, by scans with labels or places with masks."""
+"""Ranks candidate encoders by their frozen features: of scans with labels, or of places in scans with masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medtl.report import write_page
 from medtl.runs import Run
 
 SPLITS = ("train", "validation")
-"""Patients that fine-tuning trains and validates on. Its test patients are not looked at, lest the choice flatter."""
+"""The patients that fine-tuning trains and validates on. Its test patients stay unseen, or the choice would flatter."""
 ALL_STAGES = "all stages"
 
 Bar = Callable[[int, int], None] | None
@@ -34,17 +34,17 @@ Bar = Callable[[int, int], None] | None
 
 @dataclass(frozen=True)
 class EncoderRanking:
-    """The order of the candidates, and what goes with it.
+    """The order of the candidates, with distances and advice.
 
     Attributes:
         task: `labels` or `masks`.
-        ranking: by the features that training would start from.
-        by_depth: of each candidate, the order of its depths.
-        distances: of source and target in each candidate's features; empty without a target.
-        advice: what to try first with the best one.
-        scored: what was scored, in plain words.
+        ranking: order by the features that training would start from.
+        by_depth: the order of the depths of each candidate.
+        distances: distance of source and target in each candidate's features; empty without a target.
+        advice: the strategy to try first with the best candidate.
+        scored: what was scored, in sentences.
         sites: names of the source's sites.
-        counted: what was scored and of how many patients, in a few words.
+        counted: what was scored, with the number of patients, in a few words.
     """
 
     task: str
@@ -62,7 +62,7 @@ class EncoderRanking:
         return page.verdict(self.ranking, self.advice)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a candidate, for a terminal."""
+        """One row per candidate, for a terminal."""
         return page.table_rows(self.ranking, self.distances)
 
     def save(self, run: Run) -> Path:
@@ -104,7 +104,7 @@ def check_score(score: str, candidates: Mapping[str, Pretrained], *, masks: bool
         raise ConfigError(f"There is no score {score!r}. There are: {', '.join(SCORES)}.")
     if score == "leep" and masks:
         raise ConfigError(
-            "LEEP asks what the encoder's own head says of a whole scan, and masks label places in it. Rank by logme, "
+            "LEEP needs the encoder's own head, which classifies whole scans; masks label places in them. Use logme, "
             "h_score or knn."
         )
     if score == "leep" and (without := [n for n, c in candidates.items() if c.head is None]):
@@ -124,23 +124,23 @@ def rank(
     batch_size: int = 32,
     progress: Callable[[str], Bar] = lambda label: None,
 ) -> EncoderRanking:
-    """Ranks encoders on the source's cases, by their labels or, where the cohort has masks, by places in the scans.
+    """Ranks encoders on the source's cases by their labels, or by places in the scans if the cohort has masks.
 
     No label or mask of the target is read.
 
     Args:
-        candidates: by name.
-        cohort: the cases; a target in it is asked how far it lies.
-        folder: where features of scans are kept, see `extract_features`.
+        candidates: candidates by name.
+        cohort: the cases; if it has a target, the distance of the target is measured.
+        folder: folder of stored features, see `extract_features`.
         score: a key of `SCORES` that orders the candidates.
-        halves: random halves of the patients that say how sure the order is.
-        seed: of the halves, the folds and the places.
-        batch_size: images or slices that are encoded at once.
-        progress: given a label, a counter that is called with (done, total).
+        halves: number of random halves of the patients, which measure how certain the order is.
+        seed: seed of the halves, the folds and the places.
+        batch_size: images or slices encoded at once.
+        progress: returns, for a label, a function that is called with (done, total).
 
     Raises:
         ConfigError: see `check_score`.
-        DataError: too few cases, patients or classes to tell encoders apart.
+        DataError: too few cases, patients or classes to rank encoders.
     """
     masks = cohort.table.labels is not None
     task = "masks" if masks else "labels"
@@ -176,7 +176,7 @@ def rank(
         smallest,
         skill(best.scores["knn"].value or 0.0, len(classes)),
         distances.get(best.name),
-        # A decoder takes the maps of all depths: that an early one scores best says nothing of the distance.
+        # A decoder uses the maps of all depths, so a good score of an early one says nothing about the distance.
         depth=None if masks else _clearly_earlier(by_depth[best.name], list(depths[best.name])[-1]),
         task=task,
     )
@@ -199,12 +199,12 @@ def _clearly_earlier(depths: Ranking, last: str) -> str | None:
 
 
 class _Sample(Protocol):
-    """What candidates are scored on.
+    """The samples that candidates are scored on.
 
     Attributes:
-        unit: what has a label: cases or places.
+        unit: the labelled unit: cases or places.
         labels: (n,) class indices.
-        patients: (n,) whose they are.
+        patients: (n,) patient of each sample.
     """
 
     unit: str
@@ -212,17 +212,17 @@ class _Sample(Protocol):
     patients: NDArray[Any]
 
     def score(self, candidate: Pretrained, progress: Bar) -> tuple[Candidate, dict[str, Candidate]]:
-        """The features that order the candidates, and those by depth."""
+        """The features that rank the candidates, and those by depth."""
 
     def vectors(self, candidate: Pretrained, cases: tuple[Case, ...], progress: Bar) -> NDArray[Any]:
-        """One vector a case, (N, F), for the distance of two sites."""
+        """One vector per case, (N, F), for the distance of two sites."""
 
     def words(self) -> tuple[str, ...]:
         """What was scored."""
 
 
 class _Scans:
-    """Whole scans by their labels."""
+    """Whole scans with their labels."""
 
     unit = "cases"
 
@@ -260,7 +260,7 @@ class _Scans:
 
 
 class _Places:
-    """Places in scans by the structures that the masks show there."""
+    """Places in scans, labelled by their structures in the masks."""
 
     unit = "places"
 
@@ -294,9 +294,9 @@ class _Places:
             "The encoders were not trained: their frozen feature maps were scored against the masks, place by place. "
             "This orders the candidates on these scans; it does not predict the Dice after training.",
             f"A place is a square of {CELL} x {CELL} pixels, at the resolution of training, and its label is the "
-            "structure (or the background) that fills more than half of it. Places were drawn at random, equally many "
-            "from each patient and structure as far as there are, and of the background as many as of the commonest "
-            f"structure: {counts}. A place's features are the values there of the maps of all stages, side by side, as "
+            "structure (or the background) that fills more than half of it. Places were drawn at random, in equal "
+            "numbers from each patient and structure if possible, and as many of the background as of the most common "
+            f"structure: {counts}. The features of a place are the values of the maps of all stages, concatenated, as "
             "a decoder sees them.",
         )
         if not self.locations.left_out:

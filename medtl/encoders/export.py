@@ -1,4 +1,4 @@
-"""Features of scans as files for any tool: a table that says which row is what, and an array with the same rows."""
+"""Writes features for any tool: a table that identifies each row, and an array with the same rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from medtl.scans.geometry import voxel_spacing
 
 @dataclass(frozen=True)
 class SavedFeatures:
-    """What was written.
+    """A summary of what was written.
 
     Attributes:
-        rows: cases times views.
+        rows: number of cases times views.
         columns: the width of the features.
         page: path of the page.
     """
@@ -37,9 +37,9 @@ def save_features(run: Run, features: FeatureDataset, encoder: Encoder, cohort: 
 
     Args:
         run: the open run.
-        features: of `cohort`'s cases.
-        encoder: that they come from.
-        cohort: where it has masks, the table has a column of each structure's size as well.
+        features: features of the cohort's cases.
+        encoder: the encoder that computed them.
+        cohort: the cohort; if it has masks, the table also has a column for the size of each structure.
     """
     rows = feature_table(features)
     columns = [c for c in rows.columns if c[1:].isdigit()]
@@ -69,8 +69,8 @@ def structure_sizes(cohort: Cohort, cases: tuple[Case, ...]) -> dict[str, list[f
     """The size of each structure in the scan's own grid, by the name of a column.
 
     Returns:
-        `ml_STRUCTURE`, or `pixels_STRUCTURE` where a scan has no voxel size; one number a case, NaN without a mask.
-        Nothing where the cohort has no masks.
+        `ml_STRUCTURE`, or `pixels_STRUCTURE` if a scan has no voxel size; one number per case, NaN without a mask.
+        Empty if the cohort has no masks.
     """
     if cohort.table.labels is None:
         return {}

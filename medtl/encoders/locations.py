@@ -1,8 +1,8 @@
-"""Places in scans and the structures that the masks show there: what an encoder is scored on where masks are given.
+"""Places in scans, labelled by masks, on which encoders are scored for segmentation.
 
-A whole scan has no label then, but each place in it has one. Scoring every voxel would take as long as training, and
-nearly all are background, so places are drawn, equally many of each structure from each patient. That a sample of
-pixels is enough to order pretrained networks for segmentation is known of OTCE (Tan et al. 2021).
+A whole scan has no single label then, but each place in it has one. Scoring every voxel would take as long as training,
+and nearly all are background, so places are sampled: equal numbers of each structure from each patient. OTCE has shown
+that a sample of pixels is enough to rank pretrained networks for segmentation (Tan et al. 2021).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from medtl.models.device import default_device
 from medtl.models.encoder import Encoder
 
 CELL = 4
-"""Pixels along each side of a place: at a quarter of the resolution most decoders give their logits."""
+"""Pixels along each side of a place: most decoders compute their logits at a quarter of the resolution."""
 SLICES = 4
-"""Slices of a scan that places are drawn from: neighbouring slices are alike, and each has to be encoded."""
+"""Number of slices per scan to draw from: neighbouring slices are alike, and each has to be encoded."""
 MOST = 1024
-"""Places in all, about: the scores take the cube of their number, for every candidate and every half."""
+"""Approximate total number of places: scores take time cubic in it, for every candidate and every half."""
 _STRIDE = 32
 """Images are padded to a multiple of this, so that the maps of all depths lie over each other."""
 
@@ -42,9 +42,9 @@ class Locations:
 
     Attributes:
         cases: the cases that have places.
-        where: (n, 4) number of the case, slice, row and column, in cells of `CELL` pixels in the network's grid.
+        where: (n, 4) index of the case, slice, row and column, in cells of `CELL` pixels in the network's grid.
         labels: (n,) class index, as in the masks.
-        left_out: structures without places in two patients, which nothing can be said of.
+        left_out: structures without places in two patients, which cannot be scored.
     """
 
     cases: tuple[Case, ...]
@@ -54,18 +54,18 @@ class Locations:
 
     @property
     def patients(self) -> NDArray[Any]:
-        """(n,) whose scan a place is in."""
+        """(n,) patient of each place."""
         return np.array([self.cases[number].patient for number in self.where[:, 0]])
 
 
 def find_locations(cohort: Cohort, cases: Sequence[Case], *, seed: int = 0, most: int = MOST) -> Locations:
-    """Draws places, as equally from patients and structures as their masks allow.
+    """Draws places, balanced over patients and structures as far as the masks allow.
 
     Args:
         cohort: scans and masks.
-        cases: with masks.
-        seed: of the draw.
-        most: places in all, about: each patient and structure has an equal share, and at least one.
+        cases: cases with masks.
+        seed: seed of the draw.
+        most: approximate total number of places; each patient and structure has an equal share, and at least one.
 
     Raises:
         DataError: fewer than two classes have places in two patients.
@@ -84,7 +84,7 @@ def find_locations(cohort: Cohort, cases: Sequence[Case], *, seed: int = 0, most
             cells = np.concatenate([by_class[index] for by_class in found])
             cells = cells[generator.permutation(len(cells))[:share]]
             backgrounds.append(cells) if index == 0 else drawn.append((index, cells))
-    # Every patient has background, few have each structure: it is thinned out to the commonest structure.
+    # Every patient has background, but few have each structure: thin out the background to the most common one.
     commonest = max(sum(len(cells) for k, cells in drawn if k == index) for index in range(1, len(classes)))
     drawn += [(0, cells[: -(-commonest // len(patients))]) for cells in backgrounds]
     places = np.concatenate([np.zeros((0, 4), np.int64), *(cells for _, cells in drawn)])
@@ -118,18 +118,18 @@ def location_features(
     Maps of another resolution are resampled: bilinear, low-pass filtered where they are finer than the places.
 
     Args:
-        encoder: is put into eval mode meanwhile.
+        encoder: the encoder; in eval mode meanwhile.
         cohort: the scans.
         locations: the places.
         batch_size: slices at once.
         device: where to compute; by default a GPU if there is one.
-        progress: called with (done, all) cases.
+        progress: called with (done, total) cases.
 
     Returns:
         (n, F_d) by the name of the depth, `stage1` (shallow) first.
 
     Raises:
-        ConfigError: the encoder takes images of one size alone, and the scans have another.
+        ConfigError: the encoder takes only images of one size, and the scans have another.
     """
     found: dict[str, NDArray[np.float32]] = {}
     number, slices = locations.where[:, 0], locations.where[:, 1]
@@ -159,7 +159,7 @@ def slice_features(
     device: torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """One vector a case, (N, F): the encoder's features, averaged over some slices of the scan. No mask is read.
+    """One vector per case, (N, F): the encoder's features, averaged over some slices of the scan. Reads no mask.
 
     Arguments are those of `location_features`.
     """

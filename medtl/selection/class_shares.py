@@ -1,4 +1,4 @@
-"""Score: which classes a model predicts at the target, against their shares in the source's labels."""
+"""Score: the class shares that a model predicts at the target, compared with those of the source's labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def distance(shares: Mapping[str, float], expected: Mapping[str, float]) -> floa
 def fault_of(
     shares: Mapping[str, float], reference: Mapping[str, float], expected: Mapping[str, float]
 ) -> str:
-    """What is wrong with a model's shares, or "": a class that it lost or over-calls, more than the reference does."""
+    """The fault of a model's shares, or "": a class that it lost or over-calls, more than the reference does."""
     lost = [c for c in expected if shares[c] < LOST_CLASS * expected[c] and shares[c] <= reference[c]]
     if lost:
         return f"it hardly predicts {', '.join(lost)} at the target"

@@ -4,7 +4,7 @@ Two things can be known about a target without labels: how a model does on sourc
 predicts for the target. A model that forgot the source, that no longer predicts one of the source's classes, or
 that predicts one far too often, is vetoed. Of the remaining models, the one whose target predictions are the most
 certain and diverse is kept (information maximisation: Shi and Sha 2012), because entropy alone rewards models that
-collapsed onto one class (Musgrave et al. 2022). Methods that minimise entropy make their own evidence: TENT, SHOT.
+collapsed onto one class (Musgrave et al. 2022). Methods that minimise entropy create their own evidence: TENT, SHOT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Score: what a model's predictions for the target say, however certain it is of one class alone."""
+"""Score: the information in a model's predictions for the target, which is low if they collapse onto one class."""
 
 from __future__ import annotations
 

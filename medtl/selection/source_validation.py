@@ -1,4 +1,4 @@
-"""Score: how a model does on source validation, and whether it lost more there than is tolerated."""
+"""Score: accuracy on source validation, and whether a model lost more of it than is tolerated."""
 
 from __future__ import annotations
 
