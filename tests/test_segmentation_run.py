@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medtl import Adapter, FitResult, build_segmenter, fit, segment_cases
+from medtl import Adapter, FitResult, adapt_cases, build_segmenter, fit
 from medtl.checkpoints import load_weights
 from medtl.cli import main
 from medtl.data.tensors.dataset import CaseDataset
@@ -102,13 +103,13 @@ class TestRun:
                 learnt.append({case.case for case in source.cases})
             return fit(adapter, source, *more, folder=folder, **options)
 
-        def segments(model: object, data: CaseDataset, **options: object) -> object:
+        def segments(adapter: Adapter, data: CaseDataset, **options: Any) -> object:
             if len(learnt) > len(judged):
                 judged.append({case.case for case in data.cases})
-            return segment_cases(model, data, **options)
+            return adapt_cases(adapter, data, **options)
 
-        monkeypatch.setattr("medtl.training.fit.fit", fits)
-        monkeypatch.setattr("medtl.prediction.segment.segment_cases", segments)
+        monkeypatch.setattr("medtl.tasks.study.fit", fits)
+        monkeypatch.setattr("medtl.tasks.segmentation.adapt_cases", segments)
         assert main(adapt("--target-trained")) == 0
         assert len(learnt) == len(judged) == 2
         assert all(not a & b for a, b in zip(learnt, judged, strict=True))
@@ -151,7 +152,7 @@ class TestRun:
             return fit(adapter, *arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr("medtl.training.fit.fit", stops)
+            patch.setattr("medtl.tasks.study.fit", stops)
             assert main(adapt(*flags, out="cut")) == 130
         assert main(["run", "adapt", "--resume", "cut"]) == 0
         for name in ("predictions.csv", "decision.json", "voxels.csv"):
