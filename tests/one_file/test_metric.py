@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel
@@ -115,9 +116,9 @@ def test_a_metric_of_classifications(copy: Copy) -> None:
     assert found["estimate"]["value"] == pytest.approx(expected)
     assert found["estimate"]["lo"] < expected < found["estimate"]["hi"]
     assert {d["model"] for d in results["differences"] if d["name"] == "f1"} == {"adapted"}
-    page = (copy.root / "mine" / "index.html").read_text()
-    assert "F1 score" in page
-    assert "Harmonic mean of sensitivity and positive predictive value in this sample." in page
+    card = (copy.root / "mine" / "report.md").read_text()
+    assert re.search(r"^\| Model \| .*Sensitivity \| .*F1 score \|$", card, flags=re.MULTILINE)
+    assert "Harmonic mean of sensitivity and positive predictive value in this sample." in card
     assert "f1" in copy.medtl("list", "metrics")
 
 
