@@ -1,4 +1,4 @@
-"""The commands, a file each, found by its name. What they do is importable without a terminal.
+"""The commands, one file each, found by its name. What they do is importable without a terminal.
 
 A command is a file here with a docstring whose first line says what it does, a `main(words)`, and, unless the words are
 its own matter, a dataclass `Options` with its flags. Only this package and the recipes write to the terminal.

@@ -1,4 +1,4 @@
-"""Copies a recipe to make it one's own: medtl copy RECIPE DEST."""
+"""Copies a recipe for you to change: medtl copy RECIPE DEST."""
 
 from __future__ import annotations
 

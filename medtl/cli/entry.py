@@ -14,7 +14,7 @@ from medtl.cli.terminal import complain, explanation, log_to_stderr, say
 from medtl.errors import ConfigError, MedtlError, near_matches
 
 _SHARED = {"entry", "flags", "terminal"}
-"""What stands beside the commands."""
+"""Modules here that are not commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong flag
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        complain("Stopped. A run goes on with --resume and its folder.")
+        complain("Stopped. Continue a run with --resume and its folder.")
         return 130
     except BrokenPipeError:
         sys.stderr.close()
@@ -81,6 +81,6 @@ def _overview() -> str:
         "usage: medtl COMMAND [flags]\n\nTake a model from one hospital's scans to another's, and know how far to "
         "trust it.\n\n"
         + "\n".join(lines)
-        + "\n\nmedtl COMMAND --help says more. --debug shows tracebacks, --version the version.\n"
+        + "\n\nRun medtl COMMAND --help for details. --debug shows tracebacks, --version the version.\n"
         "For research; not a medical device. Nothing leaves this machine."
     )

@@ -1,4 +1,4 @@
-"""How the words of a command line become values: options are a dataclass, and each field is a flag."""
+"""Parses command lines: options are a dataclass, and each field is a flag."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says what is in folders of scans, what was left out and why: medtl inspect PATH... [--out DIR] [--json]."""
+"""Shows what folders of scans hold, and what was left out and why: medtl inspect PATH... [--out DIR] [--json]."""
 
 from __future__ import annotations
 

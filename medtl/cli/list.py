@@ -1,4 +1,4 @@
-"""Lists what there is: medtl list recipes|methods|strategies|encoders|metrics [NAME] [--json]."""
+"""Lists recipes, methods, strategies, encoders, metrics: medtl list recipes|methods|... [NAME] [--json]."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _methods(name: str | None) -> Rows:
 
 def _learns_from(method: type[Adapter]) -> str:
     if method.test_time:
-        return "the target's scans, when it predicts"
+        return "the target's scans, while predicting"
     if "source" not in method.needs:
         return "a trained model and the target's scans"
     return "the source" + (" and the target's scans" if "target" in method.needs else "")

@@ -30,7 +30,7 @@ class Options:
     """Model of the run to use; by default the one that the run decided to keep."""
 
     rules: tuple[str, ...] = ()
-    """What is done to masks, in this order: largest, remove_small, fill_holes, fill_holes_2d."""
+    """Rules that clean the masks, in this order: largest, remove_small, fill_holes, fill_holes_2d."""
 
     maps: bool = False
     """Also write a probability map of each structure, at the temperature of the source."""

@@ -1,4 +1,4 @@
-"""Makes an evaluation report of any tool's predictions or masks: medtl report TABLE --out DIR [--json]."""
+"""Makes an evaluation report from any tool's predictions or masks: medtl report TABLE --out DIR [--json]."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Options:
     """Segmentations: tolerance of the surface Dice, in mm (pixels for images without a pixel size); by default 2."""
 
     overlays: int = 0
-    """Segmentations: this many of the worst cases are drawn on their scans, from --scans or the column image; the page
+    """Segmentations: draw this many of the worst cases on their scans, from --scans or the column image; the page
     then shows patients' scans."""
 
     scans: tuple[Path, ...] = ()
     """Segmentations: folders of the scans, for --overlays; of a run, its --source and --target."""
 
     jobs: int = 1
-    """Segmentations: cases measured at the same time; -1 for all cores."""
+    """Segmentations: number of cases measured in parallel; -1 for all cores."""
 
     replicates: int = 2000
     """Resamples of patients."""

@@ -1,4 +1,4 @@
-"""What is written to the terminal, and whether there is one."""
+"""Output to the terminal, and whether there is one."""
 
 from __future__ import annotations
 
