@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from medtl.adapters.contract.adversarial import as_cases, domain_loss, groups_with, reverse_gradient
 from medtl.adapters.contract.parts import classes_of, encoder_of, head_of, normalised_by_batch, per_class
 from medtl.errors import ConfigError
 from medtl.models import build_classifier, with_features
@@ -21,6 +23,44 @@ def test_rows_are_voxels() -> None:
     assert rows.shape == (40, 3)
     assert rows[5 * 1 + 2].tolist() == values[0, :, 1, 2].tolist()
     assert torch.equal(per_class(values[:, :, 0, 0]), values[:, :, 0, 0])
+
+
+def test_locations_of_a_map_are_drawn_without_replacement() -> None:
+    features = torch.arange(6.0).view(3, 2)
+    assert as_cases(features, most=1) is features
+    maps = torch.arange(2.0 * 3 * 4 * 5).view(2, 3, 4, 5)
+    assert torch.equal(as_cases(maps, most=40), per_class(maps))
+    torch.manual_seed(0)
+    drawn = as_cases(maps, most=7)
+    rows = {tuple(row.tolist()) for row in per_class(maps)}
+    assert len({tuple(row.tolist()) for row in drawn} & rows) == 7
+
+
+def test_each_domain_has_half_of_the_loss() -> None:
+    source, target = torch.tensor([0.0, 2.0]), torch.tensor([-1.0])
+    loss, accuracy = domain_loss(source, target)
+    expected = 0.5 * ((math.log(2) + math.log1p(math.exp(-2))) / 2 + math.log1p(math.exp(-1)))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    assert float(accuracy) == 0.75
+    thrice, _ = domain_loss(source, target.repeat(3))
+    torch.testing.assert_close(thrice, loss)
+
+
+def test_the_gradient_is_reversed_and_scaled() -> None:
+    value = torch.tensor([1.0, -2.0], requires_grad=True)
+    passed = reverse_gradient(value, 0.25)
+    assert torch.equal(passed, value)
+    passed.backward(torch.tensor([4.0, 8.0]))
+    assert torch.equal(value.grad, torch.tensor([-1.0, -2.0]))
+
+
+def test_groups_of_a_frozen_model_with_and_without_discriminator() -> None:
+    model, discriminator = nn.Linear(2, 2), nn.Linear(3, 1)
+    model.bias.requires_grad_(False)
+    first, second = groups_with(model, discriminator, 0.1, 5.0)
+    assert (first["params"], first["lr"]) == ([model.weight], 0.1)
+    assert (second["params"], second["lr"]) == ([discriminator.weight, discriminator.bias], 0.5)
+    assert len(groups_with(model, None, 0.1, 5.0)) == 1
 
 
 def test_parts_of_medtls_own_networks() -> None:

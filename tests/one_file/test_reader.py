@@ -152,3 +152,11 @@ def test_the_contract_of_readers_holds_for_it(copy: Copy) -> None:
         "print([r.kind for r in readers()], without_suffix('a.b.mha'))"
     )
     assert printed.strip() == "['dicom', 'seg', 'image', 'metaimage', 'nifti'] a.b"
+
+
+def test_a_module_without_a_reader_is_named(copy: Copy) -> None:
+    copy.add("medtl/scans/readers/nothing.py", "VALUE = 1\n")
+    printed = copy.python(
+        "from medtl.scans.reader import readers\ntry:\n    readers()\nexcept TypeError as error:\n    print(error)"
+    )
+    assert printed.startswith("medtl.scans.readers.nothing defines 0 readers; expected one")
