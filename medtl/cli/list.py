@@ -1,4 +1,4 @@
-"""Lists recipes, methods, strategies, encoders, metrics: medtl list recipes|methods|... [NAME] [--json]."""
+"""Lists what is available: medtl list recipes|methods|strategies|encoders|metrics [NAME] [--json]."""
 
 from __future__ import annotations
 
