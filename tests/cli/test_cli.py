@@ -291,11 +291,12 @@ class TestRun:
         ]  # fmt: skip
 
     def test_no_identifier_and_no_full_path_anywhere(self, made_once: Path) -> None:
-        for file in (made_once / "run").rglob("*"):
-            if file.is_file():
-                content = file.read_bytes()
-                assert b"Secret" not in content, file.name
-                assert str(made_once).encode() not in content, file.name
+        files = [path for path in (made_once / "run").rglob("*") if path.is_file()]
+        assert {"index.html", "cases.csv", "config.yaml", "log.txt"} <= {path.name for path in files}
+        for file in files:
+            content = file.read_bytes()
+            assert b"Secret" not in content, file.name
+            assert str(made_once).encode() not in content, file.name
 
     def test_no_full_path_of_weights_or_folders_elsewhere(
         self, two_sites: Path, tmp_path_factory: pytest.TempPathFactory

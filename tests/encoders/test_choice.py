@@ -52,9 +52,10 @@ def test_writes_table_json_and_page(run: Path) -> None:
 
 
 def test_no_place_is_in_the_run(run: Path) -> None:
-    for file in run.rglob("*"):
-        if file.is_file():
-            assert "hidden_place" not in file.read_text(encoding="utf-8"), file.name
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert {"index.html", "config.yaml", "log.txt"} <= {path.name for path in files}
+    for file in files:
+        assert "hidden_place" not in file.read_text(encoding="utf-8"), file.name
 
 
 def test_two_candidates_of_one_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,7 +175,9 @@ class TestRanking:
     def test_halves_hold_whole_patients_of_every_class(self) -> None:
         patients = np.repeat(np.arange(11), 3)
         labels = np.repeat(np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2]), 3)
-        for rows in random_halves(labels, patients, 20, 0):
+        halves = list(random_halves(labels, patients, 20, 0))
+        assert len(halves) == 20
+        for rows in halves:
             kept = np.unique(patients[rows])
             assert len(rows) == 3 * len(kept)
             assert sorted(np.bincount(labels[rows]) // 3) == [2, 2, 3]
@@ -185,7 +187,9 @@ class TestRanking:
         people = {0: [0, 1, 2, 3], 1: [4, 5, 6, 7], 2: [0, 1, 4, 5, 6]}
         labels = np.concatenate([np.full(len(p), k) for k, p in people.items()])
         patients = np.concatenate(list(people.values()))
-        for rows in random_halves(labels, patients, 100, 0):
+        halves = list(random_halves(labels, patients, 100, 0))
+        assert len(halves) == 100
+        for rows in halves:
             counts = [len(np.unique(patients[rows][labels[rows] == k])) for k in range(3)]
             assert min(counts) >= 2
 

@@ -137,7 +137,9 @@ def test_rows_of_windows_are_the_same_average_as_all_windows_at_once(tmp_path):
 def test_an_image_within_the_patch_is_one_pass_of_the_network(tmp_path):
     data = dataset(tmp_path, [(16, 16), (16, 11), (30, 20)], IMAGES)
     model = Convolution(2)
-    for found in segment_cases(model, data, patch=(16, 16)):
+    segmented = list(segment_cases(model, data, patch=(16, 16)))
+    assert len(segmented) == 3
+    for found in segmented:
         image = torch.from_numpy(data.cache.get(found.case.item).astype(np.float32))
         with torch.no_grad():
             expected = model(image[None]).logits[0].softmax(0).numpy()

@@ -119,11 +119,12 @@ def test_numbers_on_the_page_are_those_of_the_results(out: Path, page: Page) -> 
 
 def test_every_main_measure_is_on_the_page(results: Results, page: Page) -> None:
     shown = {float(attrs["data-value"] or "") for attrs, _ in page.cells}
-    for model in results.models:
-        for domain in ("source", "target"):
-            for block in results.main_blocks(model, domain):
-                for m in block.measures:
-                    assert m.estimate.value is None or m.estimate.value in shown, m.name
+    blocks = [b for m in results.models for d in ("source", "target") for b in results.main_blocks(m, d)]
+    measures = [m for block in blocks for m in block.measures if m.estimate.value is not None]
+    assert {block.domain for block in blocks} == {"source", "target"}
+    assert len(measures) > 20
+    for m in measures:
+        assert m.estimate.value in shown, m.name
 
 
 def test_the_page_reads_from_disk_alone(results: Results, out: Path, tmp_path: Path) -> None:
@@ -185,7 +186,9 @@ def test_what_a_reader_looks_for(page: Page) -> None:
 
 
 def test_no_patient_and_no_case_in_any_file(out: Path) -> None:
-    for path in out.rglob("*.*"):
+    files = list(out.rglob("*.*"))
+    assert {"index.html", "report.md", "results.json"} <= {path.name for path in files}
+    for path in files:
         text = path.read_text()
         assert "q0001" not in text
         assert "case-q" not in text
