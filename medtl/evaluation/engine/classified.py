@@ -17,7 +17,6 @@ from medtl.evaluation.engine.groups import (
     Resampling,
     Run,
     Runs,
-    Shown,
     Task,
     band,
     groups,
@@ -32,7 +31,7 @@ from medtl.evaluation.metrics.metric import ClassificationMetric, Key
 from medtl.evaluation.metrics.operating import check_rule
 from medtl.evaluation.metrics.registry import MEASURES
 from medtl.evaluation.metrics.sample import Cases, Draw, Sample
-from medtl.evaluation.results import Curve
+from medtl.evaluation.results import Block, Curve
 from medtl.evaluation.statistics.arrays import Floats
 from medtl.evaluation.statistics.estimate import Estimate
 from medtl.evaluation.statistics.resample import estimate, patient_counts, patient_strata
@@ -137,7 +136,7 @@ class Classified(Task):
             replicates,
             per_seed,
             support,
-            self._shown(group, cases, samples),
+            self._block(group, model, cases, samples),
             status=status,
             limits=limits,
         )
@@ -163,7 +162,7 @@ class Classified(Task):
             strata = patient_strata(cases.label, cases.patient, cases.num_patients, group.site_index)
         return patient_counts(strata, replicates or self.resampling.replicates, draw, len(group.case))
 
-    def _shown(self, group: Group, cases: Cases, samples: Mapping[str, Sample]) -> Shown:
+    def _block(self, group: Group, model: str, cases: Cases, samples: Mapping[str, Sample]) -> Block:
         counted = None
         if len(cases.present):
             once = np.ones((1, cases.num_patients))
@@ -174,7 +173,8 @@ class Classified(Task):
             number = min(CURVE_REPLICATES, self.resampling.replicates)
             drawn = partial(self._counts, group, cases, number)
             curves = tuple(_curves(cases, list(samples.values()), drawn, self.resampling.level))
-        return Shown(
+        return group.block(
+            model,
             num_labelled=int(cases.labelled.sum()),
             class_cases={name: cases.cases_with(c) for c, name in enumerate(cases.classes)},
             class_patients={name: cases.patients_with(c) for c, name in enumerate(cases.classes)},

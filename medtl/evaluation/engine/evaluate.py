@@ -161,7 +161,7 @@ def _evaluate(task: Task, context: RunContext, warnings: Sequence[str], resampli
         runs = {m: task.measure(group, m) for m in models if group.seeds(m)}
         estimates = {m: _estimates(run, resampling.level) for m, run in runs.items()}
         for m, run in runs.items():
-            blocks.append(_block(group, m, run, estimates[m]))
+            blocks.append(replace(run.block, measures=tuple(_measures(run, estimates[m]))))
             if reference in runs and m != reference:
                 differences += _differences(group, m, str(reference), runs, resampling.level)
         if reference is not None and group.whole:
@@ -218,27 +218,6 @@ def _estimates(run: Runs, level: float) -> dict[Key, Estimate]:
             found = replace(found, status=run.status[key])
         out[key] = found
     return out
-
-
-def _block(group: Group, model: str, run: Runs, estimates: Mapping[Key, Estimate]) -> Block:
-    return Block(
-        model=model,
-        domain=group.domain,
-        split=group.split,
-        site=group.site,
-        finding=group.finding or None,
-        num_cases=len(group.case),
-        num_patients=group.num_patients,
-        num_labelled=run.shown.num_labelled,
-        class_cases=run.shown.class_cases,
-        class_patients=run.shown.class_patients,
-        seeds=group.seeds(model),
-        measures=tuple(_measures(run, estimates)),
-        curves=run.shown.curves,
-        confusion=run.shown.confusion,
-        statuses=run.shown.statuses,
-        cases=run.shown.cases,
-    )
 
 
 def _measures(run: Runs, estimates: Mapping[Key, Estimate]) -> Iterator[Measure]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from medtl.errors import DataError
 from medtl.evaluation.metrics.metric import Key
-from medtl.evaluation.results import CaseValues, Curve, SegmentationRules, Settings, WorstCase
+from medtl.evaluation.results import Block, SegmentationRules, Settings, WorstCase
 from medtl.evaluation.statistics.arrays import Floats, Ints, Strings, seed_from
 from medtl.evaluation.statistics.resample import Support
 from medtl.evaluation.tables.rows import codes, seed_order
@@ -89,6 +89,21 @@ class Group:
         found = {run.seed for run in self.rows if run.model == model}
         return tuple(sorted(found, key=seed_order))
 
+    def block(self, model: str, **shown: Any) -> Block:
+        """The block of a model, still without its measures; `shown` are fields that the group does not know."""
+        return Block(
+            model=model,
+            domain=self.domain,
+            split=self.split,
+            site=self.site,
+            finding=self.finding or None,
+            num_cases=len(self.case),
+            num_patients=self.num_patients,
+            seeds=self.seeds(model),
+            measures=(),
+            **shown,
+        )
+
     def draw_seed(self, seed: int, what: str) -> int:
         """The seed of this group's resamples: it depends on the group alone, so that models are paired."""
         return seed_from(seed, self.domain, self.split, self.site, what)
@@ -160,19 +175,6 @@ Measured = dict[Key, Floats]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a block shows beside its measures; fields as in `medtl.evaluation.results.Block`."""
-
-    num_labelled: int
-    class_cases: dict[str, int]
-    class_patients: dict[str, int]
-    curves: tuple[Curve, ...] = ()
-    confusion: tuple[tuple[float, ...], ...] | None = None
-    statuses: dict[str, dict[str, int]] = field(default_factory=dict)
-    cases: tuple[CaseValues, ...] = ()
-
-
-@dataclass(frozen=True)
 class Runs:
     """One model on one group: means over its training seeds, their replicates, and the values of each seed.
 
@@ -181,7 +183,7 @@ class Runs:
         replicates: by key, (B,) each.
         per_seed: by seed.
         support: what each value rests on.
-        shown: what the block shows beside.
+        block: what the results show of it, still without its measures.
         status: the status that stands instead of an estimate's own, such as `class_missing`.
         limits: limits where all replicates are the same number, instead of that number, and how they were had.
         medians: medians over cases, a description: the value and that of each seed.
@@ -191,7 +193,7 @@ class Runs:
     replicates: dict[Key, Floats]
     per_seed: dict[str, dict[Key, float]]
     support: dict[Key, Support]
-    shown: Shown
+    block: Block
     status: dict[Key, str] = field(default_factory=dict)
     limits: dict[Key, tuple[float, float, str]] = field(default_factory=dict)
     medians: dict[Key, tuple[float, dict[str, float | None]]] = field(default_factory=dict)

@@ -20,7 +20,6 @@ from medtl.evaluation.engine.groups import (
     Resampling,
     Run,
     Runs,
-    Shown,
     Task,
     groups,
     means,
@@ -30,7 +29,7 @@ from medtl.evaluation.engine.voxel_sums import VoxelSums, fit_run, voxel_curves
 from medtl.evaluation.metrics.empty import STATUSES
 from medtl.evaluation.metrics.metric import Key, MaskMetric, mean_over_cases
 from medtl.evaluation.metrics.registry import MEASURES
-from medtl.evaluation.results import CaseValues, Curve, SegmentationRules, Settings, WorstCase
+from medtl.evaluation.results import Block, CaseValues, Curve, SegmentationRules, Settings, WorstCase
 from medtl.evaluation.statistics.arrays import Floats, Ints, sum_by_patient
 from medtl.evaluation.statistics.estimate import finite
 from medtl.evaluation.statistics.resample import Support, patient_counts
@@ -145,7 +144,7 @@ class Segmented(Task):
             replicates=replicates,
             per_seed=per_seed,
             support=support,
-            shown=self._shown(group, model, parts),
+            block=self._block(group, model, parts),
             status={k: "structure_missing" for k, own in wholes.items() if len(own) < len(self.classes)},
             medians=self._medians(group, model, keys),
         )
@@ -226,7 +225,7 @@ class Segmented(Task):
             out[key] = (float(np.median(values[np.isfinite(values)])), per_seed)
         return out
 
-    def _shown(self, group: Group, model: str, parts: Mapping[str, Sequence[_Part]]) -> Shown:
+    def _block(self, group: Group, model: str, parts: Mapping[str, Sequence[_Part]]) -> Block:
         statuses, held, patients = {}, {}, {}
         judged = np.zeros(len(group.case), dtype=bool)
         for c in self.classes:
@@ -240,7 +239,8 @@ class Segmented(Task):
             own = [p.voxels for of_seed in parts.values() for p in of_seed if p.structure == c and p.voxels]
             if own:
                 curves += voxel_curves(own, partial(self._counts, group), c, self.resampling)
-        return Shown(
+        return group.block(
+            model,
             num_labelled=int(judged.sum()),
             class_cases=held,
             class_patients=patients,

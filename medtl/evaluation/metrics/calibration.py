@@ -9,6 +9,7 @@ cases show about .10.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -314,12 +315,8 @@ def _means(draw: Draw) -> dict[str, Floats]:
     return {stage: divide(s[:, 1:], np.repeat(s[:, :1], 2, axis=1)) for stage, s in sums.items()}
 
 
-def _brier(draw: Draw) -> Values:
-    return {Key("brier", stage=stage): means[:, 0] for stage, means in draw.shared(_means).items()}
-
-
-def _nll(draw: Draw) -> Values:
-    return {Key("nll", stage=stage): means[:, 1] for stage, means in draw.shared(_means).items()}
+def _mean(draw: Draw, name: str, column: int) -> Values:
+    return {Key(name, stage=stage): means[:, column] for stage, means in draw.shared(_means).items()}
 
 
 def _debiased(draw: Draw) -> Values:
@@ -375,7 +372,7 @@ METRICS = (
         interval="percentile",
         better="lower",
         paired=True,
-        compute=_brier,
+        compute=partial(_mean, name="brier", column=0),
     ),
     ClassificationMetric(
         name="nll",
@@ -386,7 +383,7 @@ METRICS = (
         better="lower",
         paired=True,
         main=True,
-        compute=_nll,
+        compute=partial(_mean, name="nll", column=1),
     ),
     ClassificationMetric(
         name="debiased_squared_error",

@@ -48,14 +48,10 @@ def _accuracy(draw: Draw) -> Values:
     return divide(right, cells.sum(axis=2).sum(axis=1))
 
 
-def _sensitivity(draw: Draw) -> Values:
+def _of_one_class(draw: Draw, events: bool) -> Values:
+    """The share called right of the cases with the event, or of those without."""
     positive = draw.sample.cases.positive
-    return {} if positive is None else draw.shared(recalls)[:, positive]
-
-
-def _specificity(draw: Draw) -> Values:
-    positive = draw.sample.cases.positive
-    return {} if positive is None else draw.shared(recalls)[:, 1 - positive]
+    return {} if positive is None else draw.shared(recalls)[:, positive if events else 1 - positive]
 
 
 def _recall(draw: Draw) -> Values:
@@ -71,14 +67,6 @@ def _predictive(draw: Draw, which: int) -> Values:
         return {}
     found = draw.shared(recalls)
     return ppv_npv(found[:, positive], found[:, 1 - positive], prevalence)[which]
-
-
-def _ppv(draw: Draw) -> Values:
-    return _predictive(draw, 0)
-
-
-def _npv(draw: Draw) -> Values:
-    return _predictive(draw, 1)
 
 
 def _bayes(which: int, found: Callable[[str], Estimate], prevalence: float) -> tuple[float, float, str]:
@@ -151,7 +139,7 @@ METRICS = (
         better="higher",
         paired=True,
         main=True,
-        compute=_sensitivity,
+        compute=partial(_of_one_class, events=True),
         support=_own_class,
     ),
     ClassificationMetric(
@@ -163,7 +151,7 @@ METRICS = (
         better="higher",
         paired=True,
         main=True,
-        compute=_specificity,
+        compute=partial(_of_one_class, events=False),
         support=_own_class,
     ),
     ClassificationMetric(
@@ -186,7 +174,7 @@ METRICS = (
         section="calls",
         interval="percentile",
         better="higher",
-        compute=_ppv,
+        compute=partial(_predictive, which=0),
         limits=partial(_bayes, 0),
     ),
     ClassificationMetric(
@@ -196,7 +184,7 @@ METRICS = (
         section="calls",
         interval="percentile",
         better="higher",
-        compute=_npv,
+        compute=partial(_predictive, which=1),
         limits=partial(_bayes, 1),
     ),
 )

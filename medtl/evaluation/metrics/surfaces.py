@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,14 +197,6 @@ def _nsd(pair: MaskPair) -> float:
     return pair.distances.nsd(pair.tolerance)
 
 
-def _hd95(pair: MaskPair) -> float:
-    return pair.distances.hd95
-
-
-def _assd(pair: MaskPair) -> float:
-    return pair.distances.assd
-
-
 METRICS = (
     MaskMetric(
         name="nsd",
@@ -233,7 +226,7 @@ METRICS = (
         unit="distance",
         paired=True,
         main=True,
-        from_masks=_hd95,
+        from_masks=attrgetter("distances.hd95"),
         empty="distance",
     ),
     MaskMetric(
@@ -247,7 +240,7 @@ METRICS = (
         better="lower",
         unit="distance",
         paired=True,
-        from_masks=_assd,
+        from_masks=attrgetter("distances.assd"),
         empty="distance",
     ),
 )
