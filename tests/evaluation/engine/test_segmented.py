@@ -307,4 +307,4 @@ def test_summary_table(results: Results) -> None:
     row = next(r for r in rows if (r["model"], r["structure"]) == ("dann", "cytoplasm"))
     assert row["tested on"] == "external testing"
     assert row["Dice against source_only"] == "harm"
-    assert {"Dice", "NSD", "HD95 (mm)"} <= set(row)
+    assert {"Dice", "NSD (2 mm)", "HD95 (mm)"} <= set(row)
