@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from medtl.errors import ConfigError, DataError
 from medtl.evaluation.statistics.arrays import Bools
 from medtl.evaluation.statistics.estimate import format_number
-from medtl.evaluation.tables.masks import is_nifti, read_label_map
+from medtl.evaluation.tables.masks import read_label_map
 from medtl.labelmap import VOID
+from medtl.scans.items import Rejection, VolumeItem
+from medtl.scans.quiet import quiet_readers
+from medtl.scans.reader import file_reader
+from medtl.scans.volume import read_volume
 
 if TYPE_CHECKING:
     from medtl.evaluation.results import Results, WorstCase
@@ -128,22 +132,15 @@ def worst_overlays(
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     """Grey values (k, j, i), or colours (1, j, i, 3)."""
-    try:
-        if is_nifti(path):
-            import nibabel
-
-            loaded: Any = nibabel.load(path)
-            image = np.asarray(loaded.dataobj)
-            array = image.reshape(image.shape[:3] if image.ndim > 2 else (*image.shape, 1)).T
-        else:
-            from PIL import Image
-
-            with Image.open(path) as opened:
-                array = np.asarray(opened.convert("RGB"))[None]
-    except Exception as error:
-        raise DataError(
-            f"The image {path.name!r} cannot be read ({type(error).__name__}). Expected NIfTI, PNG, TIFF or JPEG."
-        ) from None
+    reader = file_reader(path)
+    with quiet_readers():
+        found = reader.look(path.parent, path.name) if reader is not None else None
+    if reader is None or not isinstance(found, VolumeItem):
+        why = found.detail if isinstance(found, Rejection) else f"files {path.suffix} are not read here"
+        raise DataError(f"The image {path.name!r} cannot be read: {why}.")
+    array = read_volume(found).array
+    if reader.display and array.dtype == np.uint8 and array.ndim == 3:
+        array = np.repeat(array[..., None], 3, axis=3)  # shown as it is, not stretched
     if array.shape[:3] != shape:
         raise DataError(
             f"The image {path.name!r} has {array.shape[:3]} voxels (k, j, i), its masks have {shape}: overlays need "

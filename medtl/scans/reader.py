@@ -272,6 +272,12 @@ def reader_of(kind: str) -> Reader:
     return next(reader for reader in readers() if reader.kind == kind)
 
 
+def file_reader(path: Path) -> FileReader | None:
+    """The reader of a file on its own, by its name; None if its format is none of one volume a file."""
+    ours = (reader for reader in readers() if isinstance(reader, FileReader))
+    return next((reader for reader in ours if path.name.lower().endswith(reader.suffixes)), None)
+
+
 @cache
 def suffixes() -> tuple[str, ...]:
     """The suffixes of all readers, longest first."""

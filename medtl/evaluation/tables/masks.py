@@ -16,9 +16,9 @@ from medtl.evaluation.statistics.arrays import Floats
 from medtl.scans.items import MaskItem, Rejection, VolumeItem, times
 from medtl.scans.masks import MaskError, stored_values
 from medtl.scans.quiet import quiet_readers
-from medtl.scans.reader import INDICES, FileReader, readers
+from medtl.scans.reader import INDICES, file_reader
 
-__all__ = ["LabelHeader", "LabelImage", "MaskError", "is_nifti", "read_label_header", "read_label_map"]
+__all__ = ["LabelHeader", "LabelImage", "MaskError", "read_label_header", "read_label_map"]
 
 AFFINE_TOLERANCE = 1e-3
 """Two affines are the same when no entry differs by more than this (mm, and mm a voxel)."""
@@ -78,12 +78,6 @@ class LabelImage:
     affine: Floats | None = field(repr=False)
 
 
-def is_nifti(path: Path) -> bool:
-    """Whether the name ends as that of a NIfTI file."""
-    reader = _reader(path)
-    return reader is not None and reader.kind == "nifti"
-
-
 def read_label_header(path: Path) -> LabelHeader:
     """Reads shape and geometry, not the voxels.
 
@@ -107,22 +101,16 @@ def read_label_map(path: Path) -> LabelImage:
     return LabelImage(native, header.spacing, header.affine)
 
 
-def _reader(path: Path) -> FileReader | None:
-    """The format of a file by its name; DICOM SEG is none here, since it leaves empty slices out."""
-    ours = (reader for reader in readers() if isinstance(reader, FileReader) and reader.masks)
-    return next((reader for reader in ours if path.name.lower().endswith(reader.suffixes)), None)
-
-
 def _called(path: Path) -> str:
     return f"The label map {path.name!r}"
 
 
 def _look(path: Path) -> VolumeItem:
-    reader = _reader(path)
-    if reader is None:
-        kinds = [s for r in readers() if isinstance(r, FileReader) and r.masks for s in r.suffixes]
-        step = f"Expected: {', '.join(kinds)}."
-        raise MaskError(_called(path), "unsupported_format", f"files {path.suffix} are not read here", step)
+    reader = file_reader(path)
+    if reader is None or not reader.masks:
+        raise MaskError(
+            _called(path), "unsupported_format", f"files {path.suffix} are not read here", INDICES
+        )
     if not path.is_file():
         raise MaskError(_called(path), "unreadable", "it does not exist", "Check its path.")
     with quiet_readers():
