@@ -1,8 +1,8 @@
 r"""Computes the features of scans once, with a frozen pretrained encoder, as a table for any tool.
 
-Writes features.csv (one row a case and view: who it is, its label or the sizes of its structures) and features.npy (the
-same rows, one column a feature). What was computed before, by any recipe, is not computed again; a run that was stopped
-goes on.
+Writes features.csv (one row per case and view, with its patient, label or structure sizes) and features.npy (the same
+rows, one column per feature). Features that any recipe has computed before are not computed again; a stopped run
+continues.
 
     medtl run extract_features --source sample_data/site_a --labels sample_data/site_a/labels.csv \
         --target sample_data/site_b
@@ -31,20 +31,21 @@ class Config(OneEncoder, BaseConfig):
     """Flags of this recipe."""
 
     labels: Path | None = None
-    """CSV with the columns case and label, for the sources; patient and site are used where present. With masks no
-    label is read: the columns case and patient say who is who."""
+    """CSV with the columns case and label, for the sources; patient and site are used if present. With masks, no label
+    is read: the columns case and patient identify the patients."""
 
     masks: tuple[Path, ...] = ()
-    """Folder of the sources' masks, named like the scans: the sizes of their structures are written."""
+    """Folders of the sources' masks, named like the scans; the sizes of their structures are written."""
 
     target: Path | None = None
-    """Folder of scans of another site, encoded alike; alone, without --source, where there are no labels."""
+    """Folder of scans of another site, encoded in the same way; enough by itself, without --source, if there are no
+    labels."""
 
     classes: tuple[str, ...] = ()
-    """With labels: use these classes alone; by default all of them."""
+    """With labels: use only these classes; by default all."""
 
     structures: tuple[str, ...] = ()
-    """With masks: their values as NAME=VALUE ..., or names of labels.json to use; by default what is found there."""
+    """With masks: structures as NAME=VALUE ..., or names from labels.json; by default all that are found."""
 
     weights: str = "imagenet"
     """`imagenet`, a weights file, or `random`."""
@@ -53,22 +54,22 @@ class Config(OneEncoder, BaseConfig):
     """Pixels along each side of an image or slice."""
 
     slices: int | None = None
-    """Slices of a volume; by default what most volumes have."""
+    """Number of slices per volume; by default that of most volumes."""
 
     intensity: str = "auto"
-    """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
+    """Range of values: auto, percentile, unit, a named CT window, or window:LOW,HIGH in HU."""
 
     depth: str = "last"
-    """Where in the encoder: last, or stage1 (shallow), stage2, ..."""
+    """Depth in the encoder: last, or stage1 (shallow), stage2, ..."""
 
     views: int = 1
-    """Views of each case: the first as it is, further ones augmented."""
+    """Views of each case: the first unchanged, further ones augmented."""
 
     augment: str = "standard"
     """Augmentation of the further views: standard or strong."""
 
     batch_size: int = 64
-    """Images or slices that are encoded at once."""
+    """Images or slices encoded at once."""
 
     def ready(self) -> Config:
         """Checked; with `--smoke` a trial on sample_data, unless folders are given, with random weights."""

@@ -1,7 +1,7 @@
-r"""Ranks encoders for a task from their frozen features, without training them, and advises a strategy.
+r"""Ranks encoders for a task from their frozen features, without training them, and recommends a strategy.
 
-Scores candidates on the patients that fine-tuning would train and validate on (its test patients are not looked at),
-says how sure the order is, at which depth the features serve best, and with --target how far the sites are apart. With
+Scores candidates on the patients that fine-tuning would train and validate on; its test patients stay unseen. Reports
+how certain the order is, at which depth the features work best, and with --target how far the sites are apart. With
 labels, whole scans are scored; with masks, places in them.
 
     medtl run rank_encoders --source sample_data/site_a --labels sample_data/site_a/labels.csv \
@@ -30,44 +30,44 @@ class Config(BaseConfig):
     """Flags of this recipe."""
 
     labels: Path | None = None
-    """CSV with the columns case and label, for the sources; patient and site are used where present. With masks no
-    label is read: the columns case and patient say who is who."""
+    """CSV with the columns case and label, for the sources; patient and site are used if present. With masks, no label
+    is read: the columns case and patient identify the patients."""
 
     masks: tuple[Path, ...] = ()
-    """Folder of the sources' masks, named like the scans; one for all or one for each source."""
+    """Folders of the sources' masks, named like the scans: one for all, or one for each source."""
 
     target: Path | None = None
-    """Folder of scans of the site where a model is wanted: how far it lies is said. No label of it is read."""
+    """Folder of scans of another site, whose distance from the sources is measured. No label of it is read."""
 
     classes: tuple[str, ...] = ()
-    """With labels: use these classes alone; by default all of them."""
+    """With labels: use only these classes; by default all."""
 
     structures: tuple[str, ...] = ()
-    """With masks: their values as NAME=VALUE ..., or names of labels.json to use; by default what is found there."""
+    """With masks: structures as NAME=VALUE ..., or names from labels.json; by default all that are found."""
 
     encoders: tuple[str, ...] = ("tf_efficientnet_lite0", "tf_efficientnet_lite0=random")
-    """Candidates: ENCODER, or ENCODER=FILE (or =random) for weights of its own."""
+    """Candidates: ENCODER, or ENCODER=FILE (or =random) for other weights."""
 
     score: str = "logme"
-    """What orders them: logme, h_score, knn, or with labels leep."""
+    """Score that ranks them: logme, h_score, knn, or with labels leep."""
 
     halves: int = 100
-    """Random halves of the patients that say how sure the order is."""
+    """Number of random halves of the patients, which measure how certain the order is."""
 
     weights: str = "imagenet"
-    """Weights of candidates that name none: `imagenet`, a weights file, or `random`."""
+    """Weights of candidates without their own: `imagenet`, a weights file, or `random`."""
 
     image_size: int = 96
-    """Pixels along each side of an image or slice: as in the training that will follow."""
+    """Pixels along each side of an image or slice; use the value of the later training."""
 
     slices: int | None = None
-    """With labels: slices of a volume; by default what most volumes have."""
+    """With labels: number of slices per volume; by default that of most volumes."""
 
     intensity: str = "auto"
-    """Range of values: auto, percentile, unit, a named CT window, or window:LO,HI in HU."""
+    """Range of values: auto, percentile, unit, a named CT window, or window:LOW,HIGH in HU."""
 
     batch_size: int = 32
-    """Images or slices that are encoded at once."""
+    """Images or slices encoded at once."""
 
     def ready(self) -> Config:
         """Checked; with `--smoke` a trial on sample_data, unless folders are given, with random weights."""

@@ -28,7 +28,7 @@ class Options:
     """Folders of scans."""
 
     out: Path | None = None
-    """Folder for volumes.csv and rejections.csv, one row a volume and a file."""
+    """Folder for volumes.csv and rejections.csv, one row per volume and per file."""
 
     json: bool = False
     """One JSON document on stdout and nothing else."""

@@ -71,7 +71,7 @@ def explanation(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             "The disk is full. Files that were being written were removed again, finished ones are whole. "
-            "Free some space; a run then goes on with --resume and its folder."
+            "Free some space, then continue the run with --resume and its folder."
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         name, why = Path(str(error.filename)).name, os.strerror(error.errno)

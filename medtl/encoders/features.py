@@ -48,7 +48,7 @@ class FeatureDataset(Dataset[Batch]):
         sites: names of the sites; by default those of the cases, sorted.
 
     Raises:
-        DataError: the features do not have one row a case.
+        DataError: the features do not have one row per case.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ def find_model(run: Path, name: str | None) -> Finished:
     if not (run / "DONE").is_file():
         raise CheckpointError(
             f"{shareable_path(run)} is not a finished run (DONE is absent). Expected: a folder that "
-            "`medtl run` made; one that was stopped goes on with --resume."
+            "`medtl run` made; continue one that was stopped with --resume."
         )
     decision = run / "decision.json"
     found: dict[str, dict[str, Path]] = {}

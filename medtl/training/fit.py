@@ -1,7 +1,7 @@
 """The one training loop: a LightningModule around any adapter, and Lightning's Trainer.
 
 All randomness of a step derives from (seed, stream, epoch or step) alone, and so do learning rate and
-progress. A run that was killed and goes on from its last epoch therefore ends with the same weights, bit for bit.
+progress. A killed run that continues from its last epoch therefore ends with the same weights, bit for bit.
 """
 
 from __future__ import annotations
