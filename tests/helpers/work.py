@@ -9,14 +9,16 @@ from types import FrameType
 
 
 def calls(do: Callable[[], object]) -> int:
-    """The number of calls that `do` makes, of Python functions and of compiled ones; the same in every run."""
+    """The number of calls that `do` makes, of Python functions and of compiled ones: the same in every later run.
+
+    Run once what is compared before, so that what is loaded or remembered at the first use does not count.
+    """
     count = 0
 
     def seen(frame: FrameType, event: str, argument: object) -> None:
         nonlocal count
         count += event in ("call", "c_call")
 
-    do()  # what is loaded or remembered at the first use is no growth
     before = sys.getprofile()
     sys.setprofile(seen)
     try:
@@ -28,7 +30,6 @@ def calls(do: Callable[[], object]) -> int:
 
 def peak(do: Callable[[], object]) -> int:
     """The most memory in bytes that `do` holds at a time: Python's objects and NumPy's arrays."""
-    do()
     tracemalloc.start()
     try:
         do()
