@@ -60,8 +60,7 @@ class TrainingConfig(Config):
     """Whether the recipe requires a target."""
 
     labels: Path | None = None
-    """CSV with the columns case and label, for the sources; patient, site and group_* are used if present. With masks,
-    no label is read: the columns case and patient identify the patients."""
+    """CSV with case and label, for the sources; also patient, site, group_*. With masks only case and patient count."""
 
     masks: tuple[Path, ...] = ()
     """Folders of the sources' masks, named like the scans: one for all, or one for each source."""
@@ -82,8 +81,7 @@ class TrainingConfig(Config):
     """With masks: structures as NAME=VALUE ..., or names from labels.json; by default all that are found."""
 
     hparams: tuple[str, ...] = ()
-    """Hyper-parameters as key=value ..., or NAME.key=value for one of several methods or strategies; see `medtl list
-    methods NAME` and `medtl list strategies NAME`."""
+    """Hyper-parameters as key=value ..., or NAME.key=value for one of several; see `medtl list methods NAME`."""
 
     weights: str = "imagenet"
     """`imagenet`, a weights file, or `random`."""

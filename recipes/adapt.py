@@ -33,8 +33,7 @@ class Config(OneEncoder, TrainingConfig):
     }
 
     method: tuple[str, ...] = ()
-    """Adaptation methods, see `medtl list methods`, or your own file my_method.py. By default dann with labels, adabn
-    with masks."""
+    """Adaptation methods, see `medtl list methods`, or your own file my_method.py; by default dann (masks: adabn)."""
 
     epochs: int | None = None
     """Passes over the longer of source and target; by default 10 with labels, 20 with masks."""

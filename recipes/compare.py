@@ -37,8 +37,7 @@ class Config(TrainingConfig):
     """Encoders by timm's name."""
 
     strategies: tuple[str, ...] = ()
-    """Strategies, see `medtl list strategies`. The first one is the reference if there are no methods. By default
-    probe, full and lp_ft with labels, and head, full and last:2 with masks; none if methods are given."""
+    """Strategies, see `medtl list strategies`; without methods, by default probe full lp_ft (masks: head full last:2)."""
 
     methods: tuple[str, ...] = ()
     """Adaptation methods, see `medtl list methods`. They need --target, and source-only is the reference."""
@@ -50,8 +49,7 @@ class Config(TrainingConfig):
     """Maximum number of passes over the training cases; by default 20 with labels, 60 with masks."""
 
     patience: int | None = None
-    """Stop a strategy after this many epochs without a lower loss on source validation; methods train to the end. By
-    default 6 with labels, 20 with masks."""
+    """Epochs without a lower validation loss that stop a strategy, never a method; by default 6 (masks: 20)."""
 
     seeds: int = 3
     """Number of trainings, with seeds seed, seed + 1, ..."""

@@ -41,8 +41,7 @@ class Config(OneEncoder, TrainingConfig):
     """Maximum number of passes over the training cases; by default 20 with labels, 60 with masks."""
 
     patience: int | None = None
-    """Stop after this many epochs without a lower loss on source validation; by default 6 with labels, 20 with
-    masks."""
+    """Stop after this many epochs without a lower loss on source validation; by default 6 (masks: 20)."""
 
 
 def main(config: Config, command: Sequence[str] = ()) -> None:
