@@ -37,7 +37,7 @@ class Config(TrainingConfig):
     """Encoders by timm's name."""
 
     strategies: tuple[str, ...] = ()
-    """Strategies, see `medtl list strategies`; without methods, by default probe full lp_ft (masks: head full last:2)."""
+    """Strategies, see `medtl list strategies`; if no method is given, probe full lp_ft (masks: head full last:2)."""
 
     methods: tuple[str, ...] = ()
     """Adaptation methods, see `medtl list methods`. They need --target, and source-only is the reference."""

@@ -72,7 +72,7 @@ def renamed(name: str) -> str:
     if name in recipe_names() or new not in recipe_names():
         return ""
     return (
-        f"The recipe {name} is a part of {new} now, which takes labels and masks alike. Write `medtl run {line} ...`; "
+        f"The recipe {name} is now part of {new}, which takes labels and masks alike. Write `medtl run {line} ...`; "
         f"`medtl run {new} --help` lists its flags."
     )
 

@@ -325,6 +325,7 @@ def check_ways(
         ConfigError: a method, strategy, encoder or loss that does not fit the others.
         WeightsError: the weights are missing or belong to another encoder.
     """
+    FitConfig.of_recipe(task.config)
     plans = {}
     for way in ways:
         model = task.build(way.encoder, len(cases.classes), preprocess, task.config.seed)
