@@ -1,4 +1,4 @@
-from .figures.kit import Drawing as Drawing, interval_figure as interval_figure
+from .kit import Drawing as Drawing, interval_figure as interval_figure
 from .overlays import Overlay as Overlay, images_of as images_of, worst_overlays as worst_overlays
 from .parts import (
     Cell as Cell,

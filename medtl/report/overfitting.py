@@ -20,15 +20,14 @@ NAMED = 3
 """Models that a sentence names one by one, those with the largest gaps."""
 RULE = (
     f"Large: training is at least {LARGE_GAP:.2f} above validation and above the upper limit of validation's interval, "
-    "which is about patients. Within the noise: the first alone. Validation also chose the epoch, which flatters it a "
-    "little."
+    "which covers the choice of patients. Within the noise: only the first holds. The epoch was also chosen on "
+    "validation, so validation is slightly optimistic."
 )
 WHAT_IT_MEANS = (
-    "Such a network has learned its training patients as well as the task: expect of new patients what validation "
-    "shows, not what training shows. A gap is no fault by itself; of two models the one with the better validation "
-    "figure is the better one, gap or not. What may help, the mildest first: early stopping, more weight decay, "
-    "stronger augmentation, fewer trained layers (the strategies probe, last:1 or lp_ft), and, above all, more "
-    "labelled patients."
+    "Such a network has memorised its training patients along with the task: for new patients, expect what validation "
+    "shows, not what training shows. A gap is not a fault in itself: of two models, the one with the better validation "
+    "figure is better, whatever its gap. What may help, mildest first: early stopping, more weight decay, stronger "
+    "augmentation, fewer trained layers (the strategies probe, last:1 or lp_ft) and, above all, more labelled patients."
 )
 
 

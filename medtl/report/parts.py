@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medtl.evaluation.statistics.estimate import STATUSES, Estimate, decimals, format_estimate, format_number
-from medtl.report.figures.kit import Drawing
+from medtl.report.kit import Drawing
 from medtl.report.overlays import Overlay
 
 DASH = "\N{EN DASH}"

@@ -190,7 +190,7 @@ def _external(view: View) -> Iterator[Cell]:
     """Says where external testing has nothing to show."""
     targets = [b for b in view.results.blocks if b.domain == "target"]
     if targets and not any(b.num_labelled for b in targets):
-        text = "The external site has no reference standard: whether a model gains or harms there is unknown."
+        text = "The external site has no reference standard: whether a model helps or harms there is unknown."
         yield Cell(text, tone="muted")
     elif not targets:
         yield Cell("There was no external testing.", tone="muted")

@@ -11,9 +11,9 @@ from medtl.evaluation.names import many, sizes_of, split_name
 from medtl.evaluation.results import Block, Difference, Measure, Results
 from medtl.evaluation.statistics.compare import Comparison
 from medtl.evaluation.statistics.estimate import format_number
-from medtl.report.figures.svg import BOUND_COLOUR, COLOURS, REFERENCE_COLOUR, shorten
 from medtl.report.overlays import Overlay
 from medtl.report.parts import BOUND, Cell
+from medtl.report.svg import BOUND_COLOUR, COLOURS, REFERENCE_COLOUR, shorten
 
 IN_VIEW = 5
 """Models whose curves are drawn where there are many."""

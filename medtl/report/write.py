@@ -15,10 +15,10 @@ from medtl.evaluation.context import now
 from medtl.evaluation.results import Results
 from medtl.files import atomic_write
 from medtl.report.discovery import make_sections
-from medtl.report.figures.svg import inline
 from medtl.report.overlays import Overlay
 from medtl.report.parts import Section
 from medtl.report.summary import summarise
+from medtl.report.svg import inline
 from medtl.report.view import View
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -6,7 +6,7 @@ from tests.one_file.conftest import Copy
 
 FIGURE = '''"""How long the names of the models are."""
 
-from medtl.report.figures.kit import Drawing, finish, name_rows, new_figure
+from medtl.report.kit import Drawing, finish, name_rows, new_figure
 from medtl.report.view import View
 
 SECTION = "data"

@@ -15,7 +15,7 @@ from medtl.report.discovery import make_sections, modules
 from medtl.report.view import View
 
 Maker = Callable[..., pd.DataFrame]
-SECTIONS, FIGURES = list(modules("sections", "ORDER")), list(modules("figures", "SECTION"))
+SECTIONS, FIGURES = modules("sections"), modules("figures")
 
 
 def name_of(module: ModuleType) -> str:

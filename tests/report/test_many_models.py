@@ -211,7 +211,7 @@ def test_what_a_reader_looks_for(out: Path) -> None:
     for expected in (
         "of 8 models compared with resnet50/probe",
         "single-step max-t from the patient bootstrap",
-        "so its value flatters",
+        "so its value is optimistic",
         "Large gap between training and validation",
         "What may help",
         "Cost beside quality",

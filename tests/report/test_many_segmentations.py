@@ -128,5 +128,5 @@ def test_one_structure(segmented: Maker, tmp_path: Path) -> None:
 def test_results_without_comparisons_keep_their_differences(eight: Results, tmp_path: Path) -> None:
     page = write_report(replace(eight, comparisons=()), tmp_path / "r")
     assert table_of(page, "External testing, the best first")[0][:2] == ["Model", "Mean Dice"]
-    assert "Dice" in " ".join(table_of(page, "Differences, each limit for itself")[0])
+    assert "Dice" in " ".join(table_of(page, "Differences, not adjusted for the number of comparisons")[0])
     assert "max-t" not in text_of(page)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from medtl.evaluation.metrics.registry import KINDS
 from medtl.evaluation.results import Block, Curve
-from medtl.report.figures.kit import Drawing, finish, legend, new_figure, panels
-from medtl.report.figures.svg import BEFORE_COLOUR, RULE, shorten
+from medtl.report.kit import Drawing, finish, legend, new_figure, panels
+from medtl.report.svg import BEFORE_COLOUR, RULE, shorten
 from medtl.report.view import View
 
 if TYPE_CHECKING:

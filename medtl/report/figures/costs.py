@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from medtl.evaluation.context import Cost
 from medtl.evaluation.names import split_name
 from medtl.evaluation.statistics.estimate import Estimate
-from medtl.report.figures.kit import Drawing, finish, legend, new_figure, panels
-from medtl.report.figures.svg import COLOURS, MUTED, RULE, shorten
+from medtl.report.kit import Drawing, finish, legend, new_figure, panels
+from medtl.report.svg import COLOURS, MUTED, RULE, shorten
 from medtl.report.view import View
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SECTION = "costs"
 MARKERS = "osD^vPX*"
 AXES = {
     "train_seconds": "Training",
-    "predict_seconds_per_case": "Prediction, a case",
+    "predict_seconds_per_case": "Prediction, per case",
     "trained_parameters": "Trained parameters",
 }
 SECONDS: dict[float, str] = {
@@ -58,7 +58,7 @@ def draw(view: View) -> Drawing | None:
     _keys(figure, axes[0], view, [cost for cost, _ in points], markers)
     caption = (
         f"Quality in {view.place().lower()} ({view.percent} intervals over patients) beside cost; better is up and to "
-        "the left. Times hold for the machine of this run."
+        "the left. Times are for the machine of this run."
     )
     return finish(figure, "costs", "Cost beside quality", caption)
 

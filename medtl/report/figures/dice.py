@@ -9,8 +9,8 @@ import numpy as np
 
 from medtl.evaluation.results import Block
 from medtl.evaluation.statistics.arrays import Floats
-from medtl.report.figures.kit import Drawing, bar, finish, name_rows, new_figure, panels
-from medtl.report.figures.svg import RULE, shorten
+from medtl.report.kit import Drawing, bar, finish, name_rows, new_figure, panels
+from medtl.report.svg import RULE, shorten
 from medtl.report.view import View
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from medtl.evaluation.metrics.registry import MEASURES
 from medtl.evaluation.results import Difference
-from medtl.report.figures.kit import (
+from medtl.report.kit import (
     GAIN,
     GAIN_INK,
     HARM,
@@ -18,7 +18,7 @@ from medtl.report.figures.kit import (
     new_figure,
     panels,
 )
-from medtl.report.figures.svg import MUTED, shorten
+from medtl.report.svg import MUTED, shorten
 from medtl.report.view import WHOLE, View
 
 if TYPE_CHECKING:

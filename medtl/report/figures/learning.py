@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from medtl.evaluation.context import LearningCurve
-from medtl.report.figures.kit import Drawing, finish, legend, new_figure, panels
-from medtl.report.figures.svg import COLOURS, MUTED, RULE, shorten
+from medtl.report.kit import Drawing, finish, legend, new_figure, panels
+from medtl.report.svg import COLOURS, MUTED, RULE, shorten
 from medtl.report.view import View
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def draw(view: View) -> Drawing | None:
     legend(figure, axes[0])
     more = len(curves) - len(shown)
     caption = (
-        "Learning curves, one line a training seed. The loss on training cases is the mean over an epoch, with "
+        "Learning curves, one line per training seed. The loss on training cases is the mean over an epoch, with "
         "augmentation and while the weights were still moving, so it may lie above or below the loss on validation "
         "without any overfitting; the table below compares the two on equal terms."
         + (f" {more} more models are in results.json." if more else "")

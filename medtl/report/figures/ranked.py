@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from medtl.evaluation.names import split_name
-from medtl.report.figures.kit import Drawing, bar, finish, name_rows, new_figure, panels
-from medtl.report.figures.svg import COLOURS, MUTED, shorten
+from medtl.report.kit import Drawing, bar, finish, name_rows, new_figure, panels
+from medtl.report.svg import COLOURS, MUTED, shorten
 from medtl.report.view import View, in_text
 
 SECTION = "many_models"
@@ -34,7 +34,7 @@ def draw(view: View) -> Drawing | None:
     strategies = {split_name(m).strategy for m in models}
     caption = (
         f"Differences from {view.reference} in {view.place().lower()}, sorted by {in_text(view.headline_title)}. The "
-        f"limits hold at {view.percent} for all models at once; a line that crosses 0 does not tell better from worse."
-        + (" One colour a strategy." if len(strategies) <= len(COLOURS) else "")
+        f"limits hold at {view.percent} for all models at once; an interval that crosses 0 does not tell better from "
+        "worse." + (" One colour per strategy." if len(strategies) <= len(COLOURS) else "")
     )
     return finish(figure, "ranked", "All models against the reference", caption)

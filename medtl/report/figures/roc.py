@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from medtl.evaluation.results import Curve
-from medtl.report.figures.kit import Drawing, finish, legend, new_figure, panels
-from medtl.report.figures.svg import RULE, shorten
+from medtl.report.kit import Drawing, finish, legend, new_figure, panels
+from medtl.report.svg import RULE, shorten
 from medtl.report.view import View
 
 SECTION = "discrimination"

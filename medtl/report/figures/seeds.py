@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medtl.report.figures.kit import Drawing, finish, name_rows, new_figure, panels
-from medtl.report.figures.svg import shorten
+from medtl.report.kit import Drawing, finish, name_rows, new_figure, panels
+from medtl.report.svg import shorten
 from medtl.report.view import View
 
 SECTION = "seeds"
@@ -30,7 +30,7 @@ def draw(view: View) -> Drawing | None:
     names = [view.label(b.model) + (f", {shorten(b.finding)}" if b.finding else "") for b in blocks]
     name_rows(axes, [-k for k in range(len(blocks))], names)
     caption = (
-        f"One dot a training seed, {view.place().lower()}; the stroke is the mean over the seeds, which the tables "
+        f"One dot per training seed, {view.place().lower()}; the stroke is the mean over the seeds, which the tables "
         "report."
     )
     return finish(figure, "seeds", "Training seeds", caption)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medtl.report.figures.kit import Drawing, bar, finish, keys, legend, name_rows, new_figure, panels
-from medtl.report.figures.svg import RULE, shorten
+from medtl.report.kit import Drawing, bar, finish, keys, legend, name_rows, new_figure, panels
+from medtl.report.svg import RULE, shorten
 from medtl.report.view import SIDES, View
 
 SECTION = "sites"

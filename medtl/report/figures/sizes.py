@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from medtl.evaluation.statistics.arrays import Floats
-from medtl.report.figures.kit import Drawing, finish, legend, new_figure, panels
-from medtl.report.figures.svg import COLOURS, RULE, shorten
+from medtl.report.kit import Drawing, finish, legend, new_figure, panels
+from medtl.report.svg import COLOURS, RULE, shorten
 from medtl.report.view import PLACES, View
 
 SECTION = "sizes"

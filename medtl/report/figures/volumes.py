@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medtl.evaluation.results import Block
-from medtl.report.figures.kit import Drawing, finish, new_figure, panels
-from medtl.report.figures.svg import RULE, shorten
+from medtl.report.kit import Drawing, finish, new_figure, panels
+from medtl.report.svg import RULE, shorten
 from medtl.report.view import View
 
 if TYPE_CHECKING:

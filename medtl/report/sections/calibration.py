@@ -25,9 +25,10 @@ def _text(view: View) -> Iterator[str]:
     rules = view.results.segmentation
     if rules is not None:
         yield (
-            f"Band: {rules.band}. Far from the structure every voxel is easy, and would flatter. Every case weighs the "
-            "same. Recalibration divides a structure's log odds by one number, the temperature, fitted on tuning cases "
-            "of the source; it moves no contour. Whether it helps at another site is seen here, not assumed."
+            f"Band: {rules.band}. Voxels far from the structure are easy and would make calibration look better. "
+            "Every case weighs the same. Recalibration divides a structure's log odds by one number, the temperature, "
+            "fitted on tuning cases of the source; it moves no contour. Whether it helps at another site is seen "
+            "here, not assumed."
         )
         return
     yield (

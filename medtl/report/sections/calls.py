@@ -25,7 +25,7 @@ def section(view: View) -> Section | None:
         )
     elif positive is not None:
         text = (
-            "No prevalence was stated, so no PPV and NPV are given: those of the sample would not be those of a "
+            "No prevalence was stated, so PPV and NPV are not given: those of the sample would not be those of a "
             "clinic.",
         )
     drawn = [b for b in view.blocks(drawn=True) if b.confusion]

@@ -18,7 +18,7 @@ def section(view: View) -> Section | None:
     value = {
         m: q.estimate.value for m, q in quality.items() if q is not None and q.estimate.value is not None
     }
-    heads = ("Training", "Prediction, a case", "Peak memory", "Parameters", "Trained")
+    heads = ("Training", "Prediction, per case", "Peak memory", "Parameters", "Trained")
     caption = f"Cost beside quality, {view.place().lower()}"
     table = TableBuilder(caption, ("Model", view.headline_title, *heads))
     for cost in sorted(costs, key=lambda c: -value.get(c.model, -1.0)):

@@ -45,6 +45,6 @@ def _masks(view: View) -> tuple[str, ...]:
         f"Intervals cover {view.percent} and come from {view.results.replicates} resamples of patients, drawn within "
         "their site; all cases of a drawn patient come along, and all models, structures and seeds are evaluated on "
         "the same resamples. Means: percentiles of the resamples, expanded for few patients (Hesterberg 2015); limits "
-        "of agreement and calibration: percentiles. Medians have no interval, since bootstrap intervals of medians do "
-        "not hold what they promise. The method behind each number is in results.json.",
+        "of agreement and calibration: percentiles. Medians have no interval, since bootstrap intervals of medians "
+        "miss their nominal coverage. The method behind each number is in results.json.",
     )

@@ -66,7 +66,7 @@ def _structures(view: View, domain: str) -> TableBuilder:
             table.row(Cell(part or WHOLE, tone="again" if k else ""), view.name(model), reads, *cells)
     if several:
         table.notes.append(
-            f"Seeds alike: training seeds whose difference in {title} has the sign of the mean."
+            f"Seeds alike: training seeds whose difference in {title} has the same sign as the mean."
         )
     return table
 
@@ -90,13 +90,12 @@ def other_differences(view: View, part: str | None) -> Table:
     names = list(dict.fromkeys(d.name for d in rows))
     heads = [difference_head(view, n) for n in names]
     other = " in other measures" if compared else ""
-    table = TableBuilder(f"Differences{other}, each limit for itself", ("Model", *heads))
+    table = TableBuilder(f"Differences{other}, not adjusted for the number of comparisons", ("Model", *heads))
     found = {(d.model, d.name): d for d in rows}
     for model in view.models:
         own = [found.get((model, n)) for n in names]
         if any(own):
             table.row(view.name(model), *(difference_cell(table, d) for d in own))
-    table.notes.append("Not adjusted for the number of comparisons.")
     return table.build()
 
 

@@ -46,7 +46,7 @@ def _text(view: View) -> Iterator[str]:
         "are means over training seeds; the spread over seeds is not part of the limits."
     )
     yield (
-        "The top model was found on the same patients that rank it, so its value flatters, and the more so the more "
+        "The top model was found on the same patients that rank it, so its value is optimistic, the more so the more "
         "models there are. Choosing by this table means choosing by these labels: confirm the choice on other patients."
     )
 
@@ -83,7 +83,7 @@ def compared_cell(table: TableBuilder, row: Compared | None) -> Cell:
 
 
 def _share(first: float) -> str:
-    return "< 1 %" if first < 0.005 else f"{100 * first:.0f} %"
+    return "< 1 %" if first < 0.01 else f"{100 * first:.0f} %"
 
 
 def _p_value(p: float | None) -> Cell:

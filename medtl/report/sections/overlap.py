@@ -17,7 +17,7 @@ def section(view: View) -> Section | None:
         return None
     if view.many and len(view.results.classes) <= MOST_COLUMNS:
         tables.append(_masks(view))
-    text = f"Means over cases with intervals from resampled patients; medians describe. {rules.empty}"
+    text = f"Means over cases with intervals from resampled patients; medians are descriptive. {rules.empty}"
     return Section("overlap", "Overlap", text=(text,), tables=tuple(tables))
 
 

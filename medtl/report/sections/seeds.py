@@ -13,7 +13,7 @@ def section(view: View) -> Section | None:
     if all(len(b.seeds) < 2 for b in view.results.blocks):
         return None
     table = _many(view) if view.many else _few(view)
-    text = "Intervals elsewhere are about patients; the spread over training seeds is not part of them."
+    text = "Intervals elsewhere cover the choice of patients; they do not include the spread over training seeds."
     return Section("seeds", "Training seeds", text=(text,), tables=(table.build(),))
 
 

@@ -70,15 +70,15 @@ def _text(view: View, binary: bool) -> tuple[str, ...]:
     first = (
         "Everything in this table was fitted on tuning cases of the source and then frozen."
         if fitted
-        else "The table of predictions holds no tuning cases to fit settings on: the defaults stand."
+        else "The table of predictions holds no tuning cases to fit settings on: the defaults apply."
     )
     if view.masks:
         return (first,)
     if not binary:
         return (first, "The most probable class is called; there is no operating point.")
     text = "A case is called positive when its probability, before recalibration, is at or above the operating point."
-    flatter = " Sensitivity and specificity here are those of the cases on which the point was chosen; they flatter."
-    return first, text + (flatter if fitted else "")
+    known = " Sensitivity and specificity here come from the cases that the point was chosen on: they are optimistic."
+    return first, text + (known if fitted else "")
 
 
 def _fitted_on(settings: Sequence[Settings]) -> str:

@@ -24,7 +24,7 @@ def section(view: View) -> Section | None:
         text.append(
             "All models are tested on the same resampled patients; the limits of differences hold for a whole table at "
             "once (single-step max-t from the patient bootstrap: Westfall and Young 1993; Romano and Wolf 2005). They "
-            "are about the tested patients; which patients were drawn for training shows in the spread of the seeds."
+            "cover the choice of tested patients; the choice of training patients shows in the spread over seeds."
         )
     shown = tuple(t.build() for t in tables if t.rows)
     return Section("sizes", "How many labelled patients", text=tuple(text), tables=shown)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medtl.report.figures.svg import COLOURS, RULE, drawing, shorten, to_svg
+from medtl.report.svg import COLOURS, RULE, drawing, shorten, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
