@@ -97,6 +97,27 @@ def test_a_model_that_changed_nothing_is_not_kept() -> None:
     assert "same" in decision.reason
 
 
+def test_of_several_the_reason_names_the_refused_and_compares_the_rest() -> None:
+    """A collapsed model is the most certain of all; its figure is not what the kept one is measured by."""
+    more = [
+        rows("collapsed", "source", TRUTH, RIGHT),
+        rows("collapsed", "target", TRUTH, np.full(40, 9.0)),
+        rows("bold", "source", TRUTH, RIGHT),
+        rows("bold", "target", TRUTH, 2 * RIGHT),
+    ]
+    decision = recommend(pd.concat([study(RIGHT, RIGHT), *more]), CLASSES)
+    assert decision.model == "bold"
+    figures, rest = decision.reason.partition(")")[::2]
+    assert "dann" in figures
+    assert "source_only" in figures
+    assert "collapsed" not in figures
+    assert "collapsed is not kept: it hardly predicts normal" in rest
+    kept = recommend(pd.concat([study(RIGHT, 0.1 * RIGHT), *more[:2]]), CLASSES)
+    assert kept.model == "source_only"
+    assert "collapsed is not kept" in kept.reason
+    assert "no other adapted model's" in kept.reason
+
+
 def test_target_labels_are_not_seen() -> None:
     table = study(RIGHT, RIGHT)
     flipped = table.copy()
