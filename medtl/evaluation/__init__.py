@@ -1,4 +1,4 @@
-"""From a table of predictions or of segmentations to results; needs neither torch nor the scans.
+"""Evaluates tables of predictions or segmentations; needs neither torch nor the scans.
 
 Example:
     table = PredictionTable.from_csv("predictions.csv")

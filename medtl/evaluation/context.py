@@ -1,4 +1,4 @@
-"""What a run knows and its table does not: names, notes, how training went and what it cost."""
+"""Facts about a run that its table does not hold: names, notes, learning curves and cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medtl.evaluation.statistics.estimate import finite
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """How the training of one model and seed went.
+    """The learning curve of one model and seed.
 
     Attributes:
         model: name of the model, as in the table.
@@ -47,7 +47,7 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one model cost, mean over training seeds; None = not measured.
+    """The cost of one model, averaged over training seeds; None means not measured.
 
     Attributes:
         model: name of the model, as in the table.
@@ -68,7 +68,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the run knows and the table does not; every field may be left out.
+    """Facts about a run that the table does not hold; every field is optional.
 
     Attributes:
         title: headline of the report.
@@ -172,7 +172,7 @@ def hide_folders(command: str) -> str:
 
 
 def plain_values(value: Any) -> Any:
-    """A run's own notes as JSON has them: no numpy numbers, no tuples, and None for what is not finite."""
+    """A run's own notes as JSON values: no numpy numbers, no tuples, and None for non-finite numbers."""
     if isinstance(value, Mapping):
         return {str(key): plain_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a reader must keep in mind, written from the results alone."""
+"""Caveats for the reader, derived from the results alone."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _few(block: Block) -> Iterator[str]:
 
 
 def _wide(results: Results, what: str, found: list[tuple[str, Estimate]]) -> Iterator[str]:
-    """Wide intervals by name; with many models the widest alone."""
+    """Names the wide intervals; with many models, only the widest."""
     if not many(results):
         for name, e in found:
             yield f"The interval of {what} of {name} is wide: {format_estimate(e)}."

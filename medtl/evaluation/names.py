@@ -1,4 +1,4 @@
-"""Names of many models: `<encoder>/<strategy>@<patients>`, and what is compared with what."""
+"""Names of many models, `<encoder>/<strategy>@<patients>`, and which models are compared."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 from medtl.evaluation.results import Results
 
 MANY = 6
-"""With more models than this, tables hold one row a model and curves are drawn for some of them."""
+"""With more models than this, tables hold one row per model and curves are drawn for some of them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def size_groups(models: Sequence[str], sizes: Mapping[str, int]) -> dict[str, di
 
 
 def pairings(models: Sequence[str], sizes: Mapping[str, int], reference: str) -> dict[str, dict[str, str]]:
-    """What is compared with what, by `Comparison.kind`: with one reference, or size by size and step by step."""
+    """The comparisons by `Comparison.kind`: with one reference, or size by size and step by step."""
     groups = size_groups(models, sizes)
     if not groups:
         # With two models there is one comparison, which needs no other limits than its own.
@@ -87,7 +87,7 @@ def sizes_of(results: Results) -> dict[str, dict[int, str]]:
 
 
 def many(results: Results) -> bool:
-    """Whether there are too many models to show each in full, or the same models with more and more patients."""
+    """Whether there are too many models to show each in full, or a series of sizes of the same models."""
     return len(results.models) > MANY or bool(sizes_of(results))
 
 

@@ -75,7 +75,7 @@ class CaseValues:
 
     Attributes:
         structure: name of the structure.
-        values: for `dice`, `hd95`, `nsd`, `volume_reference` and `volume_predicted` one value a case, mean over
+        values: for `dice`, `hd95`, `nsd`, `volume_reference` and `volume_predicted` one value per case, mean over
             seeds; None where there is none.
     """
 
@@ -113,7 +113,7 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class SegmentationRules:
-    """What the numbers of a segmentation rest on.
+    """The rules behind the numbers of a segmentation.
 
     Attributes:
         unit: of distances, `mm` or `px`.
@@ -213,7 +213,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Settings:
-    """What was fitted on the source's validation cases and then frozen, for one model and training seed.
+    """Settings of one model and training seed, fitted on the source's validation cases and then frozen.
 
     Attributes:
         model: name of the model.
@@ -239,7 +239,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a report is made from. `save` and `load` are exact inverses.
+    """All results behind a report. `save` and `load` are exact inverses.
 
     Segmentation: `classes` are the structures, without the background, and `segmentation` is given.
     """

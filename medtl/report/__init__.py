@@ -1,4 +1,4 @@
-"""From results to the page; reads results alone.
+"""Renders results as a page; reads nothing but results.
 
 Example:
     write_report(evaluate(PredictionTable.from_csv("predictions.csv")), Path("report"))

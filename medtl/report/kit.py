@@ -1,4 +1,4 @@
-"""What figures are made with: the canvas, a dot with its interval, the legend, and the finished drawing."""
+"""Building blocks of figures: the canvas, a dot with its interval, the legend, and the finished drawing."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Drawing:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches."""
+    """A figure of the given size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def panels(figure: Figure, number: int, columns: int, **shared: Any) -> list[Axes]:
-    """So many panels, row by row; the places that are left over stay empty."""
+    """The given number of panels, row by row; unused places stay empty."""
     grid = figure.subplots(-(-number // columns), columns, squeeze=False, **shared)
     for ax in grid.flat[number:]:
         ax.set_axis_off()
@@ -95,7 +95,7 @@ def keys(ax: Axes, tints: Iterable[tuple[str, str]]) -> None:
 
 
 def name_rows(axes: Sequence[Axes], at: Sequence[float], names: Sequence[str], *, grid: bool = True) -> None:
-    """Names the rows of panels that share their vertical axis, which is not drawn itself."""
+    """Names the rows of panels that share a vertical axis, which is not drawn."""
     axes[0].set_yticks(at, names)
     axes[0].set_ylim(min(at, default=0) - 0.6, max(at, default=0) + 0.6)
     for ax in axes:

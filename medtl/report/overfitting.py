@@ -59,7 +59,7 @@ class Gap:
 
 
 def gaps(view: View) -> list[Gap]:
-    """One for each model that has a learning curve, in the order of the models."""
+    """The gap of each model that has a learning curve, in the order of the models."""
     curves: dict[str, list[LearningCurve]] = {}
     for curve in view.results.context.learning:
         curves.setdefault(curve.model, []).append(curve)
@@ -93,7 +93,7 @@ def _gap(view: View, model: str, curves: list[LearningCurve]) -> Gap:
 
 
 def _limits(view: View, model: str, validation: float, patients: int) -> tuple[float | None, float | None]:
-    """The limits of the validation figure: as wide as the table's, which resamples patients, else Wilson's."""
+    """Limits of the validation figure: those of the table, which resamples patients, else Wilson's."""
     block = view.results.block(model, "source", "validation")
     found = block.get(view.headlines[0], cls=view.whole) if block is not None and view.headlines else None
     e = found.estimate if found else None
@@ -103,7 +103,7 @@ def _limits(view: View, model: str, validation: float, patients: int) -> tuple[f
 
 
 def sentences(view: View, found: list[Gap]) -> Iterator[str]:
-    """What the gaps say, in plain words."""
+    """Describes the gaps in plain words."""
     large = [g for g in found if g.reads == "large"]
     noise = [g.model for g in found if g.reads == "within the noise"]
     judged = [g for g in found if g.reads]
@@ -132,7 +132,7 @@ def sentences(view: View, found: list[Gap]) -> Iterator[str]:
 
 
 def in_short(view: View) -> Iterator[str]:
-    """One sentence for the summary where a gap is large."""
+    """One sentence for the summary if a gap is large."""
     large = sorted((g for g in gaps(view) if g.reads == "large"), key=lambda g: -(g.size or 0))
     if large:
         names = [g.model for g in large[:NAMED]] + (

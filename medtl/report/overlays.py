@@ -1,4 +1,4 @@
-"""Worst segmentations drawn on their scans; made only when asked for, since they show patients' images."""
+"""Draws the worst segmentations on their scans, on request only, since they show patients' images."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 REFERENCE_INK, CALL_INK = (0, 214, 201), (255, 122, 26)
 """Colours of the reference (solid) and of the model's mask (dashed)."""
 SIDE = 360
-"""Pixels that the longer side of a picture is enlarged to, about."""
+"""Approximate size in pixels of a picture's longer side."""
 MARGIN = 0.35
-"""Surroundings that are shown, as a share of the structure's size."""
+"""Margin around the structure, as a share of its size."""
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """One picture of a case, cut to the structure.
+    """One picture of a case, cropped to the structure.
 
     Attributes:
         model: name of the model; case and structure likewise.
@@ -52,7 +52,7 @@ class Overlay:
 
     @property
     def data_uri(self) -> str:
-        """The picture as an address that holds it, for a page without other files."""
+        """The picture as a data URI, for a self-contained page."""
         return "data:image/png;base64," + b64encode(self.png).decode()
 
 

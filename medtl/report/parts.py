@@ -41,7 +41,7 @@ class Cell:
 
 
 NOTHING = Cell(DASH, tone="muted")
-"""Where there is no number."""
+"""Shown in place of a missing number."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Table:
 
     @property
     def wide(self) -> bool:
-        """Whether there are so many numbers side by side that intervals go below their values."""
+        """Whether there are so many columns that intervals go below their values."""
         return any(sum(cell.lo is not None for cell in row) > 4 for row in self.rows)
 
 
@@ -85,13 +85,13 @@ class TableBuilder:
     _marks: dict[str, str] = field(default_factory=dict)
 
     def row(self, *cells: Cell | str | int) -> None:
-        """Adds a row; text and counts become plain cells. What an upper bound is stands below the table."""
+        """Adds a row; text and counts become plain cells. A note below the table explains an upper bound."""
         if BOUND_NOTE not in self.notes and any(isinstance(c, Cell) and c.tag == BOUND for c in cells):
             self.notes.append(BOUND_NOTE)
         self.rows.append(tuple(c if isinstance(c, Cell) else Cell(str(c)) for c in cells))
 
     def number(self, estimate: Estimate | None, *, signed: bool = False, tone: str = "") -> Cell:
-        """A cell with an estimate and its interval, marked where its status asks for a note."""
+        """A cell with an estimate and its interval, marked if its status needs a note."""
         if estimate is None:
             return NOTHING
         mark = ""

@@ -1,4 +1,4 @@
-"""The end of a run: predictions evaluated, and the report written."""
+"""The end of a run: evaluates the predictions and writes the report."""
 
 from __future__ import annotations
 

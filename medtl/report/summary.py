@@ -1,4 +1,4 @@
-"""The box on top of a report: what would be kept and why, and what external testing showed."""
+"""The summary box of a report: the model to keep and why, and the results of external testing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medtl.report.view import PLACES, WHOLE, Column, View, in_text
 
 @dataclass(frozen=True)
 class Tile:
-    """What became of one structure.
+    """The result for one structure.
 
     Attributes:
         structure: its name.
@@ -38,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Box:
-    """What external testing shows of one model.
+    """The results of external testing for one model.
 
     Attributes:
         model: its name; `tag` says that it is an upper bound.
@@ -117,7 +117,7 @@ def _headline_differences(view: View, name: str, model: str = "") -> list[Differ
 
 
 def _evidence(view: View, evidence: object) -> Table | None:
-    """What the rule looked at; with many models they stand below each other."""
+    """The evidence that the rule used; with many models, one below the other."""
     if not isinstance(evidence, (list, tuple)) or not evidence:
         return None
     models = [m for m in view.results.models if m not in view.bounds]
@@ -163,7 +163,7 @@ def _findings(view: View) -> Iterator[Cell]:
 
 
 def _ranking(view: View) -> Iterator[Cell]:
-    """What testing shows of many models, in a sentence or two for each headline metric."""
+    """Describes the results of many models, in a sentence or two per headline metric."""
     if view.sizes:
         yield from (Cell(text, tone="even") for text in growth(view))
         return
@@ -187,7 +187,7 @@ def _ranking(view: View) -> Iterator[Cell]:
 
 
 def _external(view: View) -> Iterator[Cell]:
-    """Says where external testing has nothing to show."""
+    """Says if external testing has no results."""
     targets = [b for b in view.results.blocks if b.domain == "target"]
     if targets and not any(b.num_labelled for b in targets):
         text = "The external site has no reference standard: whether a model helps or harms there is unknown."
@@ -197,7 +197,7 @@ def _external(view: View) -> Iterator[Cell]:
 
 
 def _boxes(view: View) -> Iterator[Box]:
-    """One box a model that is compared; upper bounds last, and named so."""
+    """One box per compared model; upper bounds come last and are marked."""
     for model in view.models:
         found = _headline_differences(view, view.headlines[0], model) if view.headlines else []
         tiles = []
@@ -213,7 +213,7 @@ def _boxes(view: View) -> Iterator[Box]:
 
 
 def _verdicts(found: list[Difference]) -> str:
-    """`nucleus gain, cytoplasm harm`; one word where all structures agree."""
+    """`nucleus gain, cytoplasm harm`; one word if all structures agree."""
     words = {d.verdict for d in found}
     if len(found) > 1 and len(words) == 1:
         return f"{words.pop()} in {'both' if len(found) == 2 else 'all'} structures"
@@ -221,7 +221,7 @@ def _verdicts(found: list[Difference]) -> str:
 
 
 def _warning(view: View) -> str:
-    """Says where the rule, which saw no external labels, and external testing disagree."""
+    """Says if the rule, which saw no external labels, and external testing disagree."""
     if not view.kept or not view.headlines:
         return ""
     start = f"The rule would keep {view.kept}, but external testing shows that"
@@ -240,7 +240,7 @@ def _warning(view: View) -> str:
 
 
 def _side_by_side(view: View) -> Table:
-    """One row a model (and finding): the main metrics, and the difference from the reference."""
+    """One row per model (and finding): the main metrics, and the difference from the reference."""
     columns = [
         c
         for s in ("calls", "discrimination", "calibration")
@@ -287,7 +287,7 @@ def _structures(view: View) -> Table:
 
 
 def _odd(block: Block, structure: str) -> str:
-    """The statuses other than `ok`, with the number of masks that they are among."""
+    """The statuses other than `ok`, with the total number of masks."""
     counts = block.statuses.get(structure, {})
     shown = [f"{n} {STATUS_WORDS[s]}" for s, n in counts.items() if n and s != "ok"]
     return f"{', '.join(shown)} of {sum(counts.values())}" if shown else ""

@@ -1,4 +1,4 @@
-"""Drawing to SVG that is safe to put into a page: text stays text, and nothing points outside."""
+"""Converts drawings to SVG that is safe inside a page: text stays text, and nothing refers to the outside."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The house style, for the time of a drawing; the user's own settings come back afterwards."""
+    """Applies the house style during a drawing and then restores the user's settings."""
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
@@ -95,7 +95,7 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
 
 
 def inline(svg: str) -> str:
-    """The same drawing for the inside of an HTML page, where the namespace is implied."""
+    """The same drawing for use inside an HTML page, which implies the namespace."""
     return svg.replace(f' xmlns="{_SVG}"', "", 1).strip()
 
 

@@ -44,7 +44,7 @@ def metric_tables(view: View, section: str, caption: str) -> list[Table]:
 
 
 def stages_of(view: View, columns: Sequence[Column]) -> tuple[str | None, ...]:
-    """The stages of recalibration that there are numbers of, or None alone where that makes no difference."""
+    """The stages of recalibration with numbers, or only None if stages make no difference."""
     names = {c.name for c in columns}
     found = {m.stage for b in view.results.blocks for m in b.measures if m.name in names}
     return tuple(s for s in STAGES if s in found) or (None,)

@@ -1,4 +1,4 @@
-"""The main numbers as rows of text, for a terminal."""
+"""The main results as rows of text, for a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medtl.report.view import PLACES, View
 
 
 def summary_rows(results: Results) -> list[dict[str, str]]:
-    """One row a model, place and finding or structure; external testing first.
+    """One row per model, place and finding or structure; external testing first.
 
     Args:
         results: of one evaluation.

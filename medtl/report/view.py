@@ -1,4 +1,4 @@
-"""What every section and figure of a report knows of the results: worked out once, and handed to all of them."""
+"""The view of the results that every section and figure of a report gets: prepared once for all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIDES = {"target": "external", "source": "internal"}
 
 @dataclass(frozen=True)
 class Column:
-    """Numbers of one kind, which stand below each other in a table.
+    """One column of a table.
 
     Attributes:
         name: the metric; cls and kind as in `Measure`.
@@ -43,7 +43,7 @@ class Column:
 
 
 class View:
-    """The results as the page shows them.
+    """The results, prepared for the page.
 
     Attributes:
         results: what the page is made from.
@@ -204,7 +204,7 @@ class View:
         return [name for name, metric in self._used.items() if metric.section == section]
 
     def title(self, name: str) -> str:
-        """A metric's title with its unit; what else stands in brackets there is for the definitions."""
+        """A metric's title with its unit; other words in brackets are left to the definitions."""
         metric, rules = MEASURES[name], self.results.segmentation
         title = metric.title.partition(" (")[0]
         if not metric.unit:
@@ -221,7 +221,7 @@ class View:
     def head(
         self, name: str, cls: str | None = None, kind: str | None = None, stage: str | None = None
     ) -> str:
-        """What stands above a column of numbers."""
+        """The head of a column of numbers."""
         title = self.title(name)
         if cls is not None and "one class" in title:
             title, cls = title.replace("one class", cls), None
@@ -250,7 +250,7 @@ class View:
     def get(
         self, block: Block | None, column: Column, part: str | None = None, stage: str | None = None
     ) -> Measure | None:
-        """The number of a block that belongs into a column."""
+        """The number of a block for a column."""
         if block is None:
             return None
         cls = part if self.masks else column.cls
@@ -348,7 +348,7 @@ class View:
         return difference.cls if self.masks else difference.finding
 
     def meaning(self) -> str:
-        """What a value and its interval are, below a table."""
+        """Explains value and interval, below a table."""
         what = "Mean over cases" if self.masks else "Value"
         level = format_number(100 * self.results.level, 0)
         several = any(len(b.seeds) > 1 for b in self.results.blocks)

@@ -1,4 +1,4 @@
-"""The report: a page, a Markdown card, figures and results.json, all rendered from the results alone.
+"""Writes the report: a page, a Markdown card, figures and results.json, all rendered from the results alone.
 
 `write_page` gives recipes that predict nothing the same page from sections of their own.
 """
@@ -138,7 +138,7 @@ def _render(name: str, content: dict[str, Any]) -> str:
 
 
 def _markdown(value: object) -> object:
-    """Text that Markdown would read as markup, made literal: no name breaks a table."""
+    """Escapes Markdown markup, so that no name breaks a table."""
     # What a macro of the template returns went through here already, piece by piece.
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value

@@ -1,1 +1,1 @@
-"""From a table to results."""
+"""Turns a table into results."""

@@ -1,4 +1,4 @@
-"""The classification's part of the engine: every metric of a model's predictions on a group of cases."""
+"""The engine's part for classification: every metric of a model's predictions on a group of cases."""
 
 from __future__ import annotations
 

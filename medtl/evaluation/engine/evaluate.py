@@ -130,7 +130,7 @@ def evaluate_cases(
     """Evaluates segmented cases that were measured before, structure by structure.
 
     Args:
-        frame: one row a case, model, training seed and structure, as `measure_cases` returns it; and `weight`, if
+        frame: one row per case, model, training seed and structure, as `measure_cases` returns it; and `weight`, if
             cases weigh differently.
         rules: what the numbers rest on.
         voxels: histograms of voxel probabilities, or None.

@@ -1,4 +1,4 @@
-"""What is fitted on the source and then frozen: the positive class, temperatures and operating points."""
+"""Settings fitted on the source and then frozen: the positive class, temperatures and operating points."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ NEGATIVE_NAMES = frozenset(
         "without",
     ]
 )
-"""Names that say that there is nothing to find."""
+"""Names of classes without a finding."""
 
 
 def choose_positive(table: PredictionTable, positive: str | None) -> tuple[int | None, str]:
-    """Column of the positive class of a binary task, and why it is that one.
+    """The column of the positive class of a binary task, and the reason.
 
     Args:
         table: the predictions.
@@ -105,7 +105,7 @@ def freeze(
 
 
 def _all_right(logits: Floats, label: Ints) -> bool:
-    """Whether the largest logit of every case is its own class's, and no other is as large."""
+    """Whether every case is classified correctly, without ties."""
     own = logits[np.arange(len(label)), label]
     others = logits.copy()
     others[np.arange(len(label)), label] = -np.inf

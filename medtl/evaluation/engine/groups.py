@@ -1,4 +1,4 @@
-"""What the engine and the two tasks share: runs, groups of cases, and values with their replicates."""
+"""Types that the engine and both tasks share: runs, groups of cases, and values with their replicates."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class Runs:
 
 
 class Task(ABC):
-    """What classification and segmentation do differently; the engine does the rest, once for both.
+    """The differences between classification and segmentation; the engine does the rest for both.
 
     Attributes:
         kind: `classification` or `segmentation`, whose metrics are reported.

@@ -70,7 +70,7 @@ def measure_cases(
         progress: called with the number of cases done and their total.
 
     Returns:
-        One row a case, model, seed and structure, in the order of the table; `COLUMNS` and `group_*`. Distances are
+        One row per case, model, seed and structure, in the order of the table; `COLUMNS` and `group_*`. Distances are
         in `unit` (`mm` or `px`); volumes in ml, or in pixels where the unit is `px`. `frame.attrs` holds `structures`,
         `tolerance` (by structure), `policy` (in words) and `warnings`.
 
@@ -137,7 +137,7 @@ def _values_of(path: Path) -> set[int] | str:
 
 
 def _labels_of(table: SegmentationTable, jobs: int) -> tuple[LabelMap, tuple[str, ...]]:
-    """Names for the values that are found; reads every file."""
+    """Names the values found; reads every file."""
     paths = list(dict.fromkeys(path for path in (*table.reference, *table.mask) if path is not None))
     values = dict(zip(paths, map_items(_values_of, paths, jobs=jobs), strict=True))
     sides: list[set[int]] = []

@@ -1,4 +1,4 @@
-"""The segmentation's part of the engine: every metric of a model's masks on a group of cases.
+"""The engine's part for segmentation: every metric of a model's masks on a group of cases.
 
 Values of cases become sums by patient, so that a resample of patients is one matrix product.
 """
@@ -52,7 +52,7 @@ class Segmented(Task):
     """Measured cases, with the temperatures that were fitted on the source.
 
     Args:
-        frame: one row a case, model, training seed and structure, as `measure_cases` returns it; and `weight`, if
+        frame: one row per case, model, training seed and structure, as `measure_cases` returns it; and `weight`, if
             cases weigh differently.
         rules: what the numbers rest on.
         voxels: histograms of voxel probabilities, or None.
@@ -324,7 +324,7 @@ def _averaged(found: Measured, wholes: Mapping[Key, Sequence[Key]]) -> Measured:
 
 
 def _support(group: Group, parts: Sequence[Sequence[_Part]], key: Key) -> Support:
-    """What a mean over cases rests on: a case counts when any training seed gave it a value."""
+    """The support of a mean over cases: a case counts if any training seed gave it a value."""
     own = [part.has(key) for of_seed in parts for part in of_seed if part.structure == key.cls]
     has = np.isfinite(np.stack(own)).any(axis=0)
     patients = len(np.unique(group.patient[has]))

@@ -253,7 +253,7 @@ class SmoothCurve:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the calibration metrics need of a sample, before or after recalibration.
+    """The inputs of calibration metrics from a sample, before or after recalibration.
 
     Attributes:
         main: the kind of calibration error that is plotted.

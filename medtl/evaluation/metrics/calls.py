@@ -1,4 +1,4 @@
-"""What is called right: accuracy, sensitivity and specificity, predictive values."""
+"""Correct predictions: accuracy, sensitivity and specificity, predictive values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def confusion(draw: Draw) -> Floats:
 
 
 def recalls(draw: Draw) -> Floats:
-    """(b, K) share of each class that is called right; nan where a resample has no case of it."""
+    """(b, K) share of each class that is predicted correctly; nan if a resample has no case of it."""
     cells = draw.shared(confusion)
     return divide(np.diagonal(cells, axis1=1, axis2=2), cells.sum(axis=2))
 
@@ -70,7 +70,7 @@ def _predictive(draw: Draw, which: int) -> Values:
 
 
 def _bayes(which: int, found: Callable[[str], Estimate], prevalence: float) -> tuple[float, float, str]:
-    """The limits of sensitivity and specificity, put into Bayes' rule."""
+    """Limits by Bayes' rule from those of sensitivity and specificity."""
     sensitivity, specificity = found("sensitivity"), found("specificity")
     lowest = ppv_npv(sensitivity.lo or 0.0, specificity.lo or 0.0, prevalence)
     highest = ppv_npv(_upper(sensitivity), _upper(specificity), prevalence)
@@ -82,7 +82,7 @@ def _upper(found: Estimate) -> float:
 
 
 def all_patients(cases: Cases, key: Key) -> Support:
-    """The support of a share of all labelled cases, which no rare class makes uncertain."""
+    """The support of a share of all labelled cases, which does not depend on rare classes."""
     found = cases.support()
     return replace(found, smaller=found.num_patients)
 

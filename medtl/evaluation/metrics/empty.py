@@ -1,4 +1,4 @@
-"""What a case counts when a structure is missing from the reference, from a model's mask, or from both."""
+"""The value of a case if a structure is missing from the reference, from a model's mask, or from both."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ STATUSES = {
     "pred_empty": "the mask misses the structure of the reference altogether",
     "no_reference": "the case has no reference standard",
 }
-"""What a row's status says."""
+"""The meaning of each status."""
 
 
 @dataclass(frozen=True)
 class EmptyPolicy:
-    """What a case counts when a structure is missing from the reference, from the mask, or from both.
+    """The value of a case if a structure is missing from the reference, from the mask, or from both.
 
     `worst` stands for overlap and surface Dice 0 and every distance the diagonal of the image, the largest that could
     occur in it: finite, so that means exist, and never better than any true value. `exclude` gives no value; the row
@@ -58,7 +58,7 @@ class EmptyPolicy:
         return named.get(status, "exclude")
 
     def value(self, status: str, rule: str, diagonal: float) -> float:
-        """What a row that is not `ok` counts.
+        """The value of a row that is not `ok`.
 
         Args:
             status: of the row.

@@ -1,7 +1,7 @@
-"""What a metric is: its name, its words for the report, and how it is computed.
+"""The contract of a metric: its name, its wording in the report, and its computation.
 
-A metric stands in one file of this folder, in the module's `METRICS`, and nowhere else: `registry` finds it there, and
-the engine, results.json and the tables of the page take it from the registry.
+A metric is defined in one file of this folder, in the module's `METRICS`, and nowhere else: `registry` finds it there,
+and the engine, results.json and the tables of the page take it from the registry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
     "top_label": "probability of the most probable class",
     "classwise": "mean over the classes",
 }
-"""What a calibration error is about."""
+"""What a calibration error refers to."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Key:
 
 
 Values = Floats | dict[Key, Floats]
-"""One value a resample, (b,); or several by their key, where a metric has one for each class or stage."""
+"""One value per resample, (b,); or several by their key, where a metric has one for each class or stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric: what every task's metrics share.
+    """One metric; the part that all tasks share.
 
     Attributes:
         name: its key in `MEASURES` and in results.json.
@@ -121,13 +121,13 @@ class ClassificationMetric(Metric):
 
 
 def mean_over_cases(mean: Floats, deviation: Floats) -> Floats:
-    """How most metrics of masks are summed up: by their mean."""
+    """Summarises the cases by their mean, as most mask metrics do."""
     return mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskMetric(Metric):
-    """A metric of segmentations: a number for each case and structure, and how the cases are summed up.
+    """A metric of segmentations: a number for each case and structure, and a summary over the cases.
 
     It comes from the two masks of a case (`from_masks`), which are then measured once and kept in a column of
     `measure_cases`, or from such columns (`from_columns`); exactly one of the two is given.

@@ -116,7 +116,7 @@ class OperatingPoint:
 
     @classmethod
     def default(cls, positive: str) -> OperatingPoint:
-        """Probability one half, where nothing could be fitted."""
+        """Probability one half, if nothing could be fitted."""
         return cls(rule="default", threshold=0.0, probability=0.5, positive=positive)
 
     def apply(self, scores: Floats) -> Bools:

@@ -1,4 +1,4 @@
-"""How much of a segmentation and its reference is common to both."""
+"""Overlap of a segmentation and its reference."""
 
 from __future__ import annotations
 

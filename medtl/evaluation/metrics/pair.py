@@ -1,4 +1,4 @@
-"""What the metrics of masks are computed on: one structure of a case, in a model's mask and in the reference."""
+"""The input of mask metrics: one structure of a case, in a model's mask and in the reference."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def find_metrics() -> dict[str, Metric]:
 
 
 def headlines(task: str) -> tuple[str, ...]:
-    """The metrics that the models of a task are ranked by; the most important first."""
+    """The metrics that rank the models of a task, the most important first."""
     found = [metric for metric in MEASURES.values() if metric.task == task and metric.headline]
     return tuple(metric.name for metric in sorted(found, key=lambda metric: metric.headline))
 

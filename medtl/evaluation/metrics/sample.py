@@ -1,4 +1,4 @@
-"""What the metrics of a classification are computed on: one trained model on a group of cases, and its resamples.
+"""The input of classification metrics: one trained model on a group of cases, and its resamples.
 
 The same code gives the value (every patient drawn once) and its replicates, so they cannot drift apart.
 """
@@ -61,13 +61,13 @@ class Cases:
         return [self.patients_with(int(c)) for c in self.present] or [0]
 
     def support(self) -> Support:
-        """What a number rests on that takes all labelled cases."""
+        """The support of a number that uses all labelled cases."""
         patients = len(np.unique(self.patient[self.labelled]))
         events = None if self.positive is None else self.cases_with(self.positive)
         return Support(int(self.labelled.sum()), patients, events, min(self.patients_by_class()), patients)
 
     def support_of(self, column: int) -> Support:
-        """What a number rests on that takes the cases of one class alone."""
+        """The support of a number that uses only the cases of one class."""
         n, k = self.cases_with(column), self.patients_with(column)
         return Support(n, k, n, k, k)
 
@@ -108,12 +108,12 @@ class Sample:
 
     @property
     def stages(self) -> dict[str, Floats]:
-        """Logits of the labelled cases `before` recalibration, and `after` it where there is a temperature."""
+        """Logits of the labelled cases `before` recalibration, and `after` it if there is a temperature."""
         after = {} if self.temperature is None else {"after": self.scores / self.temperature}
         return {"before": self.scores} | after
 
     def prepared(self, make: Callable[[Sample], T]) -> T:
-        """What `make` gives for this sample: made once, however many metrics and resamples ask for it."""
+        """The result of `make` for this sample, computed once for all metrics and resamples."""
         if make not in self._prepared:
             self._prepared[make] = make(self)
         found: T = self._prepared[make]
@@ -133,7 +133,7 @@ class Draw:
         self._shared: dict[Any, Any] = {}
 
     def shared(self, make: Callable[[Draw], T]) -> T:
-        """What `make` gives for these resamples: made once, however many metrics ask for it."""
+        """The result of `make` for these resamples, computed once for all metrics."""
         if make not in self._shared:
             self._shared[make] = make(self)
         found: T = self._shared[make]

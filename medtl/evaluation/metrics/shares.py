@@ -1,4 +1,4 @@
-"""How often each class is called, and how often it occurs."""
+"""How often each class is predicted, and how often it occurs."""
 
 from __future__ import annotations
 

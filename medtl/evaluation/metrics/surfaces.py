@@ -1,4 +1,4 @@
-"""Distances between the surfaces of two masks, and the measures that come from them.
+"""Distances between the surfaces of two masks, and measures based on them.
 
 A surface voxel belongs to the mask and has a face neighbour that does not; beyond the image there is none of
 the mask. This is what MONAI's metrics take (erosion with the cross of face neighbours). Tools that place the
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medtl.evaluation.metrics.pair import MaskPair
 
 LEAF_SIZE = 32
-"""Points in a leaf of the search tree: a tree that is asked once is built faster with larger leaves."""
+"""Points per leaf of the search tree: larger leaves are faster to build, which pays off for a single query."""
 SLACK = 1e-6
 """Relative slack when a distance is compared with a tolerance: spacings come from 32-bit headers, and 2 mm
 must be within 2 mm."""
@@ -69,7 +69,7 @@ def surface_voxels(mask: Bools, shape: Sequence[int] | None = None) -> NDArray[n
 
 @dataclass(frozen=True)
 class Surface:
-    """The surface of a mask as points; its search tree is built when it is first asked.
+    """The surface of a mask as points; its search tree is built on first use.
 
     Attributes:
         points: (n, d) positions in the unit of the spacing.

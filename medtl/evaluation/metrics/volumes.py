@@ -1,4 +1,4 @@
-"""How far the volume of a segmentation is from that of its reference."""
+"""The volume of a segmentation compared with that of its reference."""
 
 from __future__ import annotations
 

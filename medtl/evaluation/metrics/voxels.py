@@ -36,7 +36,7 @@ SUM_TOLERANCE = 0.02
 
 
 def band_name(margin: float, unit: str) -> str:
-    """The name of the voxels that count, for a report; `unit` is `mm` or `px`."""
+    """Names the evaluated voxels in a report; `unit` is `mm` or `px`."""
     return f"voxels within {margin:g} {unit} of the structure, in the reference or in the mask"
 
 
@@ -86,7 +86,7 @@ def near(
 
 
 def _shift(by: int, length: int) -> tuple[slice, slice]:
-    """Where an axis shifted by `by` goes to, and where that comes from."""
+    """Target and source slices of an axis shifted by `by`."""
     kept = max(length - abs(by), 0)
     first = max(by, 0), max(-by, 0)
     return slice(first[0], first[0] + kept), slice(first[1], first[1] + kept)

@@ -1,4 +1,4 @@
-"""One reported number: its value, its interval, how the interval was made and on how much data."""
+"""A reported number: its value, its interval, the method of the interval, and the amount of data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATUSES = {
     "no_cases": "not estimable: no case to count",
     "undefined": "not estimable on these data",
 }
-"""What each status of an `Estimate` means, in the words of the report."""
+"""The meaning of each status of an `Estimate`, as worded in the report."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Estimate:
 
 
 def finite(value: float | None) -> float | None:
-    """The number, or None where it is none."""
+    """The number, or None if it is not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def verdict_of(found: Estimate, better: str) -> str:
-    """What a difference reads as: `gain` or `harm` where its interval leaves out 0.
+    """The verdict on a difference: `gain` or `harm` if its interval excludes 0.
 
     Args:
         found: the difference.
@@ -82,7 +82,7 @@ def verdict_of(found: Estimate, better: str) -> str:
 
 
 def join(names: Sequence[str]) -> str:
-    """Names as a sentence has them: `a`, `a and b`, `a, b and c`."""
+    """Joins names for a sentence: `a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -24,7 +24,7 @@ two."""
 
 
 def check_resampling(replicates: int, level: float) -> None:
-    """Refuses numbers of resamples and levels that make no interval.
+    """Refuses numbers of resamples and levels that give no interval.
 
     Raises:
         ConfigError: fewer than 100 resamples, or a level below one half or of 1 and more.
@@ -38,7 +38,7 @@ def check_resampling(replicates: int, level: float) -> None:
 
 
 def patient_strata(labels: Ints, patient: Ints, num_patients: int, site: Ints | None = None) -> Ints:
-    """The class that each patient is drawn with: the rarest among the patient's own labels, by site.
+    """The stratum of each patient: the rarest of the patient's own labels, by site.
 
     Args:
         labels: (n,) class of each case, -1 where there is none.
@@ -132,7 +132,7 @@ def expanded_tail(num_patients: int, level: float) -> float:
 
 @dataclass(frozen=True)
 class Support:
-    """What an estimate rests on.
+    """The data behind an estimate.
 
     Attributes:
         n: number of cases.
@@ -153,7 +153,7 @@ class Support:
 
 
 def missing(status: str, level: float, support: Support) -> Estimate:
-    """An estimate that could not be had."""
+    """An estimate that could not be computed."""
     n, patients, events = support.n, support.num_patients, support.num_events
     return Estimate(None, None, None, "none", level, n, patients, events, status)
 

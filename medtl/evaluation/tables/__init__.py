@@ -1,1 +1,1 @@
-"""Tables of predictions, of segmentations and of voxels: read once, checked in full."""
+"""Tables of predictions, segmentations and voxels: read once, checked completely."""

@@ -1,4 +1,4 @@
-"""Label maps from files that any tool wrote, with their geometry, through the readers of `medtl.scans`.
+"""Reads label maps from any tool's files, with their geometry, through the readers of `medtl.scans`.
 
 A header is read and judged before any voxel is, so that a file cannot announce more than the readers accept.
 """
@@ -21,12 +21,12 @@ from medtl.scans.reader import INDICES, file_reader
 __all__ = ["LabelHeader", "LabelImage", "MaskError", "read_label_header", "read_label_map"]
 
 AFFINE_TOLERANCE = 1e-3
-"""Two affines are the same when no entry differs by more than this (mm, and mm a voxel)."""
+"""Two affines agree if no entry differs by more than this (mm, and mm per voxel)."""
 
 
 @dataclass(frozen=True)
 class LabelHeader:
-    """What the header of a label map says.
+    """The header of a label map.
 
     Attributes:
         shape: (k, j, i); an image is (1, rows, columns).
@@ -45,7 +45,7 @@ class LabelHeader:
         return (k, j, i)
 
     def differs(self, other: LabelHeader) -> str:
-        """Says in numbers why two label maps do not lie on one grid; empty when they do."""
+        """Describes how the grids of two label maps differ; empty if they agree."""
         if self.shape != other.shape:
             return f"has {times(self.shape)} voxels where {times(other.shape)} are expected"
         if (self.affine is None) != (other.affine is None):
@@ -65,7 +65,7 @@ class LabelHeader:
 
 @dataclass(frozen=True)
 class LabelImage:
-    """Voxels of a label map and where they lie.
+    """The voxels of a label map and their geometry.
 
     Attributes:
         array: (k, j, i) stored values, an integer type.

@@ -1,4 +1,4 @@
-"""The predictions table: what any tool must write to be evaluated, checked once and whole.
+"""The predictions table, which any tool can write to be evaluated: checked once, as a whole.
 
 One row is one case as seen by one model (and one training seed; and, for multi-label tasks, one finding).
 Columns: `case, patient, split, domain, site, model, label` and `logit_<class>` or `prob_<class>`; optional
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 REQUIRED = ("case", "patient", "split", "domain", "site", "model", "label")
 CLIP = 1e-7
-"""Probabilities nearer to 0 than this are moved to it before the logarithm, and counted."""
+"""Smaller probabilities are clipped to this before the logarithm, and counted."""
 SUM_TOLERANCE = 0.01
 """Probabilities of a row may miss a sum of 1 by this much: tables are written with two or three decimals."""
 
@@ -123,7 +123,7 @@ class PredictionTable(CaseRows):
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which columns hold the scores: `kind` is `logit` or `prob`, `names` are the classes in column order."""
+    """The score columns: `kind` is `logit` or `prob`, `names` are the classes in column order."""
 
     kind: str
     names: tuple[str, ...]
@@ -131,7 +131,7 @@ class _Columns:
 
 
 def _check_columns(frame: pd.DataFrame, faults: list[str]) -> _Columns | None:
-    """Looks at the header alone; None where it is at fault."""
+    """Checks the header alone; None if it is faulty."""
     header = [str(c) for c in frame.columns]
     check_header(header, REQUIRED, faults)
     found = {k: [c[len(k) + 1 :] for c in header if c.startswith(f"{k}_")] for k in ("logit", "prob")}
@@ -205,7 +205,7 @@ def _classes(columns: _Columns, label: Strings, faults: list[str]) -> tuple[tupl
             if len(others) > 1:
                 faults.append(
                     f"there is one score column, for {names[0]!r}, but the labels name several other classes "
-                    f"({', '.join(others[:4])}): give one column a class"
+                    f"({', '.join(others[:4])}): give one column per class"
                 )
             names = (others[0] if others else f"not {names[0]}", names[0])
     index = {name: k for k, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""What every table of cases shares, whatever its task: how it is read, where rows stand, and its checks.
+"""What all tables of cases share: reading, line numbers, and checks.
 
 Checks: fields, leaks between splits, unpaired models. Each adds what it finds to a list of faults, with line numbers.
 No message holds a patient's identifier: rows are named by their line.
@@ -91,13 +91,13 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
 
 
 def table_fault(what: str, faults: list[str]) -> DataError:
-    """One error of all faults of a table, such as "predictions table 'a.csv'"."""
+    """One error for all faults of a table, such as "predictions table 'a.csv'"."""
     count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
     return DataError(f"The {what} has {count}: {'; '.join(faults)}.")
 
 
 def odd(name: str) -> bool:
-    """Whether a name holds characters that neither a page nor a drawing may hold."""
+    """Whether a name has characters that are not allowed on a page or in a drawing."""
     return any(unicodedata.category(ch)[0] == "C" for ch in name)
 
 
@@ -123,7 +123,7 @@ def lines(bad: Ints | Bools) -> str:
 
 
 def numbers(values: Any, column: str, faults: list[str]) -> Floats:
-    """A column as finite numbers; one half stands for what is none."""
+    """A column as finite numbers; values that are not numbers become one half."""
     import pandas as pd
 
     found = pd.to_numeric(pd.Series(np.asarray(values, dtype=object)), errors="coerce").to_numpy(dtype=float)

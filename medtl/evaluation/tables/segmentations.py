@@ -1,4 +1,4 @@
-"""The table of segmentations: which mask a model made of a case, and the reference it is judged by.
+"""The table of segmentations: the mask of each model and case, and its reference.
 
 One row is one case as seen by one model (and one training seed). Columns: `case, patient, split, domain, site,
 model, mask, reference`; optional `seed, weight, group_*`. `mask` and `reference` are label maps (NIfTI, PNG, TIFF
@@ -188,7 +188,7 @@ class SegmentationTable(CaseRows):
 
 
 def _paths(values: Strings, column: str, folder: Path, faults: list[str]) -> tuple[Path | None, ...]:
-    """Where the files are; a relative path may not leave the table's folder."""
+    """The paths of the files; a relative path must not leave the table's folder."""
     found: list[Path | None] = []
     leaving = np.zeros(len(values), dtype=bool)
     for row, value in enumerate(values.tolist()):

@@ -1,4 +1,4 @@
-"""The histograms of voxel probabilities that stand beside a table of segmentations, checked once and whole.
+"""The histograms of voxel probabilities beside a table of segmentations: checked once, as a whole.
 
 Columns: `case, model, seed, structure, bin, n, k` and optionally `margin`, as `voxel_histogram` makes them; bins
 without voxels are left out.

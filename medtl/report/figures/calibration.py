@@ -19,7 +19,7 @@ MOST_MODELS, MOST_STRUCTURES = 4, 3
 
 
 def draw(view: View) -> Drawing | None:
-    """One panel a model and place, with the shares of the predictions below; with masks one a structure and model."""
+    """One panel per model and place (with masks, per structure and model), with the shares of the predictions below."""
     return _voxels(view) if view.masks else _cases(view)
 
 

@@ -36,7 +36,7 @@ NUMBERS = {
 
 
 def draw(view: View) -> Drawing | None:
-    """One panel a kind of cost, one dot a model."""
+    """One panel per kind of cost, one dot per model."""
     points = [
         (c, m.estimate) for c in view.results.context.costs if (m := view.headline(c.model)) is not None
     ]

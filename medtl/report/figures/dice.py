@@ -24,7 +24,7 @@ MOST_DOTS = 400
 
 
 def draw(view: View) -> Drawing | None:
-    """One panel a structure, one strip of cases a model."""
+    """One panel per structure, one strip of cases per model."""
     blocks = [b for b in view.blocks(view.domain, drawn=True) if b.cases]
     classes = view.results.classes
     structures = [

@@ -33,7 +33,7 @@ Row = tuple[str | None, str, str]
 
 
 def draw(view: View) -> Drawing | None:
-    """Classes: one row a metric and model. Masks: one panel a metric, one row a structure and model."""
+    """Classes: one row per metric and model. Masks: one panel per metric, one row per structure and model."""
     if view.many or not view.reference:
         return None
     found = list(view.differences(view.domain))

@@ -18,7 +18,7 @@ MOST_CURVES = 12
 
 
 def draw(view: View) -> Drawing | None:
-    """One panel a model, one line a seed."""
+    """One panel per model, one line per seed."""
     from matplotlib.ticker import MaxNLocator
 
     curves: dict[str, list[LearningCurve]] = {}

@@ -12,7 +12,7 @@ MOST_PANELS = 4
 
 
 def draw(view: View) -> Drawing | None:
-    """One panel a headline metric; with masks one for the mean and one a structure."""
+    """One panel per headline metric; with masks, one for the mean and one per structure."""
     first = view.comparison() if view.many else None
     if first is None:
         return None

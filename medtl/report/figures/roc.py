@@ -12,7 +12,7 @@ MOST_PANELS = 6
 
 
 def draw(view: View) -> Drawing | None:
-    """One panel a place and finding; with more than two classes one a class."""
+    """One panel per place and finding; with more than two classes, one per class."""
     multi = view.results.task == "multiclass"
     found: dict[str, list[tuple[str, Curve]]] = {}
     for block in view.blocks(drawn=True):

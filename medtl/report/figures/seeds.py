@@ -10,7 +10,7 @@ SECTION = "seeds"
 
 
 def draw(view: View) -> Drawing | None:
-    """One row a model (and finding), one dot a seed."""
+    """One row per model (and finding), one dot per seed."""
     blocks = [b for b in view.blocks(view.domain) if len(b.seeds) > 1]
     shown = view.panels()
     if not blocks or not shown:

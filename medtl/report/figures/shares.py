@@ -1,4 +1,4 @@
-"""Shares of the classes: called by each model, and by the reference standard."""
+"""Class shares: predicted by each model, and by the reference standard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECTION = "shares"
 
 
 def draw(view: View) -> Drawing | None:
-    """One group of rows a class (and finding), one row a model."""
+    """One group of rows per class (and finding), one row per model."""
     results, models = view.results, view.drawn
     blocks = view.blocks("target", labelled=False, drawn=True)
     blocks = blocks or view.blocks("source", labelled=False, drawn=True)

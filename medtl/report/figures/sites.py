@@ -10,7 +10,7 @@ SECTION = "sites"
 
 
 def draw(view: View) -> Drawing | None:
-    """One group of rows a site (and finding), one row a model."""
+    """One group of rows per site (and finding), one row per model."""
     blocks, models, shown = view.sites(), view.drawn, view.panels()
     places = list(dict.fromkeys((b.domain, b.site or "", b.finding) for b in blocks))
     if not places or not shown:

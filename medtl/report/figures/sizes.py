@@ -13,7 +13,7 @@ SECTION = "sizes"
 
 
 def draw(view: View) -> Drawing | None:
-    """One panel a place, one line a group of models, with its band."""
+    """One panel per place, one line per group of models, with its band."""
     groups = view.sizes
     domains = [d for d in PLACES if any(view.headline(m, d) for m in view.models)]
     if not groups or not domains:

@@ -21,7 +21,7 @@ DASHED = (0, (4, 2))
 
 
 def draw(view: View) -> Drawing | None:
-    """One row of panels a structure, one panel a model."""
+    """One row of panels per structure, one panel per model."""
     blocks = [b for b in view.blocks(view.domain, drawn=True) if b.get("volume_bias")][:MOST_MODELS]
     classes = view.results.classes
     structures = [c for c in classes[:MOST_STRUCTURES] if any(b.get("volume_bias", cls=c) for b in blocks)]

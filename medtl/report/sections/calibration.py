@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, of cases or of voxels, before and after recalibration."""
+"""Calibration of the probabilities of cases or voxels, before and after recalibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which class the cases are called, at the frozen operating point or by the most probable class."""
+"""Predicted classes, at the frozen operating point or by the most probable class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ORDER = 45
 
 
 def section(view: View) -> Section | None:
-    """Sensitivity, specificity and the like, and the tables of confusion."""
+    """Sensitivity, specificity and related measures, and the confusion matrices."""
     positive, prevalence = view.results.positive, view.results.prevalence
     title = "Calls at the frozen operating point" if positive else "Calls of the most probable class"
     tables = metric_tables(view, "calls", title)

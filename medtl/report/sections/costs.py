@@ -1,4 +1,4 @@
-"""What training and prediction cost, beside quality."""
+"""The cost of training and prediction, beside quality."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 
 def section(view: View) -> Section | None:
-    """One row a model, the best first, and the models that nothing as fast surpasses."""
+    """One row per model, the best first, and the models that no equally fast model surpasses."""
     costs = view.results.context.costs
     if not costs:
         return None
@@ -52,7 +52,7 @@ def section(view: View) -> Section | None:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people.
+    """Formats seconds.
 
     Example:
         >>> [duration(s).replace(_SPACE, " ") for s in (0.0123, 4.2, 312, 7500)]
@@ -71,7 +71,7 @@ def duration(seconds: float | None) -> str:
 
 
 def memory(megabytes: float | None) -> str:
-    """Megabytes for people.
+    """Formats megabytes.
 
     Example:
         >>> [memory(m).replace(_SPACE, " ") for m in (312.4, 2048)]
@@ -84,7 +84,7 @@ def memory(megabytes: float | None) -> str:
 
 
 def count(number: int | None) -> str:
-    """A count for people.
+    """Formats a count.
 
     Example:
         >>> [count(n).replace(_SPACE, " ") for n in (4098, 23_500_000, 0)]

@@ -1,4 +1,4 @@
-"""Where the cases come from, and how many there are."""
+"""The origin and number of the cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ORDER = 10
 
 
 def section(view: View) -> Section:
-    """Who was tested, and how many."""
+    """The tested patients and their number."""
     results = view.results
     first = next((b.finding for b in results.blocks), None)
     counted = {d: next((m for m in results.models if view.blocks_of(m, d)), "") for d in ("target", "source")}
@@ -56,7 +56,7 @@ def _counts(view: View, block: Block) -> list[str]:
 
 
 def _flow(view: View) -> Table:
-    """Counts from the folders to the cases; whatever the run counted, numbers first, reasons last."""
+    """Counts from the folders to the cases as the run recorded them, numbers first, reasons last."""
     flow = {site: counts for site, counts in view.results.context.flow.items() if isinstance(counts, dict)}
     keys = list(dict.fromkeys(k for counts in flow.values() for k in counts))
     heads = (k.replace("_", " ").capitalize() for k in keys)

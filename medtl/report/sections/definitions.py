@@ -1,4 +1,4 @@
-"""What each measure and each word means."""
+"""Definitions of measures and terms."""
 
 from __future__ import annotations
 

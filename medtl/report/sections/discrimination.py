@@ -1,4 +1,4 @@
-"""How well the scores tell the classes apart."""
+"""How well the scores separate the classes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ ORDER = 40
 
 
 def section(view: View) -> Section | None:
-    """AUROC, with more than two classes of each class against the rest."""
+    """AUROC; with more than two classes, of each class against the rest."""
     tables = metric_tables(view, "discrimination", "Discrimination")
     return Section("discrimination", "Discrimination", tables=tuple(tables)) if tables else None

@@ -11,7 +11,7 @@ ORDER = 65
 
 
 def section(view: View) -> Section | None:
-    """What adaptation, or whatever tells the models apart, has changed."""
+    """The effect of adaptation, or of whatever distinguishes the models."""
     if view.many or not view.reference:
         return None
     tables = [_structures(view, d) for d in PLACES] if view.masks else [_cases(view)]
@@ -72,7 +72,7 @@ def _structures(view: View, domain: str) -> TableBuilder:
 
 
 def difference_head(view: View, name: str) -> str:
-    """What stands above differences of a metric."""
+    """The column head of differences of a metric."""
     stages = {d.stage for d in view.results.differences if d.name == name}
     lower = ", lower is better" if MEASURES[name].better == "lower" else ""
     return view.title(name) + (", recalibrated" if "after" in stages else "") + lower
@@ -84,7 +84,7 @@ def difference_cell(table: TableBuilder, d: Difference | None) -> Cell:
 
 
 def other_differences(view: View, part: str | None) -> Table:
-    """Differences of many models in measures that no comparison of all of them is about, each limit for itself."""
+    """Differences of many models in measures without a simultaneous comparison; each has its own limits."""
     compared = {name for name, about in view.rankings(part) if about == part}
     rows = [d for d in view.differences(view.domain) if view.part_of(d) == part and d.name not in compared]
     names = list(dict.fromkeys(d.name for d in rows))

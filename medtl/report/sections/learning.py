@@ -12,7 +12,7 @@ READS = {"large": "harm", "within the noise": "even", "small": "", "": "muted"}
 
 
 def section(view: View) -> Section | None:
-    """One row a model: the kept epoch, training, validation, and the gap between them."""
+    """One row per model: the kept epoch, training, validation, and the gap between them."""
     found = gaps(view)
     if not found:
         return None

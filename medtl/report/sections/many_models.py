@@ -93,7 +93,7 @@ def _p_value(p: float | None) -> Cell:
 
 
 def _matrix(view: View, comparison: Comparison) -> Iterator[Table]:
-    """Encoders by strategies, where the names have both."""
+    """Encoders by strategies, if the names have both."""
     names = {row.model: split_name(row.model) for row in comparison.rows}
     encoders = list(dict.fromkeys(n.encoder for n in names.values()))
     strategies = list(dict.fromkeys(n.strategy for n in names.values()))

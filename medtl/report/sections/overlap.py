@@ -10,7 +10,7 @@ ORDER = 50
 
 
 def section(view: View) -> Section | None:
-    """Dice and its kin."""
+    """Dice and related measures."""
     tables = metric_tables(view, "overlap", "Overlap with the reference")
     rules = view.results.segmentation
     if not tables or rules is None:
@@ -22,7 +22,7 @@ def section(view: View) -> Section | None:
 
 
 def _masks(view: View) -> Table:
-    """In how many masks each structure is, which with few models stands beside the numbers."""
+    """The number of masks that hold each structure; with few models, it stands beside the numbers."""
     classes = view.results.classes
     table = TableBuilder(f"Masks that hold a structure, {view.place().lower()}", ("Model", *classes))
     for block in view.blocks(view.domain):

@@ -1,4 +1,4 @@
-"""What somebody needs to make the same numbers again."""
+"""What is needed to reproduce the numbers."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ ORDER = 95
 
 
 def section(view: View) -> Section | None:
-    """One row a model and seed; with many models one row a model."""
+    """One row per model and seed; with many models, one row per model."""
     if all(len(b.seeds) < 2 for b in view.results.blocks):
         return None
     table = _many(view) if view.many else _few(view)

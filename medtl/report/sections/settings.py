@@ -18,11 +18,11 @@ WORDS = {
     "separated": "none: all called right",
     "at_bound": "at its bound",
 }
-"""Why a setting was not fitted as usual."""
+"""Reasons why a setting was not fitted as usual."""
 
 
 def section(view: View) -> Section | None:
-    """One row a model and training seed; with many models one row a model."""
+    """One row per model and training seed; with many models, one row per model."""
     results = view.results
     settings = [s for s in results.settings if s.temperature_status != "no_probabilities"]
     if not settings:

@@ -1,4 +1,4 @@
-"""Which share of the cases each model calls a class."""
+"""Predicted and observed shares of the classes."""
 
 from __future__ import annotations
 

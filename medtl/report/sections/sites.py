@@ -10,7 +10,7 @@ ORDER = 90
 
 
 def section(view: View) -> Section | None:
-    """One row a site and model."""
+    """One row per site and model."""
     blocks = view.sites()
     if not blocks:
         return None

@@ -15,7 +15,7 @@ ORDER = 25
 
 
 def section(view: View) -> Section | None:
-    """Values by the number of patients, and what is compared with what."""
+    """Values by the number of patients, with the comparisons."""
     if not view.sizes:
         return None
     tables = [*(sizes_table(view, domain) for domain in PLACES), _same_size(view), _steps(view)]
@@ -31,7 +31,7 @@ def section(view: View) -> Section | None:
 
 
 def sizes_table(view: View, domain: str) -> TableBuilder:
-    """One row a number of labelled patients, one column a group of models."""
+    """One row per number of labelled patients, one column per group of models."""
     caption = f"{view.headline_title}, {view.place(domain).lower()}"
     table = TableBuilder(caption, ("Labelled training patients", *view.sizes))
     for n in _numbers(view):
@@ -46,7 +46,7 @@ def _numbers(view: View) -> list[int]:
 
 
 def _same_size(view: View) -> TableBuilder:
-    """Every group against one of them at the same number of patients."""
+    """Compares every group with one of them at the same number of patients."""
     rows = _compared(view, "same_size")
     others = [g for g, by in view.sizes.items() if any(m in rows for m in by.values())]
     home = next((g for g in view.sizes if g not in others), "")
@@ -60,7 +60,7 @@ def _same_size(view: View) -> TableBuilder:
 
 
 def _steps(view: View) -> TableBuilder:
-    """What each step to more patients brought."""
+    """The gain from each step to more patients."""
     rows, groups = _compared(view, "previous_size"), view.sizes
     caption = f"{view.headline_title}, {view.place().lower()}: what more patients brought"
     table = TableBuilder(caption, ("Labelled training patients", *groups))
@@ -77,7 +77,7 @@ def _compared(view: View, kind: str) -> dict[str, Compared]:
 
 
 def growth(view: View) -> Iterator[str]:
-    """What more labelled patients bring, and whether the best group depends on their number."""
+    """The gain from more labelled patients, and whether the best group depends on their number."""
     value = {
         (group, n): measure.estimate
         for group, by in view.sizes.items()

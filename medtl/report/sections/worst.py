@@ -10,7 +10,7 @@ ORDER = 100
 
 
 def section(view: View) -> Section | None:
-    """Values of the cases with the lowest Dice, and pictures of them where they were asked for."""
+    """Values of the cases with the lowest Dice, and pictures of them on request."""
     results, rules = view.results, view.results.segmentation
     if not results.worst or rules is None:
         return None
