@@ -68,13 +68,18 @@ def test_features_are_the_encoders(cohort: medtl.Cohort, tmp_path: Path) -> None
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that an encoder is given."""
     sizes: list[int] = []
-    encode = Encoder.forward
 
-    def counted(self: Encoder, image: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(image))
-        return encode(self, image)
+    def count(name: str) -> None:
+        encode = getattr(Encoder, name)
 
-    monkeypatch.setattr(Encoder, "forward", counted)
+        def counted(self: Encoder, image: torch.Tensor) -> Any:
+            sizes.append(len(image))
+            return encode(self, image)
+
+        monkeypatch.setattr(Encoder, name, counted)
+
+    count("forward")
+    count("features_at")
     return sizes
 
 
@@ -148,12 +153,12 @@ def test_cases_are_shared_between_data_sets(cohort: medtl.Cohort, tmp_path: Path
 def test_depths_in_one_pass(cohort: medtl.Cohort, tmp_path: Path, encoded: list[int]) -> None:
     network, scans = encoder(), data(cohort)
     found = extract_depths(network, scans, tmp_path / "f")
-    assert sum(encoded) == 18
+    assert sum(n for n in encoded if n > 1) == 18  # single images tell which depths there are
     assert list(found) == [f"stage{k}" for k in range(1, 6)]
     for depth in (*found, "last"):
         kept = extract_features(network, scans, tmp_path / "f", depth=depth)
         assert torch.equal(kept.features, found["stage5" if depth == "last" else depth].features)
-    assert sum(encoded) == 18
+    assert sum(n for n in encoded if n > 1) == 18  # single images tell which depths there are
     alone = extract_features(network, scans, tmp_path / "other", depth="stage2")
     torch.testing.assert_close(alone.features, found["stage2"].features)
     torch.testing.assert_close(

@@ -86,10 +86,13 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if task == "labels":
         write_site(root / "a", 40)
         write_site(root / "b", 12, offset=100, shade=60)
+        labels = root / "b" / "labels.csv"
+        labels.write_text("\n".join(labels.read_text().splitlines()[:-1]) + "\n")  # one case has no label
         data = ["--labels", "a/labels.csv", "--target-labels", "b/labels.csv"]
     else:
         write_masked_site(root / "a", 15)
         write_masked_site(root / "b", 6, offset=100, shade=60)
+        next((root / "b" / "masks").glob("*.png")).unlink()
         data = ["--masks", "a/masks", "--target-masks", "b/masks"]
     words = ["run", recipe, "--source", "a", "--target", "b", *data, *TINY, "--out", "run"]
     if "--encoders" not in flags:
