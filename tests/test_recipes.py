@@ -25,6 +25,8 @@ class TestEveryRecipe:
         assert issubclass(module.Config, Config)
         assert all(f.kw_only for f in fields)
         assert len(fields) <= MAX_FIELDS
+        for other in (LABELS_ALONE, MASKS_ALONE):
+            assert len({f.name for f in fields} - set(other)) <= 27, "one task has too many flags"
         assert len(inspect.getsource(module.main).splitlines()) <= 100
 
     def test_has_no_loop_of_its_own(self, name: str) -> None:
