@@ -71,7 +71,7 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
 
 
 # The smoke tests run the others too; here they are predicted from.
-LONG = ("labels/finetune", "labels/data_efficiency", "masks/data_efficiency")
+LONG = ("labels/finetune", "labels/data_efficiency", "masks/data_efficiency", "masks/compare")
 
 
 @pytest.fixture(
