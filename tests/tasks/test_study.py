@@ -70,7 +70,7 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
 }
 
 
-# The smoke tests run the others too; here they are predicted from.
+# Runs that take longest; with labels, the smoke tests of the recipes run them in short.
 LONG = ("labels/finetune", "labels/data_efficiency", "masks/data_efficiency", "masks/compare")
 
 
