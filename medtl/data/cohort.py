@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medtl.data.cases.splits import nested_patients
-from medtl.data.cases.structures import mask_warnings
+from medtl.data.cases.structures import mask_warnings, sided
 from medtl.data.cases.table import Case, CaseTable
 from medtl.data.seeds import derive_seed
 from medtl.data.tensors.cache import VolumeCache
-from medtl.data.tensors.dataset import CaseDataset, sided
+from medtl.data.tensors.dataset import CaseDataset
 from medtl.data.tensors.patches import suggest_patch
 from medtl.data.tensors.spec import Preprocess
 from medtl.errors import DataError
@@ -198,6 +198,9 @@ def _with_mask_warnings(table: CaseTable, cache: VolumeCache) -> CaseTable:
     warnings, faults = mask_warnings(cases, [cache.counts(c) for c in cases], table.labels)
     if faults:
         raise DataError(f"The masks cannot be trained on: {'; '.join(faults)}.")
-    if sided(table.classes):
-        warnings += ("Structures are named by their side: left and right are not swapped in augmentation.",)
+    if sides := sided(table.classes):
+        shown = ", ".join(map(repr, sides[:3])) + ", ..." * (len(sides) > 3)
+        warnings += (
+            f"Structures are named by their side ({shown}): left and right are not swapped in augmentation.",
+        )
     return replace(table, warnings=(*table.warnings, *warnings))

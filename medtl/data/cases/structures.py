@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,13 @@ MOST_VALUES = 64
 """More distinct values than this are grey values, not labels."""
 ONE_OF = 10
 """If this many masks were read, a rare value found in only one of them is a slip of the pen, not a structure."""
+
+_SIDES = {"left", "right", "lt", "rt", "links", "rechts", "gauche", "droite", "droit"}
+"""Words that name a side, in whatever name they stand."""
+_SHORT = {"l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+"""Abbreviations that may mean something else (L also stands for lumbar): both sides must be there."""
+_WORD = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+")
+"""A part of a name: `kidney_L`, `kidney L` and `kidneyL` have two, and `L1` is one part, a vertebra."""
 
 Pair = tuple[MaskItem, VolumeItem]
 
@@ -164,6 +172,28 @@ def _from_values(masks: Sequence[Pair], faults: list[str], warnings: list[str]) 
         text += f"; the values {', '.join(map(str, sorted(stray)))}, each in a few voxels of one mask, are left out"
     warnings.append(text + ".")
     return labels
+
+
+def sided(names: Sequence[str]) -> tuple[str, ...]:
+    """The structures that are named by their side: left and right must then not be swapped in augmentation.
+
+    A name does that with a word (`left kidney`, `kidney_rt`), or with a letter if the other side is there too
+    (`hippocampus L` beside `hippocampus R`). The vertebrae L1 to L5, L5-S1 and a spine's part L have no side.
+    """
+    parts = {name: _parts(name) for name in names}
+    there = set(parts.values())
+    found = []
+    for name, words in parts.items():
+        swapped = (
+            (*words[:n], _SHORT[word], *words[n + 1 :]) for n, word in enumerate(words) if word in _SHORT
+        )
+        if any(word.rstrip("0123456789") in _SIDES for word in words) or not there.isdisjoint(swapped):
+            found.append(name)
+    return tuple(found)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part.lower() for part in _WORD.findall(name))
 
 
 def mask_warnings(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from medtl.data.cases.structures import sided
 from medtl.data.cases.table import Case
 from medtl.data.seeds import derive_seed
 from medtl.data.tensors import patches
@@ -240,11 +240,6 @@ class CaseDataset(Dataset[Batch]):
         reach = math.ceil(self._augment.reach * max(self.patch[-2:]))
         in_plane = (reach if length < size else 0 for length, size in zip(self.patch, shape, strict=True))
         return tuple(n if axis >= len(shape) - 2 else 0 for axis, n in enumerate(in_plane))
-
-
-def sided(classes: Sequence[str]) -> bool:
-    """Whether structures are named by their side: left and right must then not be swapped."""
-    return any(re.search(r"(?i)(?<![a-z])(left|right|lt|rt|l|r)(?![a-z])", name) for name in classes)
 
 
 class EpochSampler(Sampler[int]):

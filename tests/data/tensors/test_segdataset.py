@@ -12,7 +12,7 @@ from medtl.data.cohort import Cohort
 from medtl.data.tensors import cache as cache_module
 from medtl.data.tensors.augment import augmentation
 from medtl.data.tensors.batch import collate
-from medtl.data.tensors.dataset import CaseDataset, Draw, sided
+from medtl.data.tensors.dataset import CaseDataset, Draw
 from medtl.data.tensors.preprocess import suggest_preprocess
 from medtl.errors import ConfigError, DataError
 from tests.scans.make_scans import write_image, write_nifti
@@ -276,17 +276,6 @@ def test_images_of_unequal_size(tmp_path):
         assert set(batch.label.unique().tolist()) == {-1, 0, 1}
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [
-        *((name, True) for name in ("left_kidney", "Kidney R", "hippocampus-l", "lung.RT")),
-        *((name, False) for name in ("liver", "bright", "leftover", "label_1")),
-    ],
-)
-def test_names_of_sides(name, found):
-    assert sided(("background", name)) is found
-
-
 def test_flips_are_left_out_where_structures_are_sides(tmp_path):
     source = write_site(tmp_path / "a", 6)
     table = collect_cases(
@@ -295,7 +284,17 @@ def test_flips_are_left_out_where_structures_are_sides(tmp_path):
     spec = suggest_preprocess(table.items(), 16, keep_spacing=True)
     cohort = Cohort.prepare(table, spec, tmp_path / "cache")
     assert any("left and right are not swapped" in text for text in cohort.table.warnings)
+    assert any("'left kidney', 'right kidney'" in text for text in cohort.table.warnings)
     assert not cohort.dataset("source", "train", with_labels=True, augment="standard")._augment.flip
+
+
+def test_vertebrae_are_flipped(tmp_path):
+    source = write_site(tmp_path / "a", 6)
+    table = collect_cases(source=[source], masks=[source / "masks"], structures=["vertebra_L1=1", "L2=2"])
+    spec = suggest_preprocess(table.items(), 16, keep_spacing=True)
+    cohort = Cohort.prepare(table, spec, tmp_path / "cache")
+    assert not any("left" in text for text in cohort.table.warnings)
+    assert cohort.dataset("source", "train", with_labels=True, augment="standard")._augment.flip
 
 
 def test_faults(cohort):
