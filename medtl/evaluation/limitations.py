@@ -43,6 +43,12 @@ def limitations(results: Results) -> Iterator[str]:
             f"Only {worst.num_labelled} of {worst.num_cases} external cases have a reference standard; if "
             "they were not picked at random, the results need not hold for the others."
         )
+    reference = results.reference_model
+    if reference is not None and targets and not results.main_blocks(reference, "target"):
+        yield (
+            f"{reference}, with which the other models are compared, was not tested on the external cases: nothing is "
+            "compared there."
+        )
     masks = results.segmentation is not None
     yield from _masks(results, targets, sources) if masks else _size(results, targets)
     if not results.patients_known:

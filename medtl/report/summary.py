@@ -333,8 +333,9 @@ def ranked_table(view: View) -> Table:
 def _facts(view: View) -> Iterator[str]:
     results, rules = view.results, view.results.segmentation
     for domain, word in PLACES.items():
-        block = next((b for m in results.models for b in view.blocks_of(m, domain)), None)
-        if block is not None:
+        blocks = [b for m in results.models for b in view.blocks_of(m, domain)]
+        if blocks:
+            block = next((b for b in blocks if b.split == "test"), blocks[0])
             yield f"{word}: {_counts(view, block)}"
     if results.positive is not None and results.task == "binary":
         yield f"Positive class: {results.positive} ({results.positive_reason})."

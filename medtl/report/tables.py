@@ -117,12 +117,12 @@ def _structures(view: View, columns: list[Column], caption: str) -> Iterator[Tab
     staged = stages != (None,)
     caption += f" {' and '.join(str(s) for s in stages)} recalibration" if staged else ""
     heads = [c.head + (f", {s}" if s else "") for c in columns for s in stages]
-    for domain in PLACES:
-        blocks = view.blocks(domain)
-        if not blocks:
-            continue
+    roles: dict[str, list[Block]] = {}
+    for block in view.blocks():
+        roles.setdefault(view.role(block), []).append(block)
+    for role, blocks in roles.items():
         lead, last = ("Structure", "Model"), () if staged else ("Masks",)
-        table = TableBuilder(f"{caption}, {view.role(blocks[0]).lower()}", (*lead, *heads, *last))
+        table = TableBuilder(f"{caption}, {role.lower()}", (*lead, *heads, *last))
         if not staged:
             table.notes.append(STATUS_NOTE)
         for part in view.parts:

@@ -185,9 +185,9 @@ class View:
         return place if block.split == "test" else place.replace(" testing", ", tuning cases")
 
     def place(self, domain: str = "") -> str:
-        """What the main cases of a domain are (default: where models are judged)."""
+        """What the main cases of a domain are (default: where models are judged): of the first model tested there."""
         domain = domain or self.domain
-        blocks = self.blocks(domain)
+        blocks = sorted(self.blocks(domain), key=lambda b: b.split != "test")
         return self.role(blocks[0]) if blocks else PLACES[domain]
 
     def sites(self) -> list[Block]:

@@ -13,7 +13,6 @@ def section(view: View) -> Section:
     """The tested patients and their number."""
     results = view.results
     first = next((b.finding for b in results.blocks), None)
-    counted = {d: next((m for m in results.models if view.blocks_of(m, d)), "") for d in ("target", "source")}
     heads = [f"{c} in the reference" if view.masks else c for c in results.classes]
     if results.task == "multilabel":
         heads = ["Findings present"]
@@ -21,8 +20,10 @@ def section(view: View) -> Section:
         "Cases in this evaluation",
         ("Cases for", "Site", "Patients", "Cases", "With reference standard", *heads),
     )
+    # All models that were taken to a place have the same cases there; no model need have been taken to all places.
+    places = {(b.domain, b.split, b.site): b for b in reversed(results.blocks) if b.finding == first}
     for block in results.blocks:
-        if block.model == counted[block.domain] and block.finding == first:
+        if block is places.get((block.domain, block.split, block.site)):
             site = block.site if block.site is not None else "all sites"
             sizes = (block.num_patients, block.num_cases, block.num_labelled)
             table.row(view.role(block), site, *sizes, *_counts(view, block))
