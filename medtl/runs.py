@@ -93,8 +93,9 @@ class Run:
         try:
             yield self
             self.write("DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
-        except Exception as error:
+        except BaseException as error:
             logger.debug("The run stopped: %s", type(error).__name__)
+            error.add_note(f"The run keeps what it has finished: continue it with --resume {self.name}.")
             raise
         finally:
             logging.getLogger("medtl").removeHandler(handler)

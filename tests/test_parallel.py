@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -44,6 +45,34 @@ def test_after_a_failure_nothing_is_at_work(jobs: int) -> None:
         map_items(work, range(100), jobs=jobs)
     at_the_end = list(begun)
     assert not running
+    time.sleep(0.05)
+    assert begun == at_the_end
+    assert len(begun) < 30
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("within", ["waiting", "progress"])
+def test_after_ctrl_c_nothing_is_at_work(jobs: int, within: str) -> None:
+    """It comes while the main thread waits, or between two items; what has begun ends, nothing else begins."""
+    running: set[int] = set()
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        running.add(number)
+        begun.append(number)
+        if number == 3 and within == "waiting":
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.02)
+        running.discard(number)
+
+    def progress(done: int, total: int) -> None:
+        if done == 3 and within == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        map_items(work, range(100), jobs=jobs, progress=progress)
+    at_the_end = list(begun)
+    assert jobs == 1 or not running
     time.sleep(0.05)
     assert begun == at_the_end
     assert len(begun) < 30

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from medtl.cli.flags import headline
 from medtl.cli.run import recipe_names, renamed
-from medtl.cli.terminal import complain, explanation, log_to_stderr, say
+from medtl.cli.signals import watched
+from medtl.cli.terminal import complain, explanation, log_to_stderr, on_terminal, remark, say
 from medtl.errors import ConfigError, MedtlError, near_matches
 
-_SHARED = {"entry", "flags", "terminal"}
+_SHARED = {"entry", "flags", "signals", "terminal"}
 """Modules here that are not commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0 done, 1 the data or the run failed, 2 wrong usage."""
+    """Runs a command and returns its exit code.
+
+    0 done, 1 the data or the run failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
@@ -31,22 +36,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         say(__version__)
         return 0
-    try:
-        command(words[0]).main(words[1:])
-    except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong flag
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
-        complain("Stopped. Continue a run with --resume and its folder.")
-        return 130
-    except BrokenPipeError:
+    with watched() as stop:
+        try:
+            command(words[0]).main(words[1:])
+        except BaseException as error:
+            if stop.received is not None or isinstance(error, KeyboardInterrupt):
+                if debug:
+                    traceback.print_exception(error)
+                if on_terminal():
+                    sys.stderr.write("\n")  # below a counter or a bar
+                remark(f"Stopped by {stop.cause}. {_what_remains(error, words)}")
+                return stop.exit_code
+            return _exit_code(error, debug)
+    return 0
+
+
+def _exit_code(error: BaseException, debug: bool) -> int:
+    """Says what went wrong, and returns the exit code."""
+    if isinstance(error, SystemExit):  # tyro: 0 after --help, 2 after a wrong flag
+        return error.code if isinstance(error.code, int) else 2
+    if isinstance(error, BrokenPipeError):
         sys.stderr.close()
         return 0
-    except Exception as error:
-        if debug:
-            raise
-        complain(explanation(error))
-        return error.exit_code if isinstance(error, MedtlError) else 1
-    return 0
+    if debug or not isinstance(error, Exception):
+        raise error
+    complain(explanation(error))
+    return error.exit_code if isinstance(error, MedtlError) else 1
+
+
+def _what_remains(error: BaseException, words: Sequence[str]) -> str:
+    """What a stopped command leaves behind, and how its work goes on."""
+    if notes := [note for note in getattr(error, "__notes__", ()) if "--resume" in note]:
+        return str(notes[0])
+    if words[0] != "run" and any(word.partition("=")[0] == "--out" for word in words):
+        return "If the folder of --out is there, it is not complete: delete it, then give the same command again."
+    begun = "The run had not begun" if words[0] == "run" else "Nothing was lost"
+    return f"{begun}: give the same command again."
 
 
 def run_recipe(file: str) -> None:

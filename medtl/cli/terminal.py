@@ -59,8 +59,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def complain(text: str) -> None:
     """Writes an error to stderr as one paragraph."""
+    remark(f"error: {text}")
+
+
+def remark(text: str) -> None:
+    """Writes to stderr as one paragraph."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    text = f"error: {' '.join(text.split())}"
+    text = " ".join(text.split())
     sys.stderr.write(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n")
 
 
