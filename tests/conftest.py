@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import processes
 
 # One worker a core, so one thread a worker: said before NumPy and torch ask.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -13,6 +16,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the server of `helpers.processes`, once for all workers; it loads nothing until it is asked."""
+    if processes.ADDRESS in os.environ:
+        return
+    folder = tempfile.TemporaryDirectory(prefix="medtl-")
+    config.add_cleanup(folder.cleanup)
+    address = Path(folder.name) / "socket"
+    server = processes.start(address)
+    if server is not None:
+        os.environ[processes.ADDRESS] = str(address)
+        config.add_cleanup(lambda: processes.stop(server))
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from medtl.data.tensors.spec import CT_WINDOWS
 from medtl.evaluation.tables.predictions import REQUIRED
 from medtl.models.losses.classification import IMBALANCE
 from medtl.scans.items import CODES
+from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -61,11 +62,20 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `medtl` and `python`, for PATH."""
+    folder = tmp_path_factory.mktemp("path") / "bin"
+    processes.put_on_path(folder)
+    return folder
+
+
 @names
-def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_run(page: Path, tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    own = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", os.pathsep.join([str(commands), str(own), os.environ["PATH"]]))
     for name, value in {"LC_ALL": "C", "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
     namespace: dict[str, Any] = {"__name__": "page"}

@@ -225,6 +225,7 @@ def _shapes(name: str, size: int | None) -> nn.Module:
         return make_network(name, image_size=size).eval()
 
 
+@lru_cache(maxsize=64)  # a run builds the same encoder for every model and seed
 def _takes(name: str, size: int) -> bool:
     """Whether the network takes images of this size; checked by shapes alone, without computing values."""
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)

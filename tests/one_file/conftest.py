@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ class Copy:
         return self._run(["-m", "medtl.cli", *words])
 
     def _run(self, words: list[str]) -> str:
-        done = subprocess.run([sys.executable, *words], cwd=self.root, capture_output=True, text=True)
+        done = processes.run(words, cwd=self.root, root=self.root)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
