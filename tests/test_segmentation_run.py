@@ -26,6 +26,11 @@ TINY = [
 ]  # fmt: skip
 
 
+METHODS = ["advent", "fda", "histogram", "dann", "mean_teacher", "shot", "tent", "consistency"]
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 @pytest.fixture
 def two_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -47,6 +52,18 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert main(adapt("--seeds", "2", "--target-trained")) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def made_by_every_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites and one run of all other methods, whose models share the source-only one."""
+    root = tmp_path_factory.mktemp("methods")
+    write_masked_site(root / "a")
+    write_masked_site(root / "b", 6, offset=100, shade=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert main(adapt("--method", *METHODS, "--hparams", "tent.lr=0.01")) == 0
     return root
 
 
@@ -137,7 +154,7 @@ class TestRun:
         )
         assert [b["measures"] for b in old["blocks"]] == [b["measures"] for b in new["blocks"]]
 
-    @pytest.mark.parametrize("method", ["mean_teacher", "shot"])
+    @pytest.mark.parametrize("method", ["mean_teacher", pytest.param("shot", marks=pytest.mark.slow)])
     def test_resume_after_a_stop_gives_the_same_run(
         self, two_sites: Path, monkeypatch: pytest.MonkeyPatch, method: str
     ) -> None:
@@ -234,21 +251,17 @@ class TestPredict:
         assert "largest" in error_of(words, capsys, 2)
         assert not Path("new").exists()
 
-    def test_one_seed_gives_the_masks_of_the_run(self, two_sites: Path) -> None:
-        assert main(adapt("--method", "dann")) == 0
-        assert main(["predict", "run", "b/scans", "--out", "new", "--model", "dann"]) == 0
-        for path in Path("new/masks").glob("*.png"):
-            same = Path("run/predictions/dann-seed0") / path.name
+    @pytest.mark.parametrize("model", ["dann", "tent"])  # tent adapts again
+    def test_one_seed_gives_the_masks_of_the_run(
+        self, made_by_every_method: Path, tmp_path: Path, model: str
+    ) -> None:
+        run, scans, new = made_by_every_method / "run", made_by_every_method / "b" / "scans", tmp_path / "new"
+        assert main(["predict", str(run), str(scans), "--out", str(new), "--model", model]) == 0
+        paths = list((new / "masks").glob("*.png"))
+        assert len(paths) == 6
+        for path in paths:
+            same = run / "predictions" / f"{model}-seed0" / path.name
             assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(same)))
-
-    def test_a_test_time_method_adapts_again(self, two_sites: Path) -> None:
-        assert main(adapt("--method", "tent", "--hparams", "lr=0.01")) == 0
-        assert main(["predict", "run", "b/scans", "--out", "new", "--model", "tent"]) == 0
-        pairs = [
-            (np.asarray(Image.open(p)), np.asarray(Image.open(Path("run/predictions/tent-seed0") / p.name)))
-            for p in Path("new/masks").glob("*.png")
-        ]
-        assert all(np.array_equal(a, b) for a, b in pairs)
 
     def test_options_for_masks_with_a_classifier(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
@@ -273,13 +286,10 @@ class TestPredict:
         assert not Path("new").exists()
 
 
-@pytest.mark.parametrize(
-    "method", ["advent", "fda", "histogram", "dann", "mean_teacher", "shot", "tent", "consistency"]
-)
-def test_every_method_runs(two_sites: Path, method: str) -> None:
-    assert main(adapt("--method", method)) == 0
-    assert set(pd.read_csv("run/predictions.csv").model) == {"source_only", method}
-    steps = pd.read_csv("run/metrics.csv")
+def test_every_method_runs(made_by_every_method: Path) -> None:
+    run = made_by_every_method / "run"
+    assert set(pd.read_csv(run / "predictions.csv").model) == {"source_only", *METHODS}
+    steps = pd.read_csv(run / "metrics.csv")
     assert np.isfinite(steps.value).all()
 
 
@@ -299,7 +309,9 @@ class TestVolumes:
             nib.save(nib.Nifti1Image(image.astype(np.int16), affine), folder / name)
             nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), folder / "masks" / name)
 
-    @pytest.mark.parametrize("network", ["unet_2.5d", "unet_3d", "unet"])
+    @pytest.mark.parametrize(
+        "network", ["unet_2.5d", pytest.param("unet_3d", marks=pytest.mark.slow), "unet"]
+    )
     def test_volumes_smaller_than_the_patch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
     ) -> None:

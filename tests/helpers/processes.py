@@ -9,6 +9,7 @@ serves every worker, and ends with the session. Standard library alone: the shim
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -155,6 +156,8 @@ def _load() -> None:
         for name in [*names, *_LAZY]:
             if not name.endswith("__main__"):
                 importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # children neither copy nor look through what is loaded
 
 
 def _watch(connection: socket.socket) -> None:
