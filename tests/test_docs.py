@@ -15,7 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,15 @@ _BLOCK = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.M | re
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _INSTALL_AND_TEST = re.compile(r"^python3 -m venv \.venv .*pytest -n auto$", re.M)
 
-names = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+SLOW = ("choose-an-encoder.md", "feature-extraction.md", "own-scans.md", "segmentation.md")
+"""Pages whose blocks take longest, 10 s to 25 s of one core each; `.ci/run` runs them too."""
+
+
+def _named(pages: Sequence[Any]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", pages, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+
+names = _named(PAGES)
 
 
 class Block(NamedTuple):
@@ -70,7 +78,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@names
+@_named([pytest.param(p, marks=pytest.mark.slow if p.name in SLOW else ()) for p in PAGES])
 def test_blocks_run(page: Path, tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
     monkeypatch.chdir(tmp_path)
@@ -190,6 +198,11 @@ def test_one_line_sets_up_and_tests_and_ci_calls_it() -> None:
     (line,) = _INSTALL_AND_TEST.findall(read("README.md"))
     assert "README.md" in read(".ci/run")
     assert line in read(".github/CONTRIBUTING.md")
+
+
+def test_ci_runs_the_slow_pages() -> None:
+    assert {page.name for page in PAGES} >= set(SLOW)
+    assert re.search(r"pytest\S* .*-m slow .*tests/test_docs\.py", read(".ci/run"))
 
 
 def undocumented(page: str, wanted: Iterator[str] | list[str]) -> list[str]:

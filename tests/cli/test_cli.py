@@ -33,6 +33,9 @@ TINY = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
 @pytest.fixture
 def two_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -141,6 +144,21 @@ class TestWrongUsage:
         assert "--source" in error_of(["run", "adapt"], capsys, 2)
 
 
+OF_BOTH_TASKS = ["tent", "shot", "mean_teacher", "histogram", "fda"]
+
+
+@pytest.fixture(scope="module")
+def made_by_methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites and one run of several methods, whose models share the source-only one."""
+    root = tmp_path_factory.mktemp("methods")
+    write_site(root / "a")
+    write_site(root / "b", 12, offset=100, shade=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert main(adapt("--method", *OF_BOTH_TASKS)) == 0
+    return root
+
+
 class TestOwnMethod:
     def test_a_file_is_a_method(self, two_sites: Path) -> None:
         (two_sites / "half_dann.py").write_text(
@@ -151,13 +169,15 @@ class TestOwnMethod:
         assert main(adapt("--method", "./half_dann.py", "--hparams", "weight=0.4")) == 0
         assert set(pd.read_csv(two_sites / "run" / "predictions.csv").model) == {"source_only", "half_dann"}
 
-    @pytest.mark.parametrize("method", ["tent", "shot", "mean_teacher", "histogram", "fda"])
-    def test_methods_of_both_tasks(self, two_sites: Path, method: str) -> None:
-        assert main(adapt("--method", method)) == 0
-        table = pd.read_csv("run/predictions.csv")
+    @pytest.mark.parametrize("method", OF_BOTH_TASKS)
+    def test_methods_of_both_tasks(self, made_by_methods: Path, tmp_path: Path, method: str) -> None:
+        run, new = made_by_methods / "run", tmp_path / "new"
+        table = pd.read_csv(run / "predictions.csv")
         target = table[table.domain == "target"].set_index(["model", "case"])["logit_class0"].unstack(0)
         assert not np.allclose(target[method], target["source_only"])
-        assert main(["predict", "run", "b", "--out", "new", "--model", method]) == 0
+        assert (
+            main(["predict", str(run), str(made_by_methods / "b"), "--out", str(new), "--model", method]) == 0
+        )
 
     def test_a_method_for_masks_alone(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "segmentation" in error_of(adapt("--method", "advent"), capsys, 2)
