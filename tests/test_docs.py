@@ -41,7 +41,7 @@ _BLOCK = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.M | re
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _INSTALL_AND_TEST = re.compile(r"^python3 -m venv \.venv .*pytest -n auto$", re.M)
 
-SLOW = ("choose-an-encoder.md", "feature-extraction.md", "own-scans.md", "segmentation.md")
+SLOW = ("choose-an-encoder.md", "feature-extraction.md", "own-scans.md", "segmentation.md", "start.md")
 """Pages whose blocks take longest, 10 s to 25 s of one core each; `.ci/run` runs them too."""
 
 

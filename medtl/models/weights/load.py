@@ -44,8 +44,10 @@ def check_encoder_name(name: str) -> None:
 def make_network(name: str, in_channels: int = 3, image_size: int | None = None) -> nn.Module:
     """Builds the timm network without its head (and without VGG's wide layers), with random weights."""
     fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    size: dict[str, Any] = {"img_size": image_size} if image_size is not None and fixed else {}
-    network: nn.Module = timm.create_model(name, num_classes=0, in_chans=in_channels, **size)
+    options: dict[str, Any] = {"img_size": image_size} if image_size is not None and fixed else {}
+    if timm.models.is_model_in_modules(name, ["vgg"]):
+        options["mlp_ratio"] = 1 / 4096  # its wide layers are 120 million numbers to draw and then to drop
+    network: nn.Module = timm.create_model(name, num_classes=0, in_chans=in_channels, **options)
     if isinstance(network, VGG):
         network.pre_logits = nn.Identity()  # type: ignore[assignment]
     return network
