@@ -67,6 +67,11 @@ class Classification(Task):
         labels = [classes.index(c.label) for c in cases if c.label in classes]
         counts = np.bincount(labels, minlength=len(classes))
         if absent := [c for c, n in zip(classes, counts, strict=True) if not n]:
+            if all(c.domain == "target" for c in cases):
+                raise DataError(
+                    f"Half of the target's labelled patients, from which --target-trained learns, have no case of "
+                    f"{', '.join(absent)}. Leave --target-trained out, or label more patients of the target."
+                )
             raise DataError(
                 f"Training has no case of {', '.join(absent)} among its {len(cases)} cases, expected one of each of "
                 f"the {len(classes)} classes. Add patients, choose --classes, or another --seed for the split."

@@ -95,8 +95,11 @@ def collect_cases(
     named = sources
     if segmentation and target_labels is None and not (_names(sources) & _names(targets)):
         named = catalogs  # no label is in it, only who is who
-    _attach(drafts, named, labels, faults, warnings, with_label=not segmentation)
-    _attach(drafts, targets, target_labels, faults, warnings, with_label=not segmentation)
+    flags = [""] * 2
+    if labels is not None and target_labels is not None and Path(labels).name == Path(target_labels).name:
+        flags = [" (--labels)", " (--target-labels)"]  # a file of every site's is often called the same
+    for there, path, flag in zip((named, targets), (labels, target_labels), flags, strict=True):
+        _attach(drafts, there, path, faults, warnings, flag=flag, with_label=not segmentation)
     _set_patients(drafts, faults, warnings)
     joined = Joined()
     if segmentation:
@@ -201,13 +204,14 @@ def _attach(
     faults: list[str],
     warnings: list[str],
     *,
+    flag: str,
     with_label: bool,
 ) -> None:
-    """Gives every draft of these sites its rows of the labels CSV, and its label."""
+    """Gives every draft of these sites its rows of the labels CSV, and its label; `flag` follows its name."""
     if path is None or not any(catalog.items for catalog in catalogs.values()):
         return
-    name = Path(path).name
-    rows = read_labels(Path(path), faults, with_label=with_label)
+    name = f"{Path(path).name}{flag}"
+    rows = read_labels(Path(path), faults, name=name, with_label=with_label)
     matches = match_rows(name, rows, catalogs, faults)
     place = {(d.site, d.item.files): d for d in drafts}
     for (site, index), found in matches.rows.items():

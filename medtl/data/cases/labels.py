@@ -38,15 +38,15 @@ class Matches:
     rejected: dict[tuple[str, int], list[LabelRow]]
 
 
-def read_labels(path: Path, faults: list[str], *, with_label: bool = True) -> list[LabelRow]:
+def read_labels(path: Path, faults: list[str], *, name: str = "", with_label: bool = True) -> list[LabelRow]:
     """Reads a labels CSV: a header with `case` and `label`; comma, semicolon or tab; UTF-8.
 
     If masks are the labels (`with_label` is False), the column `label` is neither required nor read.
 
     Every value stays text, so that `001` is not 1. Faults are appended to `faults`, which the caller
-    raises at once.
+    raises at once; they call the file `name`.
     """
-    name = path.name
+    name = name or path.name
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -54,11 +54,14 @@ def join_masks(
     """
     joined = Joined()
     pairs = Pairs()
+    alike = target_masks is not None and target_masks.resolve().name in {f.resolve().name for f in masks}
+    flag, target_flag = (" (--masks)", " (--target-masks)") if alike else ("", "")
     if sources:
         if not masks:
             faults.append("the sources have no masks: give --masks DIR")
         before = len(faults)
-        pairs = pair_masks(masks, {site: roots[site] for site in sources}, sources, faults, warnings)
+        own = {site: roots[site] for site in sources}
+        pairs = pair_masks(masks, own, sources, faults, warnings, flag=flag)
         _tell(pairs, sources, "source", faults, warnings, told=len(faults) > before)
     places = [place for site in sources for folder in pairs.folders.get(site, ()) for place in _near(folder)]
     pairings = [
@@ -72,7 +75,8 @@ def join_masks(
     joined.masks, joined.refused = dict(pairs.masks), dict(pairs.refused)
     if targets and target_masks is not None:
         before = len(faults)
-        found = pair_masks([target_masks], {s: roots[s] for s in targets}, targets, faults, warnings)
+        own = {site: roots[site] for site in targets}
+        found = pair_masks([target_masks], own, targets, faults, warnings, flag=target_flag)
         _tell(found, targets, "target", faults, warnings, told=len(faults) > before)
         _compare(target_masks, joined.labels, warnings)
         joined.masks |= found.masks

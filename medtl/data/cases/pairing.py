@@ -47,6 +47,8 @@ def pair_masks(
     catalogs: Mapping[str, Catalog],
     faults: list[str],
     warnings: list[str],
+    *,
+    flag: str = "",
 ) -> Pairs:
     """Finds the mask of each scan of these sites.
 
@@ -62,6 +64,7 @@ def pair_masks(
         catalogs: the catalogue of each folder.
         faults: receives the reasons why the masks cannot be used as given.
         warnings: receives what is left out, with counts and an example.
+        flag: follows the name of a folder in messages.
     """
     pairs = Pairs()
     claims: dict[Place, list[MaskItem]] = defaultdict(list)
@@ -80,7 +83,7 @@ def pair_masks(
             faults.append(str(error).rstrip("."))
             continue
         inside = len(sites) == 1 and folder.resolve().is_relative_to(roots[sites[0]].resolve())
-        name = f"{sites[0]}/{folder.resolve().name}" if inside else folder.resolve().name
+        name = f"{sites[0]}/{folder.resolve().name}" if inside else f"{folder.resolve().name}{flag}"
         _claim(name, items, rejections, own, claims, pairs, faults, warnings)
     several = {place: found for place, found in claims.items() if len(found) > 1}
     if several:

@@ -121,25 +121,29 @@ class CaseTable:
                     f"{len(found)} {where}; for example case {name!r}: {first.detail.rstrip('.')}. {first.next_step}"
                 )
         table = replace(self, cases=cases, rejections=rejected, warnings=tuple(warnings))
-        gone = [
-            f"class {name!r} in {split}"
+        gone = {
+            f"class {name!r} in {split}": own
             for split in ("train", "validation")
             for name in self.classes
-            if any(c.label == name for c in self.select(domain="source", split=split))
+            if (own := [c for c in self.select(domain="source", split=split) if c.label == name])
             and not any(c.label == name for c in table.select(domain="source", split=split))
+        }
+        parts = [(f"the split {split!r}", "source", split) for split in ("train", "validation")]
+        parts = [
+            *(parts if self.labels is not None else []),
+            ("source", "source", ""),
+            ("target", "target", ""),
         ]
-        if self.labels is not None:
-            for split in ("train", "validation"):
-                if self.select(domain="source", split=split) and not table.select(
-                    domain="source", split=split
-                ):
-                    gone.append(f"the split {split!r}")
-        gone += [d for d in ("source", "target") if self.select(domain=d) and not table.select(domain=d)]
+        for what, domain, split in parts:
+            before = self.select(domain=domain, split=split or None)
+            if before and not table.select(domain=domain, split=split or None):
+                gone[what] = list(before)
         if gone:
+            example = next(c.item for own in gone.values() for c in own)
             what = "scans" if self.labels is None else "scans or masks"
+            left = f"is left of {', '.join(gone)}" if self.select(domain="source") else "else is there"
             raise DataError(
-                f"{len(lost)} {what} could not be decoded, and nothing is left of {', '.join(gone)}. "
-                f"The first: {rejections[0].detail}"
+                f"{len(lost)} {what} could not be decoded, and nothing {left}. The first: {lost[example].detail}"
             )
         return table
 
