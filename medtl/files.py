@@ -1,11 +1,26 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and names so that two never become one."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from medtl.errors import ConfigError
+
+_FORBIDDEN = re.compile(r'[%/\\:*?"<>|\x00-\x1f]')
+
+
+def file_name(name: str) -> str:
+    """A name of a model or a structure as one part of a path; two names never become one.
+
+    What some file system forbids is written as in a URL.
+
+    Example:
+        >>> file_name("resnet50/last:2@20")
+        'resnet50%2Flast%3A2@20'
+    """
+    return _FORBIDDEN.sub(lambda found: f"%{ord(found[0]):02X}", name)
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:

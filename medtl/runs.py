@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from medtl.config import Config, from_dict, read_yaml, to_dict, to_yaml
 from medtl.errors import CheckpointError, ConfigError
-from medtl.files import atomic_write
+from medtl.files import atomic_write, file_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,8 +160,8 @@ class Run:
         return self.folder.parent / ".medtl-cache"
 
     def model_folder(self, model: str, seed: int) -> Path:
-        """Checkpoints of one model and seed; `a/b:c@5` is written `a-b-c-5`."""
-        return self.folder / "checkpoints" / f"{re.sub(r'[/:@]', '-', model)}-seed{seed}"
+        """Checkpoints of one model and seed; `a/b:c@5` is written as `file_name` does: `a%2Fb%3Ac@5`."""
+        return self.folder / "checkpoints" / f"{file_name(model)}-seed{seed}"
 
     def metrics(self, model: str, seed: int) -> MetricsLog:
         """The metrics file, for rows of one model and seed."""
@@ -207,9 +207,16 @@ class MetricsLog:
         if not self.path.exists():
             return
         head, *rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        mine = f"{self.model},{self.seed},"
-        whole = [r for r in rows if r.count(",") == 5 and r.endswith("\n")]  # a kill may cut the last one
-        keep = [r for r in whole if not r.startswith(mine) or int(r.split(",")[2]) <= last_epoch]
+        mine = [self.model, str(self.seed)]
+        cells = {
+            row: next(csv.reader([row])) for row in rows if row.endswith("\n")
+        }  # a kill may cut the last one
+        whole = {row: found for row, found in cells.items() if len(found) == 6}
+        keep = [
+            row
+            for row in rows
+            if row in whole and (whole[row][:2] != mine or int(whole[row][2]) <= last_epoch)
+        ]
         atomic_write(self.path, head + "".join(keep))
 
 

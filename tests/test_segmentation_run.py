@@ -243,7 +243,7 @@ class TestPredict:
         assert done["cases"] == 6
         assert done["seeds averaged"] == 2
         assert len(list(Path("new/masks").glob("*.png"))) == 6
-        assert len(list(Path("new/maps").iterdir())) == 12
+        assert len(list(Path("new/maps").glob("*/*.png"))) == 12
         assert len(pd.read_csv("new/volumes.csv")) == 12
 
     def test_an_unknown_rule_writes_nothing(self, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

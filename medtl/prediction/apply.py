@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtl.errors import CheckpointError, ConfigError, DataError, near_matches
-from medtl.files import atomic_write, fresh_folder
+from medtl.files import atomic_write, file_name, fresh_folder
 from medtl.runs import shareable_path
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _segment(
                 warnings.append(str(error))
         for number, name in enumerate(labels.structures if maps else (), start=1):
             values = _calibrated(grid.to_native(mean[number : number + 1])[0].numpy(), finished.frozen, name)
-            write_map(out / "maps" / f"{case.case}_{name}", values, case.item)
+            write_map(out / "maps" / file_name(name) / case.case, values, case.item)
         sizes = np.bincount(mask.reshape(-1), minlength=len(labels.classes))
         voxel = None if case.item.affine is None else float(np.prod(voxel_spacing(case.item.affine)))
         for number, name in enumerate(labels.structures, start=1):

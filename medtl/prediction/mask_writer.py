@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medtl.evaluation.metrics.voxels import voxel_histogram
 from medtl.evaluation.tables.segmentations import SegmentationTable
-from medtl.files import atomic_write
+from medtl.files import atomic_write, file_name
 from medtl.labelmap import FILE_NAME, VOID, LabelMap
 from medtl.scans.geometry import voxel_spacing
 from medtl.scans.masks import MaskError, read_mask, unknown_limit
@@ -69,7 +69,7 @@ class MaskWriter:
             case = found.case
             if case.item is None:
                 raise ValueError(f"Case {case.case!r} has no scan.")
-            base = self.folder / "predictions" / f"{model}-seed{seed}" / case.case
+            base = self.folder / "predictions" / f"{file_name(model)}-seed{seed}" / case.case
             mask = write_mask(base, found.mask, case.item, self.labels)
             reference = self._reference(case)
             self._rows.append(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from medtl.prediction.mask_writer import certainty, mean_dice
+from medtl.labelmap import LabelMap
+from medtl.prediction.mask_writer import MaskWriter, certainty, mean_dice
 
 
 def maps(*voxels: tuple[float, ...]) -> np.ndarray:
@@ -45,3 +49,30 @@ def test_dice_leaves_void_and_absent_structures_out() -> None:
     called = np.array([1, 1, 0, 2, 2], dtype=np.uint8)
     assert mean_dice(called, reference, 4) == pytest.approx((2 * 1 / 4 + 1) / 2)
     assert np.isnan(mean_dice(np.zeros(3, np.uint8), np.zeros(3, np.uint8), 4))
+
+
+def test_models_of_similar_names_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(base: Path, *_: object) -> Path:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        base.with_suffix(".png").touch(exist_ok=False)
+        return base.with_suffix(".png")
+
+    monkeypatch.setattr("medtl.prediction.mask_writer.write_mask", write)
+    case = SimpleNamespace(
+        case="c1",
+        patient="p1",
+        split="test",
+        domain="target",
+        site="b",
+        groups={},
+        item=object(),
+        mask_item=None,
+    )
+    writer = MaskWriter(tmp_path, LabelMap({"lesion": (1,)}))
+    names = ["last:2", "last-2", "a/b", "a-b", "a:b"]
+    for name in names:
+        writer.add([SimpleNamespace(case=case, mask=None)], name, 0, candidate=False)
+    folders = sorted(p.name for p in (tmp_path / "predictions").iterdir())
+    assert folders == sorted(["last%3A2-seed0", "last-2-seed0", "a%2Fb-seed0", "a-b-seed0", "a%3Ab-seed0"])
