@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medtl.evaluation.context import LearningCurve
-from medtl.evaluation.statistics.estimate import format_number
+from medtl.evaluation.statistics.estimate import format_number, join
 from medtl.evaluation.statistics.resample import wilson
-from medtl.report.parts import join
 from medtl.report.view import View, in_text
 
 LARGE_GAP = 0.10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medtl.evaluation.statistics.estimate import STATUSES, Estimate, decimals, format_estimate, format_number
@@ -115,8 +114,3 @@ def plain(value: float | None) -> Cell:
     if value is None:
         return NOTHING
     return Cell(format_number(value, decimals(value, None, None)), value)
-
-
-def join(names: Sequence[str], last: str = "and") -> str:
-    """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from medtl.evaluation.metrics.registry import MEASURES
 from medtl.evaluation.results import Block, Difference
-from medtl.evaluation.statistics.estimate import format_estimate, format_number
+from medtl.evaluation.statistics.estimate import format_estimate, format_number, join
 from medtl.report.overfitting import in_short
-from medtl.report.parts import BOUND, BOUND_NOTE, NOTHING, TONES, Cell, Table, TableBuilder, join, plain
+from medtl.report.parts import BOUND, BOUND_NOTE, NOTHING, TONES, Cell, Table, TableBuilder, plain
 from medtl.report.sections.costs import count, duration
 from medtl.report.sections.many_models import compared_cell
 from medtl.report.sections.sizes import growth, sizes_table

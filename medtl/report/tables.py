@@ -50,7 +50,7 @@ def stages_of(view: View, columns: Sequence[Column]) -> tuple[str | None, ...]:
     return tuple(s for s in STAGES if s in found) or (None,)
 
 
-def numbers(
+def number_cells(
     table: TableBuilder,
     view: View,
     block: Block | None,
@@ -78,7 +78,7 @@ def _cases(view: View, columns: list[Column], caption: str) -> Iterator[TableBui
     table = TableBuilder(caption, heads)
     for block in view.blocks():
         for stage in stages:
-            cells = numbers(table, view, block, columns, stages=(stage,))
+            cells = number_cells(table, view, block, columns, stages=(stage,))
             if any(cell.value is not None for cell in cells):
                 lead = [stage] if stage is not None else []
                 table.row(view.name(block.model, block.finding), view.role(block), *lead, *cells)
@@ -94,7 +94,9 @@ def _many_cases(view: View, columns: list[Column], caption: str) -> Iterator[Tab
             heads = ("Model", *(c.head for c in columns))
             table = TableBuilder(f"{caption} {stage} recalibration, {view.place().lower()}", heads)
             for model, finding in models:
-                cells = numbers(table, view, view.block(model, finding=finding), columns, stages=(stage,))
+                cells = number_cells(
+                    table, view, view.block(model, finding=finding), columns, stages=(stage,)
+                )
                 table.row(view.name(model, finding), *cells)
             yield table
         return
@@ -107,7 +109,7 @@ def _many_cases(view: View, columns: list[Column], caption: str) -> Iterator[Tab
         table = TableBuilder(caption + place, ("Model", *heads))
         for model, finding in models:
             blocks = [view.block(model, d, finding) for d in group]
-            cells = [cell for b in blocks for cell in numbers(table, view, b, columns)]
+            cells = [cell for b in blocks for cell in number_cells(table, view, b, columns)]
             table.row(view.name(model, finding), *cells)
         yield table
 
@@ -128,7 +130,7 @@ def _structures(view: View, columns: list[Column], caption: str) -> Iterator[Tab
         for part in view.parts:
             again = False
             for block in blocks:
-                cells = numbers(table, view, block, columns, part, stages)
+                cells = number_cells(table, view, block, columns, part, stages)
                 if part is None and all(cell.value is None for cell in cells):
                     continue
                 masks = () if staged else (status_text(block, part) if part is not None else "",)
@@ -149,7 +151,7 @@ def _many_structures(view: View, columns: list[Column], caption: str) -> Iterato
         heads = [c.head + (f", {s}" if s else "") for c in shown for s in stages]
         table = TableBuilder(f"{caption}{about}, {place}", ("Model", *heads))
         for model, block in blocks.items():
-            table.row(view.name(model), *numbers(table, view, block, shown, part, stages))
+            table.row(view.name(model), *number_cells(table, view, block, shown, part, stages))
         yield table
     if not meant or len(view.parts) == 1 or len(view.results.classes) > MOST_COLUMNS:
         return
@@ -158,6 +160,6 @@ def _many_structures(view: View, columns: list[Column], caption: str) -> Iterato
         compact = len(heads) < MOST_ACROSS
         table = TableBuilder(f"{column.head} of each structure, {place}", ("Model", *heads), compact=compact)
         for model, block in blocks.items():
-            cells = [numbers(table, view, block, [column], c, stages) for c in view.results.classes]
+            cells = [number_cells(table, view, block, [column], c, stages) for c in view.results.classes]
             table.row(view.name(model), *(cell for own in cells for cell in own))
         yield table

@@ -20,9 +20,9 @@ from medtl.selection.class_shares import class_shares, distance, fault_of
 from medtl.selection.information import MIN_GAIN, information
 from medtl.selection.source_validation import (
     MAX_SOURCE_LOSS,
-    balanced_accuracy,
     dice_loss_is_clear,
     loss_is_clear,
+    validation_accuracy,
 )
 
 SOURCE_FIGURE = "Balanced accuracy on source validation (most probable class)"
@@ -77,7 +77,7 @@ def recommend(
             more="carry more information",
             unit=" nats",
             accuracy={
-                m: _mean_over_seeds(source[source.model == m], classes, balanced_accuracy) for m in models
+                m: _mean_over_seeds(source[source.model == m], classes, validation_accuracy) for m in models
             },
             information={
                 m: _mean_over_seeds(target[target.model == m], classes, information) for m in models

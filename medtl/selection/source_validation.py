@@ -17,7 +17,7 @@ always costs the source something, and a few cases must not decide.
 """
 
 
-def balanced_accuracy(rows: pd.DataFrame, classes: tuple[str, ...]) -> float:
+def validation_accuracy(rows: pd.DataFrame, classes: tuple[str, ...]) -> float:
     """Balanced accuracy of the most probable class."""
     chosen = np.asarray(classes)[logits_of(rows, classes).argmax(1)]
     return float(balanced_accuracy_score(rows.label, chosen))

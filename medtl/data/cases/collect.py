@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medtl.data.cases.labels import LabelRow, lines, match_rows, read_labels
+from medtl.data.cases.labels import LabelRow, line_numbers, match_rows, read_labels
 from medtl.data.cases.masks import Joined, join_masks
 from medtl.data.cases.splits import confounding, split_patients
 from medtl.data.cases.table import COLUMNS, Case, CaseTable
@@ -230,7 +230,7 @@ def _attach(
         elif {row.label for row in found} != {row.label for row in kept.rows}:
             numbers = [row.line for row in (*found, *kept.rows)]
             faults.append(
-                f"{name} gives two equal files different labels ({lines(numbers)}, case {kept.item.name!r})"
+                f"{name} gives two equal files different labels ({line_numbers(numbers)}, case {kept.item.name!r})"
             )
     if lost:
         what = ", ".join(f"{count} {code}" for code, count in sorted(lost.items()))
@@ -241,7 +241,7 @@ def _attach(
         conflict = "different labels" if len({row.label for row in first.rows}) > 1 else "one label twice"
         numbers = sorted({row.line for d in doubled for row in d.rows})
         faults.append(
-            f"{name} labels {len(doubled)} cases more than once ({lines(numbers)}); case "
+            f"{name} labels {len(doubled)} cases more than once ({line_numbers(numbers)}); case "
             f"{first.item.name!r} has {conflict}"
         )
     for draft in drafts:

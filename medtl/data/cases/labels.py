@@ -86,7 +86,7 @@ def read_labels(path: Path, faults: list[str], *, name: str = "", with_label: bo
         label = cells["label"] or None if with_label else None
         rows.append(LabelRow(reader.line_num, cells["case"], label, patient, site, groups))
     if ragged:
-        faults.append(f"{name} has another number of columns than its header in {lines(ragged)}")
+        faults.append(f"{name} has another number of columns than its header in {line_numbers(ragged)}")
     if not rows and not ragged:
         faults.append(f"{name} has a header and no rows")
     return rows
@@ -128,11 +128,12 @@ def match_rows(
             absent.append(row)
     if slices:
         faults.append(
-            f"{name} labels single files of a series ({lines(slices)}): a series is one case, named like its folder"
+            f"{name} labels single files of a series ({line_numbers(slices)}): a series is one case, named like its "
+            "folder"
         )
     if unclear:
         faults.append(
-            f"{name} names cases that are in several places ({lines(unclear)}): give the path inside the "
+            f"{name} names cases that are in several places ({line_numbers(unclear)}): give the path inside the "
             "folder as case, or add a column 'site' with the folder's name"
         )
     if absent:
@@ -148,7 +149,7 @@ def _of_known_sites(
     if strange:
         named = dict.fromkeys(row.site for row in strange)
         faults.append(
-            f"{name} names the site {', '.join(map(repr, named))} ({lines([row.line for row in strange])}), "
+            f"{name} names the site {', '.join(map(repr, named))} ({line_numbers([row.line for row in strange])}), "
             f"the folders are {', '.join(map(repr, catalogs))}"
         )
     return [row for row in rows if row.site is None or row.site in catalogs]
@@ -156,7 +157,7 @@ def _of_known_sites(
 
 def _absent_text(name: str, absent: Sequence[LabelRow], catalogs: Mapping[str, Catalog]) -> str:
     names = [item.name for catalog in catalogs.values() for item in catalog.items]
-    where = lines([row.line for row in absent])
+    where = line_numbers([row.line for row in absent])
     text = f"{name} labels {len(absent)} cases for which there is no scan ({where})"
     if names:
         text += f"; the cases found are {', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"
@@ -227,7 +228,7 @@ def _short(path: str) -> str:
     return stem if stem != path else _SUFFIX.sub("", path)
 
 
-def lines(numbers: Sequence[int], most: int = 5) -> str:
+def line_numbers(numbers: Sequence[int], most: int = 5) -> str:
     """`line 3`, or `lines 3, 5, 8 and 12 more`."""
     shown = ", ".join(map(str, sorted(numbers)[:most]))
     more = f" and {len(numbers) - most} more" if len(numbers) > most else ""

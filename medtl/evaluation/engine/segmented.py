@@ -26,7 +26,7 @@ from medtl.evaluation.engine.groups import (
     resample,
 )
 from medtl.evaluation.engine.voxel_sums import VoxelSums, fit_run, voxel_curves
-from medtl.evaluation.metrics.empty import STATUSES
+from medtl.evaluation.metrics.empty import MASK_STATUSES
 from medtl.evaluation.metrics.metric import Key, MaskMetric, mean_over_cases
 from medtl.evaluation.metrics.registry import MEASURES
 from medtl.evaluation.results import Block, CaseValues, Curve, SegmentationRules, Settings, WorstCase
@@ -230,7 +230,9 @@ class Segmented(Task):
         judged = np.zeros(len(group.case), dtype=bool)
         for c in self.classes:
             seen = [self._status[rows] for rows in self._seen(group, model, c)]
-            statuses[c] = {status: int(sum((own == status).sum() for own in seen)) for status in STATUSES}
+            statuses[c] = {
+                status: int(sum((own == status).sum() for own in seen)) for status in MASK_STATUSES
+            }
             present = (seen[0] == "ok") | (seen[0] == "pred_empty")
             held[c], patients[c] = int(present.sum()), len(np.unique(group.patient[present]))
             judged |= seen[0] != "no_reference"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medtl.errors import ConfigError
 
-STATUSES = {
+MASK_STATUSES = {
     "ok": "the structure is in the reference and in the mask",
     "both_empty": "the structure is in neither",
     "ref_empty": "the mask shows a structure that the reference does not have (false positive)",

@@ -118,7 +118,7 @@ class MaskPair:
 
     @property
     def status(self) -> str:
-        """`ok`, `both_empty`, `ref_empty` or `pred_empty`, as in `medtl.evaluation.metrics.empty.STATUSES`."""
+        """`ok`, `both_empty`, `ref_empty` or `pred_empty`, as in `medtl.evaluation.metrics.empty.MASK_STATUSES`."""
         if self.num_called and self.num_reference:
             return "ok"
         return "pred_empty" if self.num_reference else "ref_empty" if self.num_called else "both_empty"

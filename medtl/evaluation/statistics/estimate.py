@@ -81,9 +81,9 @@ def verdict_of(found: Estimate, better: str) -> str:
     return "gain" if (found.lo > 0) == (better == "higher") else "harm"
 
 
-def join(names: Sequence[str]) -> str:
-    """Joins names for a sentence: `a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def join(names: Sequence[str], last: str = "and") -> str:
+    """Joins names for a sentence: `a`, `a and b`, `a, b and c`; `last` stands before the last one."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def decimals(value: float | None, lo: float | None, hi: float | None) -> int:

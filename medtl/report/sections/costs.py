@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from medtl.report.parts import DASH, Section, TableBuilder, join
+from medtl.evaluation.statistics.estimate import join
+from medtl.report.parts import DASH, Section, TableBuilder
 from medtl.report.view import View
 
 ORDER = 75

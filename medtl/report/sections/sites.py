@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medtl.report.parts import Cell, Section, TableBuilder
-from medtl.report.tables import numbers
+from medtl.report.tables import number_cells
 from medtl.report.view import SIDES, View
 
 ORDER = 90
@@ -20,7 +20,9 @@ def section(view: View) -> Section | None:
     last = ""
     for block in blocks:
         place = f"{block.site} ({SIDES[block.domain]})"
-        cells = [cell for column, part in columns for cell in numbers(table, view, block, [column], part)]
+        cells = [
+            cell for column, part in columns for cell in number_cells(table, view, block, [column], part)
+        ]
         lead = (Cell(place, tone="again" if place == last else ""), view.name(block.model, block.finding))
         table.row(*lead, block.num_patients, block.num_labelled, *cells)
         last = place

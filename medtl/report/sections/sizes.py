@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from medtl.evaluation.statistics.compare import Compared
-from medtl.evaluation.statistics.estimate import format_estimate
-from medtl.report.parts import NOTHING, Section, TableBuilder, join
+from medtl.evaluation.statistics.estimate import format_estimate, join
+from medtl.report.parts import NOTHING, Section, TableBuilder
 from medtl.report.sections.many_models import compared_cell
 from medtl.report.view import PLACES, View, in_text
 

@@ -49,7 +49,7 @@ PROJECTION = frozenset(
     {"CR", "DX", "MG", "IO", "PX", "XA", "RF", "US", "ES", "XC", "OP", "OPT", "GM", "SM", "DG"}
 )
 """Modalities whose images stand alone: never stacked, and often stored as secondary captures."""
-STACKED = frozenset({"CT", "MR", "PT", "NM"})
+SLICED = frozenset({"CT", "MR", "PT", "NM"})
 """Modalities whose files are slices of a volume."""
 
 
@@ -89,7 +89,7 @@ def is_dicom(head: bytes, name: str) -> bool:
     return PurePosixPath(name).suffix == "" and head[:4] in (b"\x08\0\x05\0", b"\x08\0\0\0")
 
 
-def read_header(root: Path, file: str) -> DicomHeader | Rejection:
+def read_dicom_header(root: Path, file: str) -> DicomHeader | Rejection:
     """Reads the header of one DICOM file and checks that its pixels are all there, without reading them.
 
     Returns:

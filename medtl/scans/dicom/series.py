@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from medtl.scans.dicom.headers import PROJECTION, STACKED, DicomHeader
+from medtl.scans.dicom.headers import PROJECTION, SLICED, DicomHeader
 from medtl.scans.geometry import Irregular, dicom_affine, same_orientation, slice_normal, stack_slices
 from medtl.scans.items import MAX_BYTES, NO_POSITION, Affine, Rejection
 
@@ -95,7 +95,7 @@ def _plan(group: list[DicomHeader]) -> list[Plan] | Irregular:
     first = group[0]
     if not all(_stacks(h) for h in group):
         placed = sum(_stacks(h) for h in group)
-        if len(group) > 1 and (placed or first.modality in STACKED):
+        if len(group) > 1 and (placed or first.modality in SLICED):
             return Irregular("no_geometry", f"{len(group) - placed} of {len(group)} slices have no position")
         return [Plan((h,), None, NO_POSITION) for h in group]
     assert first.orientation is not None

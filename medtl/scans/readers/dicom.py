@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from medtl.scans.dicom.headers import SUFFIXES, DicomHeader, is_dicom, read_header
+from medtl.scans.dicom.headers import SUFFIXES, DicomHeader, is_dicom, read_dicom_header
 from medtl.scans.dicom.pixels import modality_values, padding_mask, read_dicom, stored_pixels
 from medtl.scans.dicom.series import Plan, plan_volumes
 from medtl.scans.items import Rejection, Volume, VolumeItem
@@ -34,7 +34,7 @@ class Dicom(Reader):
         found: Found[VolumeItem] = Found()
         headers: list[DicomHeader] = []
         for file in files:
-            header = read_header(root, file)
+            header = read_dicom_header(root, file)
             if isinstance(header, Rejection):
                 found.add(header)
             else:

@@ -21,7 +21,7 @@ from medtl import __version__
 from medtl.errors import DataError
 from medtl.files import atomic_write
 from medtl.labelmap import VOID, LabelMap
-from medtl.scans.dicom.headers import SEG_CLASSES, SUFFIXES, is_dicom, read_header
+from medtl.scans.dicom.headers import SEG_CLASSES, SUFFIXES, is_dicom, read_dicom_header
 from medtl.scans.geometry import LPS_TO_RAS, SAME_PLACE, dicom_affine, same_orientation, slice_normal
 from medtl.scans.items import MAX_BYTES, Affine, MaskItem, Rejection, VolumeItem, times
 from medtl.scans.quiet import quiet_readers
@@ -50,7 +50,7 @@ class DicomSeg(Reader):
         """One mask per file."""
         found: Found[MaskItem] = Found()
         for file in files:
-            header = read_header(root, file)
+            header = read_dicom_header(root, file)
             if isinstance(header, Rejection):
                 found.add(header)
                 continue

@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from medtl.errors import ConfigError, DataError
 from medtl.evaluation.engine.measure_masks import COLUMNS, measure_cases
-from medtl.evaluation.metrics.empty import STATUSES, EmptyPolicy
+from medtl.evaluation.metrics.empty import MASK_STATUSES, EmptyPolicy
 from medtl.evaluation.tables.segmentations import SegmentationTable
 from medtl.labelmap import LabelMap
 
@@ -180,7 +180,7 @@ def test_spacings_that_differ_in_the_last_digits(tmp_path: Path) -> None:
 
 
 def test_policies_by_name() -> None:
-    assert set(STATUSES) == {"ok", "both_empty", "ref_empty", "pred_empty", "no_reference"}
+    assert set(MASK_STATUSES) == {"ok", "both_empty", "ref_empty", "pred_empty", "no_reference"}
     assert "In the model's mask alone: Dice 0 and, as distance, the diagonal" in EmptyPolicy().describe()
     assert "counted apart" in EmptyPolicy(reference_empty="exclude").describe()
     with pytest.raises(ConfigError, match="'exclude' or 'perfect'; got 'worst'"):
