@@ -21,12 +21,11 @@ from monai.transforms.transform import RandomizableTransform
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medtl.data.tensors.grid import border_value
 from medtl.errors import ConfigError, near_matches
 
 Image = NDArray[Any] | Tensor
 NAMES = ("none", "standard", "strong")
-OUTSIDE = -1
-"""Label of voxels that a geometric change brings in from beyond the image: no training on the repeated border."""
 
 
 def augmentation(name: str, spatial_dims: int, channels: int, flip: bool = True) -> Augmentation:
@@ -68,15 +67,17 @@ class Augmentation:
     reach: float = 0.0
 
     @overload
-    def __call__(self, image: Image, seed: int) -> Tensor: ...
+    def __call__(self, image: Image, seed: int, *, beyond: Image | None = None) -> Tensor: ...
 
     @overload
-    def __call__(self, image: Image, seed: int, label: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, image: Image, seed: int, label: Tensor, *, beyond: Image | None = None
+    ) -> tuple[Tensor, Tensor]: ...
 
     def __call__(
-        self, image: Image, seed: int, label: Tensor | None = None
+        self, image: Image, seed: int, label: Tensor | None = None, *, beyond: Image | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Changes an image (C, ..., H, W), and its label (..., H, W) int64 with it.
+        """Changes an image (C, ..., H, W), and its label (..., H, W) int64 with it; see `move` for their border.
 
         Returns:
             The image float32, of the same shape; with a label, both.
@@ -84,27 +85,43 @@ class Augmentation:
         self._seed(seed)
         tensor = _tensor(image)
         size = (int(tensor.shape[-2]), int(tensor.shape[-1]))
-        moved, moved_label = self._move(tensor, label, size)
+        moved, moved_label = self._move(tensor, label, size, beyond)
         changed = self._recolour(moved)
         return changed if moved_label is None else (changed, moved_label)
 
+    @overload
     def move(
-        self, image: Image, seed: int, label: Tensor | None, size: tuple[int, int]
+        self, image: Image, seed: int, label: None, size: tuple[int, int], beyond: Image | None = None
+    ) -> tuple[Tensor, None]: ...
+
+    @overload
+    def move(
+        self, image: Image, seed: int, label: Tensor, size: tuple[int, int], beyond: Image | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def move(
+        self,
+        image: Image,
+        seed: int,
+        label: Tensor | None,
+        size: tuple[int, int],
+        beyond: Image | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Changes geometry only.
 
         Args:
             image: (C, ..., H, W), in the plane as large as `size` or larger by the same margin on both sides:
-                what turns into the patch then comes from the scan and not from a repeated border.
+                what turns into the patch then comes from the scan.
             seed: of the geometry.
             label: (..., H, W) int64, or None.
             size: (H, W) of the result: the middle of the image.
+            beyond: (C,) what the image shows beyond its border; by default the median of the border.
 
         Returns:
-            Image float32 and label, `OUTSIDE` where the image shows what is beyond its border.
+            Image float32 and label. Where the image shows what is beyond its border, the label is 0 (background).
         """
         self._seed(seed)
-        return self._move(_tensor(image), label, size)
+        return self._move(_tensor(image), label, size, beyond)
 
     def recolour(self, image: Tensor, seed: int) -> Tensor:
         """Changes grey values only; `image` itself is not modified."""
@@ -115,7 +132,7 @@ class Augmentation:
         pass
 
     def _move(
-        self, image: Tensor, label: Tensor | None, size: tuple[int, int]
+        self, image: Tensor, label: Tensor | None, size: tuple[int, int], beyond: Image | None
     ) -> tuple[Tensor, Tensor | None]:
         return _middle(image, size), None if label is None else _middle(label, size)
 
@@ -173,25 +190,24 @@ class _Random(Augmentation):
         self.generator.seed([seed % 2**32, seed >> 32])
 
     def _move(
-        self, image: Tensor, label: Tensor | None, size: tuple[int, int]
+        self, image: Tensor, label: Tensor | None, size: tuple[int, int], beyond: Image | None
     ) -> tuple[Tensor, Tensor | None]:
         geometry = self.geometry.get(size)
         if geometry is None:
             geometry = self.geometry[size] = geometric_transforms(*size, self.more, self.flip)
             self._share(geometry)
         planes = image.reshape(-1, *image.shape[-2:])
-        # Zero is what the resampling puts beyond the border.
-        marks = None if label is None else (label - OUTSIDE).reshape(-1, *label.shape[-2:]).to(torch.float32)
+        marks = None if label is None else label.reshape(-1, *label.shape[-2:]).to(torch.float32)
         for transform in geometry:
             if not drawn(transform, planes):
                 continue
-            planes = transform.move(planes)
+            planes = transform.move(planes, _each_plane(image, beyond))
             if marks is not None:
-                marks = transform.move(marks, labels=True)
+                marks = transform.move(marks)
         moved = _middle(planes, size).reshape(*image.shape[:-2], *size)
         if marks is None or label is None:
             return moved, None
-        return moved, _middle(marks, size).round().to(torch.int64).reshape(*label.shape[:-2], *size) + OUTSIDE
+        return moved, _middle(marks, size).round().to(torch.int64).reshape(*label.shape[:-2], *size)
 
     def _recolour(self, image: Tensor) -> Tensor:
         planes = image.clone().reshape(-1, *image.shape[-2:])
@@ -199,6 +215,12 @@ class _Random(Augmentation):
             if drawn(transform, planes):
                 planes = _plain(transform(planes, randomize=False))
         return planes.reshape(image.shape).clamp(0, 1).contiguous()
+
+
+def _each_plane(image: Tensor, beyond: Image | None) -> Tensor:
+    """(C * slices, 1, 1) double: what each plane of an image (C, ..., H, W) shows beyond its border."""
+    values = torch.as_tensor(border_value(image.numpy()) if beyond is None else beyond).double()
+    return values.repeat_interleave(math.prod(image.shape[1:-2])).view(-1, 1, 1)
 
 
 def drawn(transform: Any, image: Tensor) -> bool:
@@ -223,8 +245,8 @@ def drawn(transform: Any, image: Tensor) -> bool:
 class _Flip(RandFlip):
     """A flip without MONAI's metadata tracking, which takes longer than the flip."""
 
-    def move(self, planes: Tensor, labels: bool = False) -> Tensor:
-        """Applies the drawn flip to (C, H, W)."""
+    def move(self, planes: Tensor, outside: Tensor | None = None) -> Tensor:
+        """Applies the drawn flip to (C, H, W); nothing comes in from outside."""
         return planes.flip(-1)
 
 
@@ -236,8 +258,14 @@ class _Affine(RandAffine):
         if self._do_transform:
             self.rand_affine_grid.randomize()  # a second time, as its own call does
 
-    def move(self, planes: Tensor, labels: bool = False) -> Tensor:
-        """Applies the drawn map to (C, H, W); labels use the nearest pixel, and zero beyond the border."""
+    def move(self, planes: Tensor, outside: Tensor | None = None) -> Tensor:
+        """Applies the drawn map to (C, H, W).
+
+        Args:
+            planes: grey values, or labels.
+            outside: (C, 1, 1) double, value of each plane beyond its border. None for labels: they come from the
+                nearest pixel, and are 0 beyond the border.
+        """
         size = self.spatial_size
         assert isinstance(size, tuple)
         # (3, H, W): row, column and 1, in pixels from the middle.
@@ -248,15 +276,19 @@ class _Affine(RandAffine):
         height, width = planes.shape[-2:]
         # grid_sample counts from -1 to 1 and takes the column first.
         places = torch.stack((column * (2 / max(2, width)), row * (2 / max(2, height))), dim=-1)
-        how = ("nearest", "zeros") if labels else ("bilinear", "border")
+        values = planes.double() if outside is None else planes.double() - outside
         moved = torch.nn.functional.grid_sample(
-            planes.double()[None], places[None], *how, align_corners=False
+            values[None],
+            places[None],
+            "nearest" if outside is None else "bilinear",
+            "zeros",
+            align_corners=False,
         )
-        return moved[0].float()
+        return (moved[0] if outside is None else moved[0] + outside).float()
 
 
 def geometric_transforms(height: int, width: int, more: float, flip: bool) -> list[Any]:
-    """Left-right flip and a small affine; the border is repeated, so no black corners give it away.
+    """Left-right flip and a small affine.
 
     Args:
         height: rows of the image.

@@ -16,11 +16,13 @@ class Batch:
     Attributes:
         image: (N, C, H, W) or (N, C, D, H, W) float32 in [0, 1].
         label: (N,) int64 class indices; for segmentation (N, H, W) or (N, D, H, W), -1 where nothing is to be
-            learnt. None without labels: batches of the target carry none.
+            learnt. Beyond the scan it is background. None without labels: batches of the target carry none.
         index: (N,) int64 position of each case in its data set.
         site: (N,) int64 position of each case's site in the data set's `sites`.
         strong: A second, strongly augmented view, shaped as `image`; for segmentation voxel by voxel the same
             place, in other grey values.
+        outside: (N, H, W) or (N, D, H, W) bool, True where `image` shows what is beyond the scan: padding, or what a
+            rotation or a shift brought in. Statistics of grey values leave it out. None where it is not known.
     """
 
     image: Tensor
@@ -28,6 +30,7 @@ class Batch:
     index: Tensor | None = None
     site: Tensor | None = None
     strong: Tensor | None = None
+    outside: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.image.shape[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,22 @@ from medtl.data.cases.structures import sided
 from medtl.data.cases.table import Case
 from medtl.data.seeds import derive_seed
 from medtl.data.tensors import patches
-from medtl.data.tensors.augment import OUTSIDE, augmentation
+from medtl.data.tensors.augment import augmentation
 from medtl.data.tensors.batch import Batch
 from medtl.data.tensors.cache import VolumeCache
+from medtl.data.tensors.grid import Grid
 from medtl.errors import ConfigError, DataError
 from medtl.labelmap import VOID
 
-_Views = tuple[Tensor, Tensor | None, Tensor | None]
-"""Image, label, strong view."""
+_Views = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
+"""Image, label, strong view, and where the image shows what is beyond the scan."""
+
+
+class _Frame(NamedTuple):
+    """Where the scan lies in the network's grid, and what surrounds it."""
+
+    inside: NDArray[np.bool_]  # (H, W)
+    beyond: NDArray[np.float16]  # (C,)
 
 
 class CaseData(Protocol):
@@ -66,6 +74,10 @@ class CaseDataset(Dataset[Batch]):
     If the cache has a label map, the task is segmentation: labels are masks, image and mask are cropped and moved
     together, and the strong view shows the same voxels as the image with other grey values. Without augmentation,
     a case yields the same patch in every epoch.
+
+    Beyond the scan there is nothing to segment: wherever an image shows more than the scan (padding to a square, a
+    patch larger than a volume, what a rotation or a shift brings in), it has the value of the scan's border and the
+    label of the background. Patches inside a volume bring in real voxels. Voxels that a mask itself calls void stay so.
 
     Args:
         cases: Cases with an item, in a fixed order.
@@ -124,6 +136,7 @@ class CaseDataset(Dataset[Batch]):
             self._check_masks()
         self._keys: dict[int, str] = {}
         self._mask_keys: dict[int, str] = {}
+        self._frames: dict[int, _Frame] = {}
 
     def _checked_patch(self, patch: Sequence[int] | None) -> tuple[int, ...] | None:
         if patch is None:
@@ -188,19 +201,35 @@ class CaseDataset(Dataset[Batch]):
         array = self.cache.load(case.item, key)
         draw = (self.stream, self.epoch, place, getattr(index, "repeat", 0))
         view = self._segmented if self.segmentation else self._classified
-        image, label, strong = view(case, array, draw)
+        image, label, strong, outside = view(case, array, draw)
         return Batch(
             image=image,
             label=label,
             index=torch.tensor(place),
             site=torch.tensor(self.sites.index(case.site)),
             strong=strong,
+            outside=outside,
         )
 
+    def _frame(self, case: Case, array: NDArray[np.float16], place: int) -> _Frame:
+        frame = self._frames.get(place)
+        if frame is None:
+            assert case.item is not None
+            grid = Grid.of(case.item, self.cache.preprocess)
+            inside = np.zeros(array.shape[-2:], dtype=np.bool_)
+            inside[grid.inside] = True
+            frame = self._frames[place] = _Frame(inside, grid.beyond(array))
+        return frame
+
     def _classified(self, case: Case, array: NDArray[np.float16], draw: tuple[str | int, ...]) -> _Views:
-        strong = self._strong(array, derive_seed(self.seed, "strong", *draw)) if self._strong else None
+        strong, frame = None, self._frame(case, array, int(draw[2]))
+        if self._strong is not None:
+            strong = self._strong(array, derive_seed(self.seed, "strong", *draw), beyond=frame.beyond)
         label = None if self._labels is None else torch.tensor(self._labels[int(draw[2])])
-        return self._augment(array, derive_seed(self.seed, "augment", *draw)), label, strong
+        inside = torch.from_numpy(frame.inside.astype(np.int64))
+        seed = derive_seed(self.seed, "augment", *draw)
+        image, inside = self._augment(array, seed, inside, beyond=frame.beyond)
+        return image, label, strong, (inside == 0).expand(image.shape[1:])
 
     def _segmented(self, case: Case, array: NDArray[np.float16], draw: tuple[str | int, ...]) -> _Views:
         stream, _, place, repeat = draw
@@ -211,6 +240,8 @@ class CaseDataset(Dataset[Batch]):
                 key = self._mask_keys[int(place)] = self.cache.mask_key(case)
             entry = self.cache.mask(case, key)
         mask = None if entry is None else entry.array
+        inside, beyond = self._frame(case, array, int(place))
+        slices = np.ones(array.shape[1:-2], dtype=np.bool_)  # those of the scan; of images, one for all
         size = (int(array.shape[-2]), int(array.shape[-1]))
         if self.patch is not None:
             # Without augmentation an epoch repeats the one before it: what is validated on stays the same.
@@ -219,23 +250,28 @@ class CaseDataset(Dataset[Batch]):
             points = None if entry is None else entry.points
             start = patches.place(array.shape[1:], self.patch, generator, points, self.foreground)
             margin = self._margin(array.shape[1:])
-            array = patches.cut(array, start, self.patch, margin, 0)
-            mask = None if mask is None else patches.cut(mask, start, self.patch, margin, VOID)
+            array = patches.cut(array, start, self.patch, margin, outside=beyond)
+            mask = None if mask is None else patches.cut(mask, start, self.patch, margin, outside=0)
+            inside = patches.cut(inside, start[-2:], self.patch[-2:], margin[-2:], outside=False)
+            slices = patches.cut(slices, start[:-2], self.patch[:-2], outside=False)
             size = (self.patch[-2], self.patch[-1])
-        label = None
+        marks = torch.from_numpy(inside[None].astype(np.int64))
         if mask is not None:
             stored = torch.from_numpy(mask if mask.flags.writeable else np.array(mask))
-            label = stored.to(torch.int64).masked_fill_(stored == VOID, OUTSIDE)
+            label = stored.to(torch.int64).masked_fill_(stored == VOID, -1)
+            marks = torch.cat([label.reshape(-1, *label.shape[-2:]), marks])
         # One geometry for image, label and strong view; grey values of their own.
-        moved, label = self._augment.move(array, derive_seed(self.seed, "geometry", *draw), label, size)
+        seed = derive_seed(self.seed, "geometry", *draw)
+        moved, marks = self._augment.move(array, seed, marks, size, beyond)
         image = self._augment.recolour(moved, derive_seed(self.seed, "augment", *draw))
         strong = None
         if self._strong is not None:
             strong = self._strong.recolour(moved, derive_seed(self.seed, "strong", *draw))
-        return image, label, strong
+        outside = (marks[-1] == 0) | ~torch.from_numpy(slices)[..., None, None]
+        return image, None if mask is None else marks[:-1].reshape(image.shape[1:]), strong, outside
 
     def _margin(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The margin to read around a patch, so that rotation brings in the scan and not a repeated border."""
+        """The margin to read around a patch, so that rotation brings in the scan and not what is beyond."""
         assert self.patch is not None
         reach = math.ceil(self._augment.reach * max(self.patch[-2:]))
         in_plane = (reach if length < size else 0 for length, size in zip(self.patch, shape, strict=True))

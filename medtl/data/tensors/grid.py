@@ -110,6 +110,23 @@ class Grid:
         """Rows above and columns left of the scan in the network's grid."""
         return (self.shape[-2] - self.size[1]) // 2, (self.shape[-1] - self.size[2]) // 2
 
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """Rows and columns of the network's grid that the scan fills; the others are margin."""
+        top, left = self.offset
+        return slice(top, top + self.size[1]), slice(left, left + self.size[2])
+
+    def beyond(self, image: NDArray[Any]) -> NDArray[np.float16]:
+        """What the network is shown beyond the scan: its `border_value`, without the margin.
+
+        Args:
+            image: (C, *shape) values in the network's grid.
+
+        Returns:
+            (C,).
+        """
+        return border_value(image[(..., *self.inside)])
+
     def turn(self, array: NDArray[Any]) -> NDArray[Any]:
         """Reorients (k, j, i, ...) to the plane's axes; returns a view."""
         rest = range(3, array.ndim)
@@ -165,13 +182,13 @@ class Grid:
             mask: (k, j, i) class indices, 255 for void.
 
         Returns:
-            (*shape) uint8; void where void has more than half of the voxel, and where there is no scan.
+            (*shape) uint8; void where void has more than half of the voxel, background where there is no scan.
         """
         view = self.turn(mask)
-        top, left = self.offset
-        result = np.full((self.size[0], *self.shape[-2:]), VOID, dtype=np.uint8)
+        # There is nothing to segment beyond the scan.
+        result = np.zeros((self.size[0], *self.shape[-2:]), dtype=np.uint8)
         if not self.resampled:
-            result[:, top : top + self.size[1], left : left + self.size[2]] = view
+            result[(slice(None), *self.inside)] = view
             return result.reshape(self.shape)
         counts = sum(np.bincount(plane.reshape(-1), minlength=256) for plane in view)
         found = np.flatnonzero(counts).astype(np.uint8)
@@ -181,13 +198,12 @@ class Grid:
             part = torch.from_numpy(np.ascontiguousarray(view[start:stop]))
             return (part[None] == lookup).to(torch.float32)
 
-        inside = (slice(top, top + self.size[1]), slice(left, left + self.size[2]))
         centres = [
             np.floor((np.arange(m) + 0.5) * n / m).astype(int)
             for m, n in zip(self.size, self.turned, strict=True)
         ]
         for start, stop, shares in self._slabs_to_network(slab, len(found), share=True):
-            shares = shares[(slice(None), slice(None), *inside)]
+            shares = shares[(slice(None), slice(None), *self.inside)]
             # Two halves are common: with the voxel in the middle deciding, no class gains by its number.
             middle = np.ascontiguousarray(view[centres[0][start:stop]][:, centres[1]][:, :, centres[2]])
             shares += _TIE * (torch.from_numpy(middle)[None] == lookup)
@@ -196,7 +212,7 @@ class Grid:
                 best[shares[-1] > 0.5 + 2 * _TIE] = len(found) - 1
             else:
                 best = first_argmax(shares)
-            result[(slice(start, stop), *inside)] = found[best.numpy()]
+            result[(slice(start, stop), *self.inside)] = found[best.numpy()]
         return result.reshape(self.shape)
 
     def to_native(self, values: Tensor | NDArray[Any]) -> Tensor:
@@ -259,15 +275,32 @@ class Grid:
         channels = len(values)
         if tuple(values.shape[1:]) != self.shape:
             raise ValueError(f"Expected (C, {', '.join(map(str, self.shape))}), got {tuple(values.shape)}.")
-        (top, left), (_, h, w) = self.offset, self.size
+        _, h, w = self.size
         stacked = values.reshape((channels, self.size[0], *self.shape[-2:]))
-        inside = stacked[:, :, top : top + h, left : left + w]
+        inside = stacked[(slice(None), slice(None), *self.inside)]
         largest = max(self.turned[1] * self.turned[2], h * w) * max(1.0, self.size[0] / self.turned[0])
         for start, stop in _ranges(self.turned[0], channels * largest):
             first, last, weights = _support(self.size[0], self.turned[0], start, stop)
             part = torch.as_tensor(inside[:, first:last]).to("cpu", torch.float32)
             part = _mix(part, weights, stop - start)
             yield start, stop, _resize_planes(part, self.turned[1:])
+
+
+def border_value(image: NDArray[Any]) -> NDArray[np.float16]:
+    """The median of the outermost rows and columns of all slices.
+
+    Most scans end in their own background, which is dark in CT and MR and bright in stained smears. Beyond the scan,
+    this value is nothing foreign to the network, to BatchNorm or to a histogram; black would often be.
+
+    Args:
+        image: (C, ..., H, W).
+
+    Returns:
+        (C,).
+    """
+    sides = (image[..., :1, :], image[..., -1:, :], image[..., :, :1], image[..., :, -1:])
+    border = np.concatenate([side.reshape(len(image), -1) for side in sides], axis=1)
+    return np.asarray(np.median(border.astype(np.float32), axis=1), dtype=np.float16)
 
 
 def plane_of(affine: Affine) -> str:

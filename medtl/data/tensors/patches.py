@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medtl.data.tensors.grid import Grid
 from medtl.data.tensors.spec import Preprocess
@@ -85,12 +85,26 @@ def place(
     if points and chance < foreground:
         voxels = points[sorted(points)[int(which * len(points))]]
         start = np.asarray(voxels[int(one * len(voxels))]) - np.array(patch) // 2
+    middle = centred(shape, patch)
+    return tuple(int(s) for s in np.where(room < 0, middle, np.clip(start, 0, np.maximum(room, 0))))
+
+
+def centred(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """First voxel of a window with a scan in its middle, where the window is larger; 0 where it is not.
+
+    Training and prediction both use it, so that a small scan has the same surroundings in both.
+    """
     # Floor division: a volume that is an odd number of voxels smaller lies half a voxel off the middle.
-    return tuple(int(s) for s in np.where(room < 0, room // 2, np.clip(start, 0, np.maximum(room, 0))))
+    return tuple(min(0, (size - length) // 2) for size, length in zip(shape, patch, strict=True))
 
 
 def cut(
-    array: NDArray[Any], start: Sequence[int], patch: Sequence[int], margin: Sequence[int], outside: int
+    array: NDArray[Any],
+    start: Sequence[int],
+    patch: Sequence[int],
+    margin: Sequence[int] | None = None,
+    *,
+    outside: ArrayLike,
 ) -> NDArray[Any]:
     """Copies a patch, with a margin round it, out of an array that may be a memory map.
 
@@ -98,23 +112,24 @@ def cut(
         array: (..., *volume).
         start: first voxel of the patch; negative where the patch is larger than the volume.
         patch: its size.
-        margin: voxels more on both sides along each axis: of the volume as far as it goes, then its border
-            repeated. None is taken where the patch is larger than the volume.
-        outside: value where the patch reaches beyond the volume.
+        margin: voxels more on both sides along each axis: real ones as far as the volume goes.
+        outside: value beyond the volume: one, or one for each channel of an array (C, *volume).
 
     Returns:
         (..., *patch + 2 * margin), with the type of `array`.
     """
     lead = array.ndim - len(patch)
-    window: list[slice] = [slice(None)] * lead
-    fill, repeat = [(0, 0)] * lead, [(0, 0)] * lead
-    for size, first, length, more in zip(array.shape[lead:], start, patch, margin, strict=True):
-        low, high = first - more, first + length + more
-        window.append(slice(max(low, 0), min(high, size)))
-        missing = max(-low, 0), max(high - size, 0)
-        fill.append(missing if length > size else (0, 0))
-        repeat.append((0, 0) if length > size else missing)
+    more = margin or (0,) * len(patch)
+    low = [first - extra for first, extra in zip(start, more, strict=True)]
+    sides = [length + 2 * extra for length, extra in zip(patch, more, strict=True)]
+    window, place = [slice(None)] * lead, [slice(None)] * lead
+    for first, side, end in zip(low, sides, array.shape[lead:], strict=True):
+        window.append(slice(max(first, 0), min(first + side, end)))
+        place.append(slice(max(-first, 0), min(first + side, end) - first))
     part = np.array(array[tuple(window)])
-    if any(map(any, fill)):
-        part = np.pad(part, fill, constant_values=outside)
-    return np.pad(part, repeat, mode="edge") if any(map(any, repeat)) else part
+    if part.shape[lead:] == tuple(sides):
+        return part
+    result = np.empty((*array.shape[:lead], *sides), dtype=array.dtype)
+    result[...] = np.reshape(outside, (*np.shape(outside), *[1] * len(patch)))
+    result[tuple(place)] = part
+    return result

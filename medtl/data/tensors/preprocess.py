@@ -30,10 +30,11 @@ _SAMPLE = 1_000_000
 def preprocess(volume: Volume, spec: Preprocess) -> NDArray[np.float16]:
     """Brings one volume to the grid and range of `spec`.
 
-    Values are clipped and scaled to [0, 1] with padding at 0; then the volume is turned to the plane's
-    standard orientation and resampled. With `spacing` it keeps its natural size; without it, it gets square
-    pixels with its longer side filling the image, is padded to a square, and is resampled through its extent
-    to `num_slices`. Downsampling is low-pass filtered. `Grid` is the same way, and the way back.
+    Values are clipped and scaled to [0, 1], where a file's own padding is 0; then the volume is turned to the
+    plane's standard orientation and resampled. With `spacing` it keeps its natural size; without it, it gets
+    square pixels with its longer side filling the image, is padded to a square with the value of its border
+    (`Grid.beyond`), and is resampled through its extent to `num_slices`. Downsampling is low-pass filtered.
+    `Grid` is the same way, and the way back.
 
     Large volumes are processed slab by slab, which needs little memory beyond the volume and the result.
 
@@ -55,6 +56,10 @@ def preprocess(volume: Volume, spec: Preprocess) -> NDArray[np.float16]:
 
     values = grid.forward(slab, 3 if colour else 1, torch.float16)
     result: NDArray[np.float16] = values.clamp_(0, 1).numpy()
+    margin = np.ones(grid.shape[-2:], dtype=bool)
+    margin[grid.inside] = False
+    if margin.any():
+        result[..., margin] = grid.beyond(result).reshape(-1, *[1] * (result.ndim - 2))
     return np.repeat(result, 3, axis=0) if spec.channels == 3 and not colour else result
 
 

@@ -28,7 +28,7 @@ CT_WINDOWS: Mapping[str, tuple[float, float]] = MappingProxyType(
 PLANES: Mapping[str, str] = MappingProxyType({"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"})
 """Directions of rising (i, j, k) as a reader sees the plane; L left, P posterior, I inferior, S superior."""
 
-VERSION = 1
+VERSION = 2
 """Version of the steps that `Preprocess` describes; part of every cache key."""
 
 

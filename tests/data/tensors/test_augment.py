@@ -88,19 +88,19 @@ def test_faults():
 
 
 @pytest.mark.parametrize(
-    ("labels", "how"), [(False, {}), (True, {"mode": "nearest", "padding_mode": "zeros"})]
+    ("outside", "how"), [(torch.zeros(3, 1, 1).double(), {}), (None, {"mode": "nearest"})]
 )
 @pytest.mark.parametrize("size", [(32, 40), (33, 64), (1, 5)])
-def testgeometric_transforms_is_that_of_monai_bit_for_bit(size, labels, how):
+def testgeometric_transforms_is_that_of_monai_bit_for_bit(size, outside, how):
     planes = torch.rand(3, size[0] + 6, size[1] + 6, generator=torch.Generator().manual_seed(0))
     acted = 0
     for transform in geometric_transforms(*size, more=1.6, flip=True):
         for seed in range(30):
             transform.set_random_state(seed)
             if drawn(transform, planes):
-                more = {} if isinstance(transform, RandFlip) else {"padding_mode": "border", **how}
+                more = {} if isinstance(transform, RandFlip) else {"padding_mode": "zeros", **how}
                 expected = transform(planes, randomize=False, **more)
-                assert torch.equal(transform.move(planes, labels), expected.as_tensor())
+                assert torch.equal(transform.move(planes, outside), expected.as_tensor())
                 acted += 1
     assert acted > 30
 
@@ -128,11 +128,12 @@ def test_label_and_image_move_together(name, dims):
     moved = 0
     for seed in range(30):
         plain = change(image, seed)
-        found, found_label = change(image, seed, label)
+        found, marks = change(image, seed, torch.stack([label, torch.ones_like(label)]))
         assert torch.equal(plain, found)
+        found_label, known = marks[0], marks[1] == 1
         assert found_label.dtype == torch.int64
         assert found_label.shape == label.shape
-        known = found_label >= 0
+        assert (found_label[~known] == 0).all()
         # Nearest label against interpolated image: they differ only where the image is within a step of a limit.
         assert (classes_of(found[0])[known] == found_label[known].numpy()).mean() > 0.94
         assert known.float().mean() > 0.6
@@ -145,19 +146,30 @@ def test_labels_come_from_the_nearest_pixel(axis):
     label = torch.from_numpy(np.indices((40, 48))[axis])
     change = augmentation("strong", 2, 1)
     for seed in range(30):
-        image, found = change.move((label[None] / 64).numpy().astype(np.float32), seed, label, (40, 48))
-        inside = found >= 0
+        marks = torch.stack([label, torch.ones_like(label)])
+        image, (found, inside) = change.move(
+            (label[None] / 64).numpy().astype(np.float32), seed, marks, (40, 48), torch.zeros(1)
+        )
+        # At the very border, the image fades into what is beyond.
+        inside = torch.nn.functional.avg_pool2d(inside[None].float(), 3, 1, 1)[0] > 0.99
         assert float((64 * image[0] - found)[inside].abs().max()) <= 0.5 + 1e-3
 
 
-def test_beyond_the_border_there_is_no_label():
-    change = augmentation("strong", 2, 1)
-    image, label = np.ones((1, 32, 32), np.float32), torch.ones(32, 32, dtype=torch.int64)
+def test_beyond_the_border_there_is_background():
+    """What a rotation or a shift brings in has the border's value in the image and 0 in the label."""
+    change = augmentation("strong", 2, 3)
+    image, label = np.full((3, 32, 32), 0.5, np.float32), torch.ones(32, 32, dtype=torch.int64)
+    image[:, 8:24, 8:24], label[:4, :4] = 1, -1
     outside = 0
     for seed in range(40):
-        _, found = change.move(image, seed, label, (32, 32))
-        assert set(found.unique().tolist()) <= {-1, 1}
-        outside += int((found == -1).any())
+        given, found = change.move(image, seed, label, (32, 32), np.array([0, 0.2, 0.9]))
+        assert set(found.unique().tolist()) <= {-1, 0, 1}
+        deep = torch.nn.functional.max_pool2d(found.abs()[None].float(), 3, 1, 1)[0] == 0
+        torch.testing.assert_close(given[:, deep].T, torch.tensor([[0, 0.2, 0.9]]).expand(int(deep.sum()), 3))
+        outside += int(deep.any())
+        # By default it is the median of the image's border: nothing shows where the image ends.
+        own, _ = change.move(image, seed, None, (32, 32))
+        assert float(own.min()) == 0.5
     assert outside > 10
     # With the margin that `reach` asks for, nothing from beyond comes into the patch.
     margin = int(np.ceil(change.reach * 32))

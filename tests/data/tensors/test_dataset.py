@@ -14,7 +14,7 @@ from medtl.data.tensors.cache import VolumeCache
 from medtl.data.tensors.dataset import CaseDataset, Draw, EpochSampler
 from medtl.data.tensors.spec import Preprocess
 from medtl.errors import DataError
-from tests.scans.make_scans import write_site
+from tests.scans.make_scans import write_image, write_site
 
 
 @pytest.fixture
@@ -162,3 +162,25 @@ def test_balanced_order_draws_every_class_and_every_case_of_it_equally_often() -
     assert drawn == list(sampler)
     sampler.set_epoch(1)
     assert drawn != list(sampler)
+
+
+def test_where_an_image_shows_no_scan(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        picture = rng.integers(150, 200, (10, 20, 3)).astype(np.uint8)
+        write_image(tmp_path / "a" / f"{number}.png", picture)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("case,label\n0,x\n1,y\n2,x\n3,y\n")
+    table = collect_cases(source=[tmp_path / "a"], labels=labels)
+    cache = VolumeCache(tmp_path / "cache", Preprocess(20, channels=3, intensity="unit"))
+    cases = table.select(domain="source")
+    plain = CaseDataset(cases, cache, classes=("x",), with_labels=False)[0]
+    expected = torch.ones(20, 20, dtype=torch.bool)
+    expected[5:15] = False
+    assert torch.equal(plain.outside, expected)
+    assert 0.55 < float(plain.image.min()) <= float(plain.image.max()) < 0.8  # no black bars
+    augmented = CaseDataset(cases, cache, classes=("x",), with_labels=False, augment="strong")
+    batch = collate([augmented[n] for n in range(4)])
+    assert batch.outside.shape == (4, 20, 20)
+    assert not all(torch.equal(one, expected) for one in batch.outside)
+    assert 0.4 < float(batch.outside.float().mean()) < 0.6

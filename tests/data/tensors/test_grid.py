@@ -128,7 +128,7 @@ def test_the_way_back_inverts_the_padding_of_images():
         torch.testing.assert_close(there.sum(), inside.sum())
         torch.testing.assert_close(grid.to_native(there), ones)
         mask = grid.mask_to_network(np.ones(shape, np.uint8))
-        np.testing.assert_array_equal(mask, np.where(there[0] > 0, 1, VOID))
+        np.testing.assert_array_equal(mask, np.where(there[0] > 0, 1, 0))
 
 
 def blobs(seed, shape, structures=2):
@@ -254,7 +254,43 @@ def test_preprocessing_and_grid_agree():
         found = preprocess(Volume(array, affine, None, {}), spec)
         assert found.shape == (1, *grid.shape)
         expected = grid.to_network(torch.from_numpy(array[None].astype(np.float32) / 255))
-        np.testing.assert_allclose(found.astype(float), expected, atol=1e-3)
+        inside = (..., *grid.inside)
+        np.testing.assert_allclose(found.astype(float)[inside], expected.numpy()[inside], atol=1e-3)
+
+
+def test_what_lies_beyond_the_scan():
+    """The margin: the median of the scan's border, channel by channel, and the label of the background."""
+    picture = np.zeros((1, 6, 16, 3), np.uint8)
+    picture[..., :] = 200, 160, 220  # a bright ground
+    picture[0, :2, 3:7] = 10, 20, 30  # something that meets the border
+    mask = np.zeros((1, 6, 16), np.uint8)
+    mask[0, :2, 3:7], mask[0, 5, :9] = 1, VOID
+    grid = Grid.of(((1, 6, 16), None), Preprocess(16, channels=3, intensity="unit"))
+    found = preprocess(Volume(picture, None, None, {"kind": "image", "bits": 8}), Preprocess(16, channels=3))
+    assert grid.inside == (slice(5, 11), slice(0, 16))
+    np.testing.assert_allclose(found[:, 5:11], np.moveaxis(picture[0], -1, 0) / 255, atol=1e-3)
+    margin = np.ones((16, 16), bool)
+    margin[grid.inside] = False
+    ground = np.array([200, 160, 220])[:, None] / 255
+    np.testing.assert_allclose(found[:, margin], np.broadcast_to(ground, (3, 160)), atol=1e-3)
+    np.testing.assert_array_equal(grid.beyond(found), found[:, 0, 0])
+    there = grid.mask_to_network(mask)
+    assert (there[margin] == 0).all()
+    np.testing.assert_array_equal(there[grid.inside], mask[0])  # its own void stays
+
+
+@pytest.mark.parametrize("shape", [(4, 20, 12), (5, 9, 30)])
+def test_volumes_in_a_square_have_the_same_margin(shape):
+    array = np.random.default_rng(0).integers(0, 200, shape).astype(np.uint8)
+    array[:, :, :2] = 90
+    array[:, :, -2:] = 90
+    array[:, :2] = 90
+    spec = Preprocess(24, 4, intensity="unit")
+    grid = Grid.of((shape, affine_of(flips=(1, 1, 0))), spec)
+    found = preprocess(Volume(array, affine_of(flips=(1, 1, 0)), None, {}), spec)
+    margin = np.ones((24, 24), bool)
+    margin[grid.inside] = False
+    np.testing.assert_allclose(found[:, :, margin].astype(float), 90 / 255, atol=2e-3)
 
 
 def test_an_image_keeps_its_own_plane_however_oblique_it_is():

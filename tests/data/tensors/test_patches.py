@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtl.data.tensors.patches import cut, place, suggest_patch
+from medtl.data.tensors.patches import centred, cut, place, suggest_patch
 from medtl.data.tensors.preprocess import suggest_preprocess
 from medtl.data.tensors.spec import Preprocess
 from medtl.errors import ConfigError, DataError
@@ -95,13 +95,14 @@ def test_all_draws_take_as_many_numbers():
 
 @settings(max_examples=60, deadline=None)
 @given(sides, st.integers(0, 99), st.integers(0, 5))
-def test_cut_is_a_window_of_the_padded_array(sides, seed, margin):
+def test_cut_is_a_window_with_one_value_a_channel_around_the_volume(sides, seed, margin):
     shape, patch = zip(*sides, strict=True)
     rng = np.random.default_rng(seed)
     array = rng.integers(1, 200, (2, *shape)).astype(np.uint8)
     start = place(shape, patch, rng)
     margins = [margin if length < size else 0 for size, length in sides]
-    found = cut(array, start, patch, margins, 255)
+    outside = np.array([255, 201], np.uint8)
+    found = cut(array, start, patch, margins, outside=outside)
     grids = np.ix_(
         *(
             np.arange(first - more, first + length + more)
@@ -109,13 +110,17 @@ def test_cut_is_a_window_of_the_padded_array(sides, seed, margin):
         )
     )
     inside = np.broadcast_arrays(
-        *(
-            (index >= 0) & (index < size) | (length <= size)
-            for index, size, length in zip(grids, shape, patch, strict=True)
-        )
+        *((index >= 0) & (index < size) for index, size in zip(grids, shape, strict=True))
     )
     nearest = tuple(np.clip(index, 0, size - 1) for index, size in zip(grids, shape, strict=True))
-    expected = np.where(np.logical_and.reduce(inside), array[(slice(None), *nearest)], 255)
+    around = outside.reshape(-1, *[1] * len(shape))
+    expected = np.where(np.logical_and.reduce(inside), array[(slice(None), *nearest)], around)
     np.testing.assert_array_equal(found, expected)
     assert found.flags.writeable
     assert not np.shares_memory(found, array)
+    np.testing.assert_array_equal(cut(array[0], start, patch, margins, outside=255), expected[0])
+
+
+def test_where_a_small_volume_lies():
+    assert centred((8, 5, 4, 9), (8, 8, 8, 8)) == (0, -2, -2, 0)
+    assert centred((7,), (8,)) == (-1,)

@@ -14,7 +14,9 @@ from medtl.data.tensors.augment import augmentation
 from medtl.data.tensors.batch import collate
 from medtl.data.tensors.dataset import CaseDataset, Draw
 from medtl.data.tensors.preprocess import suggest_preprocess
+from medtl.data.tensors.spec import Preprocess
 from medtl.errors import ConfigError, DataError
+from medtl.models.losses.segmentation import SegmentationLoss
 from tests.scans.make_scans import write_image, write_nifti
 
 STRUCTURES = ["large=1", "small=2"]
@@ -86,15 +88,25 @@ def test_samples_are_patches_with_their_labels(cohort):
 
 
 def test_a_volume_smaller_than_the_patch_lies_in_its_middle(cohort):
-    sample = build(cohort, patch=(13, 32, 16))[0]
+    data = build(cohort, patch=(13, 32, 16), strong=True)
+    sample = data[0]
     assert sample.image.shape == (1, 13, 32, 16)
-    inside = sample.label[2:12, 4:28]  # 3 slices more: 2 before, 1 behind
-    assert (inside >= 0).all()
-    assert torch.equal(structure_of(sample.image[:, 2:12, 4:28]), inside)
-    assert int((sample.label >= 0).sum()) == inside.numel()
-    assert float(sample.image[:, :2].abs().max()) == float(sample.image[:, :, 28:].abs().max()) == 0
+    known = torch.zeros(13, 32, 16, dtype=torch.bool)
+    known[2:12, 4:28] = True  # 3 slices more: 2 before, 1 behind
+    assert torch.equal(sample.outside, ~known)
+    assert torch.equal(structure_of(sample.image)[known], sample.label[known])
+    # Nothing is there to segment, and the image shows what it shows at the scan's border.
+    assert (sample.label[~known] == 0).all()
+    array = cohort.cache.get(data.cases[0].item).astype(np.float32)
+    border = [array[..., 0, :], array[..., -1, :], array[..., 0], array[..., -1]]
+    value = float(np.median(np.concatenate([side.ravel() for side in border])))
+    assert 0.02 < value < 0.12
+    torch.testing.assert_close(
+        sample.image[0, ~known], torch.full((int((~known).sum()),), value), atol=1e-3, rtol=0
+    )
     moved = build(cohort, patch=(13, 32, 16), augment="strong")[0]
-    assert (moved.label[:2] == -1).all()
+    assert (moved.label[:2] == 0).all()
+    assert moved.outside[:2].all()
 
 
 def test_half_of_the_patches_are_centred_on_a_structure(cohort):
@@ -177,7 +189,9 @@ def test_augmented_patches_take_their_border_from_the_volume(cohort, geometry_on
     for epoch in range(60):
         data.set_epoch(epoch)
         sample = data[0]
-        known = sample.label >= 0
+        known = ~sample.outside
+        assert (sample.label[~known] == 0).all()
+        assert (structure_of(sample.image)[~known] == 0).all()
         outside.append(float((~known).float().mean()))
         agree = structure_of(sample.image)[known] == sample.label[known]
         assert agree.float().mean() > 0.75  # edges are interpolated
@@ -273,7 +287,68 @@ def test_images_of_unequal_size(tmp_path):
         batch = collate([data[n] for n in range(len(data))])
         assert batch.image.shape == (len(data), 3, *(patch or (32, 32)))
         assert batch.label.shape == (len(data), *(patch or (32, 32)))
-        assert set(batch.label.unique().tolist()) == {-1, 0, 1}
+        assert batch.outside.shape == batch.label.shape
+        assert set(batch.label.unique().tolist()) == {0, 1}
+        assert (batch.label[batch.outside] == 0).all()
+
+
+@pytest.fixture
+def bands(tmp_path):
+    """Wide images of a bright ground: a dark band across, and the last row of the masks void."""
+    for number in range(5):
+        image, mask = np.full((12, 24, 3), 220, np.uint8), np.zeros((12, 24), np.uint8)
+        image[:, 9:14], mask[:, 9:14], mask[-1] = 40 + number, 1, 9  # equal images would be one patient
+        write_image(tmp_path / "a" / f"c{number}.png", image)
+        write_image(tmp_path / "a" / "masks" / f"c{number}.png", mask)
+    table = collect_cases(
+        source=[tmp_path / "a"], masks=[tmp_path / "a" / "masks"], structures=["band=1", "void=9"]
+    )
+    return Cohort.prepare(table, Preprocess(24, None, 3, "unit"), tmp_path / "cache")
+
+
+def test_the_loss_sees_the_margin_of_wide_images(bands):
+    sample = bands.dataset("source", "train", with_labels=True)[0]
+    margin = torch.ones(24, 24, dtype=torch.bool)
+    margin[6:18] = False
+    assert torch.equal(sample.outside, margin)
+    assert (sample.label[margin] == 0).all()
+    assert (sample.label[17] == -1).all()  # the mask's own void
+    assert (sample.label[6:17, 9:14] == 1).all()
+    torch.testing.assert_close(sample.image[:, margin], torch.full((3, 288), 220 / 255), atol=1e-3, rtol=0)
+    logits = torch.zeros(1, 2, 24, 24, requires_grad=True)
+    SegmentationLoss("ce")(logits, sample.label[None]).backward()
+    pulled = logits.grad[0].abs().sum(0) > 0
+    assert torch.equal(pulled, sample.label >= 0)
+    assert (logits.grad[0, 1, margin] > 0).all()  # away from the structure
+
+
+def test_image_label_and_strong_view_end_at_one_place(bands, geometry_only):
+    """A rotated band ends where the label ends: no pixel beyond the scan looks like the structure, or has its label."""
+    data = bands.dataset("source", "train", with_labels=True, augment="strong", strong=True)
+    void = 0
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        sample = data[0]
+        assert torch.equal(sample.image, sample.strong)
+        assert (sample.label[sample.outside] == 0).all()
+        deep = -torch.nn.functional.max_pool2d(-sample.outside[None].float(), 3, 1, 1)[0] > 0
+        torch.testing.assert_close(
+            sample.image[:, deep], torch.full((3, int(deep.sum())), 220 / 255), atol=1e-3, rtol=0
+        )
+        inside = ~sample.outside & (sample.label >= 0)
+        assert ((sample.image[0] < 0.5) == (sample.label == 1))[inside].float().mean() > 0.97
+        void += int((sample.label == -1).any())
+    assert void > 15
+
+
+def test_patches_from_within_a_volume_show_the_scan_alone(cohort):
+    data = build(cohort, patch=(4, 8, 8), augment="standard")
+    shares = []
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        shares.append(float(data[0].outside.float().mean()))
+    assert np.median(shares) == 0
+    assert not build(cohort, patch=(4, 8, 8))[0].outside.any()
 
 
 def test_flips_are_left_out_where_structures_are_sides(tmp_path):
