@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from medtl.adapters.contract.adapter import Adapter
 from medtl.adapters.contract.norm import modes_kept
 from medtl.data.cases.table import Case
+from medtl.data.tensors import patches
 from medtl.data.tensors.cache import VolumeCache
 from medtl.data.tensors.dataset import CaseDataset
 from medtl.data.tensors.grid import Grid
@@ -74,7 +76,8 @@ def segment_cases(
     Windows of the size of the training patches slide over the preprocessed scan; their probabilities are averaged
     with Gaussian weights (Isensee et al. 2021, nnU-Net), brought back to the scan's grid, and there the most probable
     class is taken. A volume is processed in slabs of the patch's depth, which needs little memory besides its
-    probabilities (float16). Scans smaller than the patch are padded with zeros, as in training.
+    probabilities (float16). Scans smaller than the patch lie in its middle, with the value of their border
+    around them, as in training.
 
     Args:
         model: returns `Output(logits, features)` with logits (N, K, *patch).
@@ -172,17 +175,15 @@ class _Window:
             )
         return image, grid
 
-    def probabilities(self, images: NDArray[np.float16]) -> NDArray[np.float16]:
-        """(N, C, *shape) to (N, K, *shape); of volumes, N is 1."""
+    def probabilities(self, images: NDArray[np.float16], beyond: NDArray[np.float16]) -> NDArray[np.float16]:
+        """(N, C, *shape), and (N, C) what they show beyond their border, to (N, K, *shape); of volumes, N is 1."""
         with torch.no_grad(), modes_kept(self.model):
             self.model.to(self.device).eval()
             if len(self.patch) == 2:
-                return self._finite(self._slide(torch.from_numpy(images.astype(np.float32)), None)).astype(
-                    np.float16
-                )
-            return self._volume(images[0])[None]
+                return self._finite(self._slide(images, beyond, None)).astype(np.float16)
+            return self._volume(images[0], beyond)[None]
 
-    def _volume(self, image: NDArray[np.float16]) -> NDArray[np.float16]:
+    def _volume(self, image: NDArray[np.float16], beyond: NDArray[np.float16]) -> NDArray[np.float16]:
         """(C, D, H, W) to (K, D, H, W), one row of windows at a time.
 
         MONAI finishes each row in the plane. The weights along the slices are a separate factor, so that the running
@@ -192,14 +193,13 @@ class _Window:
         thick = min(self.patch[0], depth)
         starts = _starts(depth, thick, self._depth_overlap())
         across = compute_importance_map((self.patch[0],), mode="gaussian").float()
-        across = across[(self.patch[0] - thick) // 2 :][:thick].view(1, -1, 1, 1)
+        across = across[-patches.centred([thick], self.patch[:1])[0] :][:thick].view(1, -1, 1, 1)
         plane = compute_importance_map(tuple(self.patch[1:]), mode="gaussian").float()
         plane = plane.expand(1, 1, *self.patch)
         result: NDArray[np.float16] | None = None
         total = weight = torch.zeros(0)
         for start, following in itertools.zip_longest(starts, starts[1:]):
-            part = torch.from_numpy(image[None, :, start : start + thick].astype(np.float32))
-            row = self._slide(part, plane)[0]
+            row = self._slide(image[None, :, start : start + thick], beyond, plane)[0]
             if result is None:
                 result = np.empty((len(row), *image.shape[1:]), dtype=np.float16)
                 total, weight = torch.zeros_like(row), torch.zeros_like(across)
@@ -214,10 +214,16 @@ class _Window:
             raise DataError("A volume without slices cannot be segmented.")
         return result
 
-    def _slide(self, images: Tensor, weights: Tensor | None) -> Tensor:
+    def _slide(
+        self, images: NDArray[np.float16], beyond: NDArray[np.float16], weights: Tensor | None
+    ) -> Tensor:
         """(N, C, *shape) to (N, K, *shape) on the CPU: Gaussian weights in the plane."""
+        shape = images.shape[2:]
+        start = patches.centred(shape, self.patch)
+        sides = [max(n, p) for n, p in zip(shape, self.patch, strict=True)]
+        padded = [patches.cut(one, start, sides, outside=b) for one, b in zip(images, beyond, strict=True)]
         result: Any = sliding_window_inference(
-            images.to(self.device),
+            torch.from_numpy(np.stack(padded).astype(np.float32)).to(self.device),
             self.patch,
             self.batch,
             self._predict,
@@ -225,7 +231,8 @@ class _Window:
             mode="gaussian",
             roi_weight_map=weights,
         )
-        return torch.as_tensor(result).cpu()
+        scan = [slice(-first, n - first) for first, n in zip(start, shape, strict=True)]
+        return torch.as_tensor(result)[:, :, *scan].cpu()
 
     def _predict(self, images: Tensor) -> Tensor:
         """Probabilities of windows, averaged over flips along rows and columns."""
@@ -266,7 +273,8 @@ def _segment(window: _Window, cases: Sequence[Case], rules: Sequence[str]) -> It
     """Passes images of one size through the network together."""
     most = window.batch if len(window.patch) == 2 else 1
     for chunk in _alike(((case, *window.read(case)) for case in cases), most):
-        maps = window.probabilities(np.stack([image for _, image, _ in chunk]))
+        beyond = np.stack([grid.beyond(image) for _, image, grid in chunk])
+        maps = window.probabilities(np.stack([image for _, image, _ in chunk]), beyond)
         for (case, _, grid), one in zip(chunk, maps, strict=True):
             mask = apply_rules(grid.argmax_native(one), rules, len(one))
             yield Segmentation(case, mask, one, grid)
@@ -309,35 +317,28 @@ def _adapt(
 def _batches(window: _Window, cases: Sequence[Case]) -> Iterator[Tensor]:
     """(n, C, *patch) float32: patches that cover each case evenly, in mixed batches of about one size."""
     most = max(1, min(_ADAPT_WINDOWS, _ADAPT_GROUP // len(cases)))
-    found = [(image, start) for case in cases for image, start in _places(window, case, most)]
+    found = [cut for case in cases for cut in _cuts(window, case, most)]
     size = max(2, window.batch // 2)  # gradients need memory too
     number = math.ceil(len(found) / size)
     for first in range(number):
-        views = (_view(image, start, window.patch) for image, start in found[first::number])
-        yield torch.stack([_padded(view, window.patch) for view in views])
+        views = [cut().astype(np.float32) for cut in found[first::number]]
+        yield torch.from_numpy(np.stack(views))
 
 
-def _places(window: _Window, case: Case, most: int) -> list[tuple[NDArray[np.float16], tuple[int, ...]]]:
-    """First voxels of at most `most` patches; patches without contrast, such as air, are left out."""
+def _cuts(window: _Window, case: Case, most: int) -> Sequence[Callable[[], NDArray[Any]]]:
+    """At most `most` patches (C, *patch), cut when called; patches without contrast, such as air, are left out."""
     image, grid = window.read(case)
-    starts = [_starts(n, min(p, n), 0.0, even=True) for n, p in zip(grid.shape, window.patch, strict=True)]
-    found = list(itertools.product(*starts))
-    told = [start for start in found if np.ptp(_view(image, start, window.patch)) > 0] or found
+    small = patches.centred(grid.shape, window.patch)
+    starts = [
+        [first + start for start in _starts(n, min(p, n), 0.0, even=True)]
+        for n, p, first in zip(grid.shape, window.patch, small, strict=True)
+    ]
+    cut = partial(patches.cut, image, patch=window.patch, outside=grid.beyond(image))
+    found = [partial(cut, start=start) for start in itertools.product(*starts)]
+    told = [view for view in found if np.ptp(view()) > 0] or found
     if len(told) > most:
         told = [told[int((n + 0.5) * len(told) / most)] for n in range(most)]
-    return [(image, start) for start in told]
-
-
-def _view(image: NDArray[np.float16], start: Sequence[int], patch: Sequence[int]) -> NDArray[np.float16]:
-    return image[(slice(None), *(slice(s, s + p) for s, p in zip(start, patch, strict=True)))]
-
-
-def _padded(values: NDArray[np.float16], patch: Sequence[int]) -> Tensor:
-    """(C, *patch) float32, with zeros on both sides where the scan is smaller."""
-    around: list[int] = []
-    for have, want in zip(reversed(values.shape[1:]), reversed(patch), strict=True):
-        around += [(want - have) // 2, want - have - (want - have) // 2]
-    return nn.functional.pad(torch.from_numpy(values.astype(np.float32)), around)
+    return told
 
 
 def _starts(size: int, patch: int, overlap: float, *, even: bool = False) -> list[int]:

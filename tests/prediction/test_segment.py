@@ -147,6 +147,37 @@ def test_an_image_within_the_patch_is_one_pass_of_the_network(tmp_path):
         assert found.mask.shape == found.case.item.shape
 
 
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((5, 9, 11), (8, 16, 16)), ((6, 20, 9), (8, 16, 16)), ((11, 13), (24, 23))]
+)
+def test_a_small_scan_has_the_same_surroundings_as_in_training(tmp_path, shape, patch):
+    """Training, prediction and test-time methods see the same window, bit for bit."""
+    spec = Preprocess(16, intensity="unit") if len(shape) == 2 else VOLUMES
+    data = dataset(tmp_path, [shape], spec)
+    (item,) = (case.item for case in data.cases)
+    data.cache.labels = LabelMap({"a": (1,)})
+    training = CaseDataset(data.cases, data.cache, classes=("a", "b"), with_labels=False, patch=patch)[0]
+    data.cache.labels = None
+    array = data.cache.get(item)
+    model, seen = Pointwise(), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    (found,) = segment_cases(model, data, patch=patch)
+    if all(length >= size for length, size in zip(patch, array.shape[1:], strict=True)):
+        (window,) = seen
+        assert torch.equal(window, training.image)
+        assert float(window[:, training.outside].std()) == 0
+        assert float(window[:, training.outside].mean()) == float(found.grid.beyond(array)[0])
+    expected = model(torch.from_numpy(array[None].astype(np.float32))).logits[0].softmax(0)
+    np.testing.assert_allclose(found.probabilities, expected.detach().numpy(), atol=2e-3)
+    seen.clear()
+    adapter = TestTime("patient")
+    adapter.model = model
+    adapter.start = copy.deepcopy(model.state_dict())
+    list(adapt_cases(adapter, data, patch=patch))
+    assert seen[0].shape == training.image.shape
+    assert float((seen[0] == found.grid.beyond(array)[0]).float().mean()) > 0.2
+
+
 def test_images_of_one_size_share_a_batch(tmp_path, monkeypatch):
     data = dataset(tmp_path, [(16, 16)] * 5, IMAGES)
     monkeypatch.setattr(segmenting, "_WINDOW_VOXELS", 16 * 16 * 3)
