@@ -56,6 +56,16 @@ def swap_amplitude(source: Tensor, target: Tensor, beta: float) -> Tensor:
     return image
 
 
+def without_margin(batch: Batch) -> Tensor:
+    """The images with what is beyond each scan at the scan's mean: a margin has low frequencies of its own."""
+    if batch.outside is None:
+        return batch.image
+    inside = ~batch.outside[:, None]
+    axes = tuple(range(2, batch.image.ndim))
+    mean = (batch.image * inside).sum(axes, keepdim=True) / inside.sum(axes, keepdim=True).clamp(min=1)
+    return torch.where(inside, batch.image, mean)
+
+
 class FDA(Adapter):
     """Trains on source images with the target's low-frequency amplitudes (FDA: Yang and Soatto 2020, section 3.1).
 
@@ -101,7 +111,10 @@ class FDA(Adapter):
             )
         partner = torch.randint(len(target), (len(source),)).to(target.image.device)
         chosen = torch.rand(len(source)) < self.probability
-        changed = swap_amplitude(source.image, target.image[partner], self.beta).clamp(0, 1)
+        mine, theirs = without_margin(source), without_margin(target)
+        # The margin changes as the scan in its place would, so that it still looks like the scan's border.
+        changed = swap_amplitude(mine, theirs[partner], self.beta) + (source.image - mine)
+        changed = changed.clamp(0, 1)
         chosen = chosen.view(-1, *[1] * (changed.ndim - 1)).to(changed.device)
         image = torch.where(chosen, changed, source.image)
         output = self.forward_source(dataclasses.replace(source, image=image))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import numpy as np
@@ -22,31 +23,56 @@ _MOST = (
 )  # values of the reference that are looked at: quantiles need no more, and sorting takes the time
 
 
-def match(image: NDArray[Any], references: list[NDArray[Any]]) -> NDArray[Any]:
+def match(
+    image: NDArray[Any],
+    references: Sequence[NDArray[Any]],
+    outside: NDArray[np.bool_] | None = None,
+    references_outside: Sequence[NDArray[np.bool_]] | None = None,
+) -> NDArray[Any]:
     """Matches the histogram of each channel of `image` to the pooled histogram of `references` (Gonzalez and Woods).
 
     Args:
         image: (C, *S), values in [0, 1].
-        references: images of C channels. Padding, in them or in `image`, is ignored and stays zero.
+        references: images of C channels.
+        outside: (*S) True where `image` shows what is beyond the scan, which takes no part in the histogram. It is
+            changed as the scan's own values are, so that it still looks like the scan's border.
+        references_outside: the same for each reference.
 
     Returns:
-        float32, shaped as `image`; unchanged if either side is nothing but padding.
+        float32, shaped as `image`; unchanged if either side has no values. Where more than `PADDING` of an image is
+        exactly zero, zeros take no part either and stay zero.
     """
     from skimage.exposure import match_histograms
 
-    empty = (image == 0).all(axis=0)
-    padded = [(r == 0).all(axis=0) for r in references]
-    if max(e.mean() for e in (empty, *padded)) > PADDING:
-        inside, outside = ~empty, [~p for p in padded]
-    else:
-        inside, outside = np.ones_like(empty), [np.ones_like(p) for p in padded]
-    values = np.concatenate([r[:, o] for r, o in zip(references, outside, strict=True)], axis=1)
+    images = [image, *references]
+    nowhere = [np.zeros(i.shape[1:], dtype=np.bool_) for i in images]
+    away = [nowhere[0] if outside is None else outside, *(references_outside or nowhere[1:])]
+    scans = [~a for a in away]
+    zeros = [(i == 0).all(axis=0) for i in images]
+    if all(z[s].sum() <= PADDING * s.sum() for z, s in zip(zeros, scans, strict=True)):
+        zeros = [np.zeros_like(z) for z in zeros]
+    inside, *others = (s & ~z for s, z in zip(scans, zeros, strict=True))
+    values = np.concatenate([r[:, o] for r, o in zip(references, others, strict=True)], axis=1)
     matched = np.array(image, dtype=np.float32)
-    if inside.any() and values.shape[1]:
-        values = values[:, :: max(1, values.shape[1] // _MOST)]
-        for channel, reference in enumerate(values):
-            matched[channel, inside] = match_histograms(image[channel, inside], reference)
+    if not inside.any() or not values.shape[1]:
+        return matched
+    values = values[:, :: max(1, values.shape[1] // _MOST)]
+    beyond = away[0] & ~zeros[0]
+    for channel, reference in enumerate(values):
+        before = image[channel, inside]
+        after = match_histograms(before, reference)
+        matched[channel, inside] = after
+        if beyond.any():
+            order = np.argsort(before)
+            matched[channel, beyond] = np.interp(image[channel, beyond], before[order], after[order])
     return matched
+
+
+def _outside(batch: Batch) -> NDArray[np.bool_]:
+    """(N, *S) True beyond the scans; all False where the batch does not say."""
+    if batch.outside is None:
+        return np.zeros((len(batch), *batch.image.shape[2:]), dtype=np.bool_)
+    return np.asarray(batch.outside.cpu().numpy(), dtype=np.bool_)
 
 
 class Histogram(Adapter):
@@ -88,11 +114,13 @@ class Histogram(Adapter):
         source, target = self._given(source, "source"), self._given(target, "target")
         partner = torch.randint(len(target), (len(source),)).tolist()
         chosen = (torch.rand(len(source)) < self.probability).tolist()
-        images, references = source.image.float().cpu().numpy(), list(target.image.float().cpu().numpy())
-        matched = [
-            match(image, references if self.match == "batch" else [references[p]]) if use else image
-            for image, p, use in zip(images, partner, chosen, strict=True)
-        ]
+        images, references = source.image.float().cpu().numpy(), target.image.float().cpu().numpy()
+        outside, references_outside = _outside(source), _outside(target)
+        matched = []
+        for number, (image, p, use) in enumerate(zip(images, partner, chosen, strict=True)):
+            which = slice(None) if self.match == "batch" else slice(p, p + 1)
+            others = list(references[which]), list(references_outside[which])
+            matched.append(match(image, others[0], outside[number], others[1]) if use else image)
         image = torch.from_numpy(np.stack(matched)).to(source.image.device)
         output = self.forward_source(dataclasses.replace(source, image=image))
         loss = self.supervised_loss(output.logits, source.label)

@@ -101,6 +101,24 @@ def test_trains_on_clipped_images_and_reports_the_change(monkeypatch: pytest.Mon
     assert losses["image_change"] > 0.1
 
 
+def test_what_is_beyond_the_scan_takes_no_part_and_changes_with_it() -> None:
+    source, target = (Batch(image=0.3 + 0.4 * image) for image in pair(2, 1, 12, 12))
+    source.label = torch.zeros(2, dtype=torch.long)
+    for batch, edge in ((source, 4), (target, 2)):
+        batch.outside = torch.zeros(2, 12, 12, dtype=torch.bool)
+        batch.outside[:, :edge] = True
+        batch.image[:, :, :edge] = 0.0 if edge == 2 else 0.35
+    adapter, seen = build_adapter("fda", network(), beta=0.01), []
+    adapter.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.manual_seed(0)
+    adapter(source, target, progress=0.0)
+    torch.manual_seed(0)
+    partner = torch.randint(2, (2,))
+    # The mean alone is swapped: the scans get the targets' mean, without either's margin, and the margin moves along.
+    mine, theirs = source.image[:, :, 4:].mean((2, 3)), target.image[partner][:, :, 2:].mean((2, 3))
+    torch.testing.assert_close(seen[0], source.image + (theirs - mine)[..., None, None], atol=1e-5, rtol=0)
+
+
 def test_probability_changes_some() -> None:
     adapter = build_adapter("fda", network(), beta=0.2, probability=0.5)
     source, target, _ = domains(200, 0)

@@ -59,6 +59,42 @@ def test_padding_is_left_out_and_stays_zero() -> None:
     assert np.abs(naive - matched).max() > 0.1  # the shares of padding differ, and would move the values
 
 
+def test_what_is_beyond_the_scan_takes_no_part_and_changes_with_its_border() -> None:
+    image, reference = RNG.random((3, 20, 20), np.float32) * 0.5 + 0.2, RNG.random((3, 20, 20), np.float32)
+    outside, other = np.zeros((20, 20), bool), np.zeros((20, 20), bool)
+    outside[:8], other[:, 15:] = True, True
+    image[:, 8] = image[:, outside] = np.array([0.3, 0.4, 0.5], np.float32)[:, None, None].squeeze(-1)
+    reference[:, other] = 0.95
+    matched = match(image, [reference], outside, [other])
+    for channel in range(3):
+        expected = match_histograms(image[channel, 8:], reference[channel, :, :15])
+        np.testing.assert_allclose(matched[channel, 8:], expected, atol=1e-6)
+        # The margin had the value of the row at the scan's edge, and still has.
+        np.testing.assert_allclose(matched[channel, :8], matched[channel, 8, 0], atol=1e-6)
+    dark = np.where(outside, 0, image)
+    assert (match(dark, [reference], outside, [other])[:, 8:] == matched[:, 8:]).all()
+
+
+def test_the_batch_says_what_is_beyond_the_scan() -> None:
+    adapter, seen = build_adapter("histogram", network()), []
+    adapter.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    source, target, _ = domains(6, 0)
+    outside = torch.zeros(6, *source.image.shape[2:], dtype=torch.bool)
+    outside[:, :3] = True
+    source.image[:, :, :3] = 0.5
+    for batch, given in ((source, outside), (target, torch.zeros_like(outside))):
+        batch.outside = given
+    torch.manual_seed(0)
+    adapter(source, target, progress=0.0)
+    torch.manual_seed(0)
+    partner = torch.randint(6, (6,)).tolist()
+    for number, image in enumerate(seen[0]):
+        expected = match(
+            source.image[number].numpy(), [target.image[partner[number]].numpy()], outside[number].numpy()
+        )
+        np.testing.assert_array_equal(image.numpy(), expected)
+
+
 def test_few_zeros_are_grey_values() -> None:
     image = RNG.random((1, 20, 20), np.float32)
     image[0, 0, :3] = 0
