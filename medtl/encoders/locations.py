@@ -20,6 +20,7 @@ from torch.nn import functional
 from medtl.data.cases.table import Case
 from medtl.data.cohort import Cohort
 from medtl.data.seeds import derive_seed
+from medtl.data.tensors.grid import Grid
 from medtl.encoders.features import ready
 from medtl.errors import DataError
 from medtl.labelmap import VOID
@@ -180,8 +181,13 @@ def _cells(
     cohort: Cohort, case: Case, num_classes: int, generator: np.random.Generator, number: int
 ) -> list[NDArray[np.int64]]:
     """The places of a case in some of its slices, (m, 4) as `Locations.where`, for each class."""
+    assert case.item is not None
     mask = cohort.cache.load_mask(case)
-    shown = majority(mask[None] if mask.ndim == 2 else mask, num_classes)
+    # Beyond the scan is background that any encoder can tell.
+    scan = (..., *Grid.of(case.item, cohort.cache.preprocess).inside)
+    known = np.full_like(mask, VOID)
+    known[scan] = mask[scan]
+    shown = majority(known[None] if known.ndim == 2 else known, num_classes)
     holds = [np.flatnonzero((shown == index).any(axis=(1, 2))) for index in range(num_classes)]
     chosen = np.sort(_slices(holds, len(shown), generator))
     found = []

@@ -22,6 +22,7 @@ from medtl.errors import ConfigError, DataError
 from medtl.labelmap import VOID
 from medtl.models import build_encoder
 from tests.encoders.masked import Sees, masked_cohort
+from tests.scans.make_scans import write_image
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,23 @@ def test_places_show_what_the_masks_show(cohort: medtl.Cohort) -> None:
         mask = cohort.cache.load_mask(found.cases[number])
         cell = mask[CELL * row : CELL * (row + 1), CELL * column : CELL * (column + 1)]
         assert (cell == label).mean() > 0.5
+
+
+def test_no_place_lies_beyond_the_scan(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        mask = np.zeros((16, 48), np.uint8)
+        mask[4:12, 8:24] = 1
+        image = (mask * 90 + rng.integers(0, 60, mask.shape)).astype(np.uint8)
+        write_image(tmp_path / "a" / f"{number}.png", image)
+        write_image(tmp_path / "a" / "masks" / f"{number}.png", mask)
+    cases = medtl.collect_cases(source=[tmp_path / "a"], masks=[tmp_path / "a" / "masks"], structures=["x=1"])
+    wide = medtl.Cohort.prepare(cases, medtl.suggest_preprocess(cases.items(), 48), tmp_path / "cache")
+    found = find_locations(wide, wide.select("source"))
+    rows = CELL * found.where[:, 2]
+    assert set(found.labels) == {0, 1}
+    assert rows.min() >= 16
+    assert rows.max() < 32
 
 
 def test_the_draw_is_balanced_and_a_seed_fixes_it(cohort: medtl.Cohort) -> None:
