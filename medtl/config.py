@@ -21,7 +21,9 @@ from medtl.samples import sample_site
 C = TypeVar("C", bound="Config")
 T = TypeVar("T", bound="TrainingConfig")
 
-MAX_FIELDS = 32
+STAMPS = "stamps"
+"""Key of `config.yaml` that says which labels of the target a run has read in training."""
+MAX_FIELDS = 34
 """A recipe with more flags is two recipes; at most 27 apply to one task (see `LABELS_ALONE`, `MASKS_ALONE`)."""
 
 
@@ -77,6 +79,9 @@ class TrainingConfig(Config):
     classes: tuple[str, ...] = ()
     """With labels: use only these classes, in this order; by default all."""
 
+    few_labels: Path | None = None
+    """CSV of the few cases of the target that methods may learn from, never tested on; with masks, their cases."""
+
     structures: tuple[str, ...] = ()
     """With masks: structures as NAME=VALUE ..., or names from labels.json; by default all that are found."""
 
@@ -121,6 +126,9 @@ class TrainingConfig(Config):
 
     devices: int = 1
     """GPUs or processes to train on."""
+
+    fit: tuple[str, ...] = ()
+    """Settings of the training as key=value ...: optimizer, schedule, clip, precision, accumulate, balance, ..."""
 
     target_trained: bool = False
     """Also train on the target's labels or masks, on two halves of its patients in turn, for an upper bound."""
@@ -245,8 +253,12 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return text
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, *, stamps: bool = False) -> dict[str, Any]:
     """Reads a configuration file; keys may be written with `-` or `_`.
+
+    Args:
+        path: the file.
+        stamps: whether to return what a run was stamped with too, which is no setting.
 
     Raises:
         ConfigError: no such file, not YAML, or not a mapping.
@@ -259,7 +271,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path.name} holds no `key: value` lines; expected for example `epochs: 10`.")
-    return {str(k).replace("-", "_"): v for k, v in values.items()}
+    found = {str(k).replace("-", "_"): v for k, v in values.items()}
+    return found if stamps else {k: v for k, v in found.items() if k != STAMPS}
 
 
 def _plain(value: Any) -> Any:

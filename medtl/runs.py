@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtl.config import Config, from_dict, read_yaml, to_dict, to_yaml
+from medtl.config import STAMPS, Config, from_dict, read_yaml, to_dict, to_yaml
 from medtl.errors import CheckpointError, ConfigError
 from medtl.files import atomic_write, file_name
 
@@ -166,6 +166,25 @@ class Run:
     def metrics(self, model: str, seed: int) -> MetricsLog:
         """The metrics file, for rows of one model and seed."""
         return MetricsLog(self.folder / "metrics.csv", model, seed)
+
+    def stamp(self, stamp: str) -> None:
+        """Marks the run as one that read labels of the target in training, in `config.yaml` and in every report of it.
+
+        Args:
+            stamp: `few_labels` if it learnt from them, `oracle` if it chose by them.
+        """
+        if stamp not in self.stamps:
+            text = (self.folder / "config.yaml").read_text(encoding="utf-8")
+            lines = [line for line in text.splitlines() if not line.startswith(f"{STAMPS}:")]
+            self.write(
+                "config.yaml", "\n".join([*lines, f"{STAMPS}: [{', '.join([*self.stamps, stamp])}]"]) + "\n"
+            )
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """What the run read of the target's labels in training: `few_labels`, `oracle`, or nothing."""
+        path = self.folder / "config.yaml"
+        return tuple(read_yaml(path, stamps=True).get(STAMPS, ())) if path.is_file() else ()
 
     def write(self, name: str, data: str | bytes) -> Path:
         """Writes a file of the run, under another name first and then renamed."""

@@ -10,18 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.discovery import (
-    adapter_class,
-    available,
-    build_adapter,
-    hyper_parameters,
-    parse_hparams,
-)
+from medtl.adapters.contract.discovery import adapter_class, available, build_adapter, parse_hparams
+from medtl.adapters.contract.facts import Facts
+from medtl.adapters.contract.phase import Phase
+from medtl.adapters.contract.test_time import TestTimeAdapter
 from medtl.data.tensors.batch import Batch
+from medtl.discovery import hyper_parameters
 
 __all__ = [
     "Adapter",
     "Batch",
+    "Facts",
+    "Phase",
+    "TestTimeAdapter",
     "adapter_class",
     "available",
     "build_adapter",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.adversarial import domain_loss, groups_with
-from medtl.adapters.contract.norm import Norm, Statistics
+from medtl.adapters.contract.adapter import Adapter, Statistic
+from medtl.adapters.contract.adversarial import domain_loss
 from medtl.adapters.contract.parts import classes_of, information_map
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
@@ -67,7 +66,7 @@ class AdvEnt(Adapter):
         entropy_weight: weight of the mean entropy of the target's predictions, as a fraction of log K.
         width: channels of the discriminator's first layer.
         head_lr: learning rate of the discriminator, as a multiple of the model's.
-        norm, statistics: see `Adapter`.
+        norm, statistics, strategy: see `Adapter`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})
@@ -84,10 +83,9 @@ class AdvEnt(Adapter):
         entropy_weight: float = 0.0,
         width: int = 64,
         head_lr: float = 1.0,
-        norm: Norm = "separate",
-        statistics: Statistics = "running",
+        **common: Unpack[Statistic],
     ) -> None:
-        super().__init__(model, norm=norm, statistics=statistics)
+        super().__init__(model, **common)
         if adversarial_weight < 0 or entropy_weight < 0 or adversarial_weight + entropy_weight == 0:
             raise ConfigError(
                 f"AdvEnt: adversarial_weight is {adversarial_weight} and entropy_weight {entropy_weight}; expected "
@@ -126,7 +124,3 @@ class AdvEnt(Adapter):
                     "domain_accuracy": accuracy.detach(),
                 }
         return {"loss": loss, **losses}
-
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The model at `lr`, the discriminator at `lr * head_lr`."""
-        return groups_with(self.model, self.discriminator, lr, self.head_lr)

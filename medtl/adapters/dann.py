@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from medtl.adapters.contract.adversarial import (
     as_cases,
     domain_loss,
     feature_discriminator,
-    groups_with,
     reversal_strength,
     reverse_gradient,
 )
@@ -37,10 +36,11 @@ class DANN(Adapter):
         dropout: dropout in the discriminator.
         head_lr: learning rate of the discriminator, as a multiple of the encoder's.
         locations: at most this many locations per domain are drawn in each step, which bounds memory.
-        norm, statistics, label_smoothing: see `Adapter`.
+        norm, statistics, label_smoothing, strategy: see `Adapter`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})
+    aligns: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -76,10 +76,6 @@ class DANN(Adapter):
             "domain_accuracy": accuracy.detach(),
             "lambda": torch.tensor(lambda_),
         }
-
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The model at `lr`, the discriminator at `lr * head_lr`."""
-        return groups_with(self.model, self.discriminator, lr, self.head_lr)
 
     def _discriminate(self, features: Tensor, lambda_: float) -> Tensor:
         """Logits (M,) for "from the source", one per case or map location; float32 outside autocast."""

@@ -78,7 +78,7 @@ class FDA(Adapter):
         beta: half the width of the swapped block of frequencies, as a fraction of each axis; the paper uses 0.01, 0.05
             and 0.09. Larger values cause artefacts. Below 1 / size only the mean of the image is swapped.
         probability: probability that a source image is changed in a step.
-        norm, statistics, label_smoothing: see `Adapter`; the model sees the target only if statistics=target.
+        norm, statistics, label_smoothing, strategy: see `Adapter`; the model sees the target only if statistics=target.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})

@@ -17,6 +17,7 @@ class FineTune(Adapter):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    on_features: ClassVar[bool] = True
     norms: ClassVar[frozenset[str]] = frozenset({"separate", "frozen"})
 
     def forward(

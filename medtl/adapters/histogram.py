@@ -86,7 +86,7 @@ class Histogram(Adapter):
         model: `model(image) -> Output(logits, features)`.
         match: the reference: one random `image` of the target's batch for each source image, or the whole `batch`.
         probability: probability that a source image is matched in a step.
-        norm, statistics, label_smoothing: see `Adapter`; the model sees the target only if statistics=target.
+        norm, statistics, label_smoothing, strategy: see `Adapter`; the model sees the target only if statistics=target.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target"})

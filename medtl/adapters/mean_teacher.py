@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, Unpack, get_args
 
 import torch
@@ -36,8 +35,8 @@ class MeanTeacher(Adapter):
         decay: largest decay of the teacher; at step t it is at most 1 - 1 / (t + 1), so that the first steps are
             forgotten. Use 0.999 for trainings of many thousand steps.
         threshold: confidence that a label must reach, as a fraction of its class's mean; 0 uses every label.
-        predict_with: whose weights `medtl.fit` leaves in `model`.
-        norm, statistics, label_smoothing: see `Adapter`.
+        predict_with: who predicts and is saved, teacher or student.
+        norm, statistics, label_smoothing, strategy: see `Adapter`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "target", "strong_view"})
@@ -72,6 +71,8 @@ class MeanTeacher(Adapter):
         self.weight, self.ramp_up, self.decay = weight, ramp_up, decay
         self.threshold, self.predict_with = threshold, predict_with
         self.teacher = copy.deepcopy(model).requires_grad_(False)
+        if predict_with == "teacher":
+            self.predictor = self.teacher
         self.register_buffer("updates", torch.tensor(0))
         # Starts at 1: no label passes before its class has been seen.
         self.register_buffer("confidence", torch.ones(classes_of(model, "MeanTeacher")))
@@ -128,9 +129,3 @@ class MeanTeacher(Adapter):
             else:
                 value.copy_(theirs[key])
         self.updates += 1
-
-    def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Copies the teacher into `model` if it is to predict; then sets the statistics, see `Adapter`."""
-        if self.predict_with == "teacher" and int(self.updates):
-            self.model.load_state_dict(self.teacher.state_dict())
-        super().on_fit_end(loaders)

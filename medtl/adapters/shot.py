@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.norm import Norm, Statistics, modes_kept, reestimate_statistics
-from medtl.adapters.contract.parts import classes_of, encoder_of, entropy, head_of, per_class, pseudo_labels
+from medtl.adapters.contract.adapter import Adapter, StartsFrom, Statistic
+from medtl.adapters.contract.norm import reestimate_statistics
+from medtl.adapters.contract.parts import classes_of, entropy, head_of, modes_kept, per_class, pseudo_labels
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
+from medtl.strategies.contract.strategy import Strategy
 
 Prior = Literal["auto", "uniform", "predicted"]
 
@@ -36,13 +37,15 @@ class SHOT(Adapter):
         pseudo_weight: weight of the pseudo-labels' cross-entropy; classification only.
         threshold: a class predicted for this many target cases or fewer gets no pseudo-labels.
         encoder_lr: learning rate of the encoder, as a multiple of that of the layers between encoder and head.
-        norm, statistics: see `Adapter`.
+        norm, statistics, strategy: see `Adapter`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"target", "index"})
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
     why_not: ClassVar[str] = "its classes are mutually exclusive"
     norms: ClassVar[frozenset[str]] = frozenset({"separate", "frozen"})
+    starts_from: ClassVar[StartsFrom] = "source_only"
+    aligns: ClassVar[bool] = True
     shares: Tensor
     started: Tensor
 
@@ -55,10 +58,9 @@ class SHOT(Adapter):
         pseudo_weight: float = 0.3,
         threshold: int = 0,
         encoder_lr: float = 0.1,
-        norm: Norm = "separate",
-        statistics: Statistics = "running",
+        **common: Unpack[Statistic],
     ) -> None:
-        super().__init__(model, norm=norm, statistics=statistics)
+        super().__init__(model, **common)
         if prior not in get_args(Prior) or min(diversity_weight, pseudo_weight, threshold) < 0:
             raise ConfigError(
                 f"SHOT: prior is {prior!r}, the weights are {diversity_weight} and {pseudo_weight}, the threshold is "
@@ -66,7 +68,6 @@ class SHOT(Adapter):
             )
         self.prior, self.diversity_weight, self.pseudo_weight = prior, diversity_weight, pseudo_weight
         self.threshold, self.encoder_lr = threshold, encoder_lr
-        head_of(model, "SHOT").requires_grad_(False)
         num_classes = classes_of(model, "SHOT")
         self.register_buffer("shares", torch.full((num_classes,), 1 / num_classes))
         self.register_buffer("started", torch.tensor(False))
@@ -138,11 +139,12 @@ class SHOT(Adapter):
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The encoder (or the whole model if it names none) at `lr * encoder_lr`, the rest at `lr`; no head."""
-        inside = {id(p) for p in (encoder_of(self.model) or self.model).parameters()}
-        free = [p for p in self.model.parameters() if p.requires_grad]
-        encoder, rest = [p for p in free if id(p) in inside], [p for p in free if id(p) not in inside]
-        groups = [{"params": encoder, "lr": lr * self.encoder_lr}, {"params": rest, "lr": lr}]
-        return [group for group in groups if group["params"]]
+        return self.strategy.param_groups(lr, lambda part: self.encoder_lr if part.pretrained else 1.0)
+
+    def hold(self, strategy: Strategy) -> None:
+        """As `Adapter.hold`; the head is frozen whatever the strategy."""
+        strategy.keep_frozen(head_of(self.model, "SHOT"))
+        super().hold(strategy)
 
     def train(self, mode: bool = True) -> SHOT:
         """Sets the mode; the head stays in eval mode."""

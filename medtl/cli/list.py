@@ -81,11 +81,17 @@ def _methods(name: str | None) -> Rows:
 
 
 def _learns_from(method: type[Adapter]) -> str:
-    if method.test_time:
+    from medtl.adapters import TestTimeAdapter
+
+    if issubclass(method, TestTimeAdapter):
         return "the target's scans, while predicting"
     if "source" not in method.needs:
         return "a trained model and the target's scans"
-    return "the source" + (" and the target's scans" if "target" in method.needs else "")
+    if not method.phases:
+        return "a trained model and the target's scans"
+    few = "labelled_target" in method.needs
+    parts = ["the source", *(["the target's scans"] if "target" in method.needs else [])]
+    return " and ".join([*parts, *(["a few labels of the target"] if few else [])])
 
 
 def _strategies(name: str | None) -> Rows:
@@ -99,8 +105,8 @@ def _strategies(name: str | None) -> Rows:
     ]
 
 
-def _parameters(method: type[Adapter]) -> Rows:
-    from medtl.adapters import hyper_parameters
+def _parameters(method: type) -> Rows:
+    from medtl.discovery import hyper_parameters
 
     return [
         {"hyper-parameter": k, "type": _type_name(p.annotation), "default": str(p.default)}

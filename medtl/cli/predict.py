@@ -29,6 +29,9 @@ class Options:
     model: str | None = None
     """Model of the run to use; by default the one that the run decided to keep."""
 
+    method: str | None = None
+    """Your own file of the model's method, if it adapts while predicting: a run holds no code."""
+
     rules: tuple[str, ...] = ()
     """Rules that clean the masks, in this order: largest, remove_small, fill_holes, fill_holes_2d."""
 
@@ -56,6 +59,7 @@ def main(words: list[str]) -> None:
         options.scans,
         options.out,
         model=options.model,
+        method=options.method,
         rules=options.rules,
         maps=options.maps,
         seg=options.seg,

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from medtl.adapters.contract.norm import modes_kept
 from medtl.data.cases.table import Case
 from medtl.data.tensors.batch import Batch, collate
 from medtl.data.tensors.dataset import CaseDataset
@@ -30,6 +29,7 @@ from medtl.models.classifier import encode_slices
 from medtl.models.device import default_device
 from medtl.models.encoder import Encoder
 from medtl.models.neighbours import NeighbourHead
+from medtl.models.parts import modes_kept
 
 FORMAT = 3
 """Version of the stored files; changing it makes older ones unreachable."""

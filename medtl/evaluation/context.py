@@ -79,7 +79,8 @@ class RunContext:
             "values": {model: number}, "verdict"}]}`.
         notes: remarks for the report.
         flow: counts by site, from the folders to the cases.
-        oracle: whether target labels were read to choose anything.
+        stamps: what was read of the target's labels before the evaluation: `few_labels` if a model learnt from some,
+            `oracle` if a model or a setting was chosen by them.
         target_trained: models that were trained with labels of the target: upper bounds, never candidates.
         target_seen_unlabelled: whether the target's scans, without labels, took part in the training; None =
             unknown.
@@ -99,7 +100,7 @@ class RunContext:
     keep: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     flow: dict[str, Any] = field(default_factory=dict)
-    oracle: bool = False
+    stamps: tuple[str, ...] = ()
     target_trained: tuple[str, ...] = ()
     target_seen_unlabelled: bool | None = None
     command: str = ""
@@ -109,6 +110,16 @@ class RunContext:
     costs: tuple[Cost, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def oracle(self) -> bool:
+        """Whether labels of the target were read to choose anything."""
+        return "oracle" in self.stamps
+
+    @property
+    def few_labels(self) -> bool:
+        """Whether a model learnt from a few labels of the target."""
+        return "few_labels" in self.stamps
 
 
 def choose_reference(models: tuple[str, ...], context: RunContext) -> tuple[str | None, str]:
@@ -158,6 +169,7 @@ def finish_context(context: RunContext, models: Sequence[str], warnings: Sequenc
         source_sites=tuple(context.source_sites),
         target_trained=tuple(context.target_trained),
         seeds=tuple(context.seeds),
+        stamps=tuple(context.stamps),
     )
 
 

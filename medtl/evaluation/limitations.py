@@ -26,6 +26,11 @@ def limitations(results: Results) -> Iterator[str]:
             "Labels of the external site were read to choose a model or a setting (an oracle run). Such "
             "results are upper bounds and cannot be expected at a new site."
         )
+    if results.context.few_labels:
+        yield (
+            "A model learnt from a few labelled cases of the external site, which are not among the cases that it is "
+            "tested on. The results are those of a site that has labelled as many cases."
+        )
     if not targets:
         yield "There is no external site in this table: nothing is said about other hospitals."
     elif not any(b.num_labelled for b in targets):

@@ -340,6 +340,8 @@ class Results:
                 "Make them anew from the predictions table."
             )
         try:
+            if content["context"].get("oracle") is True:  # the stamp of documents before there were several
+                content["context"]["stamps"] = ["oracle"]
             rebuilt: Results = _build(cls, content)
             return rebuilt
         except (KeyError, TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from medtl.errors import ConfigError, DataError
 from medtl.models.encoder import Encoder, build_encoder
+from medtl.models.heads import build_head, describe_head
 from medtl.models.neighbours import NeighbourHead
 from medtl.models.output import Output
 
@@ -47,7 +49,7 @@ class Classifier(nn.Module):
         bottleneck: width of a Linear-ReLU layer between features and head, or None for none.
         dropout: probability of dropping a feature before the head.
         pooling: how the slices of a volume become one vector; unused for images.
-        neighbours: makes the head a `NeighbourHead` with this many neighbours; None makes it linear.
+        head: the description of another head than the linear one, as `spec` gives it.
 
     Attributes:
         task: "binary" or "multiclass".
@@ -66,7 +68,7 @@ class Classifier(nn.Module):
         bottleneck: int | None = None,
         dropout: float = 0.0,
         pooling: Pooling = "attention",
-        neighbours: int | None = None,
+        head: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -83,13 +85,11 @@ class Classifier(nn.Module):
             nn.Sequential(nn.Linear(encoder.num_features, width), nn.ReLU()) if bottleneck else nn.Identity()
         )
         self.dropout = nn.Dropout(dropout)
-        self.head: nn.Module = nn.Linear(width, num_classes)
+        self.head: nn.Module = nn.Linear(width, num_classes) if head is None else build_head(head)
         self.num_features = width
         self.num_classes = num_classes
         self.task = "binary" if num_classes == 2 else "multiclass"
         self.bottleneck = bottleneck
-        if neighbours is not None:
-            self.set_neighbours(neighbours)
 
     def set_neighbours(self, k: int) -> None:
         """Replaces the head by a `NeighbourHead`; slices of a volume are then averaged."""
@@ -138,14 +138,18 @@ class Classifier(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """The arguments with which `build_classifier` rebuilds this network, as plain values."""
-        spec = {
+        plain = type(self.head) is nn.Linear and self.head.weight.shape == (
+            self.num_classes,
+            self.num_features,
+        )
+        return {
             **{"encoder" if k == "name" else k: v for k, v in self.encoder.spec().items()},
             "num_classes": self.num_classes,
             "bottleneck": self.bottleneck,
             "dropout": self.dropout.p,
             "pooling": self.pooling,
+            **({} if plain else {"head": describe_head(self.head)}),
         }
-        return spec | ({"neighbours": self.head.k} if isinstance(self.head, NeighbourHead) else {})
 
 
 def encode_slices(encoder: nn.Module, image: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ def build_classifier(
     bottleneck: int | None = None,
     dropout: float = 0.0,
     pooling: Pooling = "attention",
-    neighbours: int | None = None,
+    head: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Classifier:
     """Builds a classifier on a named encoder; the new layers are initialised from `seed` alone.
@@ -187,7 +191,7 @@ def build_classifier(
         bottleneck: see `Classifier`.
         dropout: see `Classifier`.
         pooling: see `Classifier`.
-        neighbours: see `Classifier`.
+        head: see `Classifier`.
         seed: of the new layers.
     """
     with torch.random.fork_rng(devices=[]):
@@ -204,5 +208,5 @@ def build_classifier(
             bottleneck=bottleneck,
             dropout=dropout,
             pooling=pooling,
-            neighbours=neighbours,
+            head=head,
         )

@@ -62,7 +62,7 @@ class VolumeNetwork(nn.Module):
         depth: number of encoder levels used; the deepest has stride 2**depth.
 
     Attributes:
-        num_features: channels of the deepest map.
+        num_features: channels of the map that the head sees.
         stride: rows and columns must be multiples of this.
     """
 
@@ -82,11 +82,11 @@ class VolumeNetwork(nn.Module):
         self.ups = nn.ModuleList(ups)
         self.last = _up(widths[self.levels[0]], widths[0], 2 ** self.levels[0])
         self.head = UnetOutBlock(3, widths[0], num_classes)
-        self.num_features = channels[-1]
+        self.num_features = widths[0]
         self.stride: int = 2**depth
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (N, C, D, H, W) to logits (N, K, D, H, W) and the deepest map (N, F, D, h, w), before mixing."""
+        """Maps (N, C, D, H, W) to logits (N, K, D, H, W) and the head's input (N, F, D, H, W)."""
         batch, channels, depth, height, width = image.shape
         slices = image.transpose(1, 2).reshape(batch * depth, channels, height, width)
         maps = self.encoder(slices.contiguous(memory_format=torch.channels_last))
@@ -96,7 +96,7 @@ class VolumeNetwork(nn.Module):
         for up, skip in zip(reversed(list(self.ups)), reversed(mixed[:-1]), strict=True):
             decoded = up(decoded, skip)
         decoded = self.last(decoded, self.stem(image))
-        return self.head(decoded), volumes[-1]
+        return self.head(decoded), decoded
 
 
 def _up(in_channels: int, out_channels: int, factor: int) -> Any:

@@ -38,7 +38,7 @@ class NeighbourHead(nn.Module):
         super().__init__()
         if k < 1:
             raise ConfigError(f"Nearest neighbours need at least one vote, got k = {k}.")
-        self.num_classes, self.k = num_classes, k
+        self.num_features, self.num_classes, self.k = num_features, num_classes, k
         self.register_buffer("memory", torch.zeros(0, num_features))
         self.register_buffer("memory_label", torch.zeros(0, dtype=torch.long))
 

@@ -12,6 +12,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from medtl.errors import ConfigError, near_matches
 from medtl.models.weights.hub import PACKAGED_ENCODER
@@ -81,7 +82,7 @@ class SliceNetwork(nn.Module):
     """A 2D network: encoder, decoder and head.
 
     Attributes:
-        num_features: channels of the deepest map.
+        num_features: channels of the map that the head sees.
         stride: rows and columns of an image must be multiples of this.
     """
 
@@ -113,13 +114,19 @@ class SliceNetwork(nn.Module):
         self.encoder = built.encoder
         self.decoder = built.decoder
         self.head = built.segmentation_head
-        self.num_features = int(self.encoder.out_channels[-1])
+        self.num_features = width_into(self.head)
         self.stride = STRIDE
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, C, H, W), sides multiples of `stride`, to logits (B, K, H, W) and the deepest map (B, F, h, w)."""
-        maps = self.encoder(image)
-        return self.head(self.decoder(maps)), maps[-1]
+        """Maps (B, C, H, W), sides multiples of `stride`, to logits (B, K, H, W) and the head's input (B, F, h, w)."""
+        decoded = self.decoder(self.encoder(image))
+        return self.head(decoded), decoded
+
+
+def width_into(head: nn.Module) -> int:
+    """Channels that a head takes: those of its first convolution."""
+    first = next(m for m in head.modules() if isinstance(m, _ConvNd))
+    return int(first.in_channels)
 
 
 def _probed(encoder: str, in_channels: int, build: Any, network: str | None = None) -> Any:

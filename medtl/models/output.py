@@ -13,8 +13,8 @@ class Output(NamedTuple):
     Attributes:
         logits: (B, K), before softmax (or before K sigmoids in a multi-label task). In segmentation: (B, K, *S), one
             class score per pixel or voxel.
-        features: (B, F), the input of the head; adaptation methods align these. In segmentation: the encoder's
-            deepest map (B, F, *s), where s is the image's size divided by the encoder's stride.
+        features: (B, F), the input of the model's `head`; adaptation methods align these. In segmentation: the
+            decoder's last map (B, F, *s), which may be smaller than the image.
     """
 
     logits: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from medtl.errors import ConfigError, DataError
 from medtl.models.decoder3d import VolumeNetwork
 from medtl.models.encoder import network_stages
+from medtl.models.heads import build_head, describe_head
 from medtl.models.networks import NETWORKS, STACKED, VOLUMETRIC, SliceNetwork, check_network_name
 from medtl.models.output import Output
 from medtl.models.weights.load import KeyReport, channel_values, load_pretrained_maps, make_network, map_name
@@ -33,10 +35,11 @@ class Segmenter(nn.Module):
         in_channels: channels of the images.
         neighbours: slices on each side that a 2.5D network sees; other networks ignore it.
         width: scale of the decoder's channels.
+        head: the description of another head than the network's own, as `spec` gives it.
 
     Attributes:
         task: "segmentation".
-        num_features: F, channels of the deepest map.
+        num_features: F, channels of the map that the head sees.
         weights: where the encoder's weights came from.
 
     Raises:
@@ -56,6 +59,7 @@ class Segmenter(nn.Module):
         in_channels: int = 3,
         neighbours: int = 1,
         width: int = 16,
+        head: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_network_name(network)
@@ -82,6 +86,9 @@ class Segmenter(nn.Module):
             plain = network.removesuffix(STACKED)
             self.body = SliceNetwork(encoder, plain, in_channels * self.slices, num_classes, width)
             self.body.to(memory_format=torch.channels_last)
+        self._own_head = type(self.body.head)
+        if head is not None:
+            self.head = build_head(head)
         self.num_features = self.body.num_features
         for key in ("mean", "std"):
             self.register_buffer(key, torch.empty(1, in_channels, 1, 1))
@@ -98,16 +105,28 @@ class Segmenter(nn.Module):
             value = channel_values(getattr(report, key) or config[key], self.in_channels)
             self.get_buffer(key).copy_(value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; the head is the body's."""
+        if name == "head":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def head(self) -> nn.Module:
         """The layers that map the decoder's last map to logits."""
         return self.body.head
 
+    @head.setter
+    def head(self, head: nn.Module) -> None:
+        self.body.head = head
+
     def forward(self, image: Tensor) -> Output:
         """Segments images (N, C, H, W) or volumes (N, C, D, H, W) with values in [0, 1].
 
         Returns:
-            Logits (N, K, H, W) or (N, K, D, H, W), and the encoder's deepest map (N, F, h, w) or (N, F, D, h, w).
+            Logits (N, K, H, W) or (N, K, D, H, W), and the head's input, with the rows and columns that were padded:
+            (N, F, h, w) or (N, F, D, h, w).
 
         Raises:
             DataError: the number of channels or axes differs.
@@ -169,6 +188,7 @@ class Segmenter(nn.Module):
             "in_channels": self.in_channels,
             "neighbours": self.neighbours,
             "width": self.width,
+            **({} if type(self.head) is self._own_head else {"head": describe_head(self.head)}),
         }
 
 
@@ -181,6 +201,7 @@ def build_segmenter(
     in_channels: int = 3,
     neighbours: int = 1,
     width: int = 16,
+    head: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Segmenter:
     """Builds a segmentation network on a named encoder; the new layers are initialised from `seed` alone.
@@ -195,6 +216,7 @@ def build_segmenter(
         in_channels: channels of the images; the RGB weights of the first convolution are adapted.
         neighbours: slices on each side that a 2.5D network sees.
         width: scale of the decoder's channels.
+        head: see `Segmenter`.
         seed: seed of the decoder's and the head's weights.
 
     Raises:
@@ -210,6 +232,7 @@ def build_segmenter(
             in_channels=in_channels,
             neighbours=neighbours,
             width=width,
+            head=head,
         )
         if weights is not None:
             maps: nn.Module = model.body.encoder.model

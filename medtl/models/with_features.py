@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,6 +32,13 @@ class WithFeatures(nn.Module):
         self.num_features = num_features
         self._before = before
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; the head is a layer of the network."""
+        if name == "head":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def head(self) -> nn.Module:
         """The layer that maps the features to logits.
@@ -44,6 +52,10 @@ class WithFeatures(nn.Module):
                 "Leave layer out of with_features: the features are then the input of the last layer, the head."
             )
         return self.module.get_submodule(self.layer)
+
+    @head.setter
+    def head(self, head: nn.Module) -> None:
+        self.module.set_submodule(self.layer, head)
 
     def forward(self, image: Tensor) -> Output:
         """Runs the network.

@@ -80,6 +80,7 @@ def apply_run(
     out: Path,
     *,
     model: str | None = None,
+    method: str | None = None,
     rules: Sequence[str] = (),
     maps: bool = False,
     seg: bool = False,
@@ -93,6 +94,7 @@ def apply_run(
         scans: folder of scans.
         out: a new folder for the tables and masks.
         model: name of the model; by default the one that the run keeps.
+        method: your own file of the method, if the model needs it: a run holds no code.
         rules: rules that clean the masks, in order, see `medtl.prediction.rules`.
         maps: also write a probability map of each structure.
         seg: also write a DICOM SEG of each DICOM series.
@@ -106,12 +108,12 @@ def apply_run(
     from medtl.data.cases.collect import collect_cases
     from medtl.data.cohort import Cohort
     from medtl.prediction.rules import check_rules
-    from medtl.prediction.trained import load_trained
+    from medtl.prediction.trained import load_adapter
 
     finished = find_model(run, model)
     table = collect_cases(source=(), labels=None, target=scans)
-    trained = {seed: load_trained(path) for seed, path in finished.paths.items()}
-    first = next(iter(trained.values()))
+    trained = {seed: load_adapter(path, method) for seed, path in finished.paths.items()}
+    first, _ = next(iter(trained.values()))
     if first.labels is None and (rules or maps or seg or flips):
         raise ConfigError(
             "--rules, --maps, --seg and --flips are for masks, and this run is of a classifier."
@@ -139,7 +141,9 @@ def apply_run(
     }
 
 
-def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, out: Path) -> dict[str, Any]:
+def _classify(
+    finished: Finished, trained: dict[str, tuple[Trained, Adapter]], cohort: Cohort, out: Path
+) -> dict[str, Any]:
     """Writes predictions.csv: mean probabilities at the frozen temperature, and the call that the seeds vote for."""
     import numpy as np
     from scipy.special import softmax
@@ -149,10 +153,11 @@ def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, o
     data = cohort.dataset("target", "test")
     if data is None:
         raise CheckpointError("No scan of the folder could be read.")
-    probabilities, calls, classes = [], [], tuple[str, ...]()
-    for seed, one in trained.items():
+    probabilities, calls, classes, remarks = [], [], tuple[str, ...](), dict[str, None]()
+    for seed, (one, adapter) in trained.items():
         classes = one.classes
-        logits = predict_adapted(_adapter(one), data)
+        logits = predict_adapted(adapter, data, must_adapt=False)
+        remarks |= dict.fromkeys(getattr(adapter, "remarks", ()))
         settings = finished.frozen[seed]
         probabilities.append(softmax(logits / (settings["temperature"] or 1.0), axis=1))
         calls.append(_calls(softmax(logits, axis=1), settings["operating_point"], classes))
@@ -164,17 +169,9 @@ def _classify(finished: Finished, trained: dict[str, Trained], cohort: Cohort, o
     atomic_write(out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
     return {
         "predicted": ", ".join(f"{c} {int((rows.predicted == c).sum())}" for c in classes),
+        **({"remarks": " ".join(remarks)} if remarks else {}),
         "table": f"{shareable_path(out)}/predictions.csv",
     }
-
-
-def _adapter(trained: Trained) -> Adapter:
-    """The network itself, or a test-time method that adapts it to the new scans."""
-    from medtl.adapters import build_adapter
-
-    options = trained.header.get("test_time")
-    method = "finetune" if options is None else trained.header["method"]
-    return build_adapter(method, trained.model, **(options or {}))
 
 
 def _calls(
@@ -192,7 +189,7 @@ def _calls(
 
 def _segment(
     finished: Finished,
-    trained: dict[str, Trained],
+    trained: dict[str, tuple[Trained, Adapter]],
     cohort: Cohort,
     out: Path,
     *,
@@ -210,11 +207,11 @@ def _segment(
     from medtl.scans.readers.dicom_seg import write_seg
     from medtl.scans.write import write_map, write_mask
 
-    labels = next(iter(trained.values())).labels
+    labels = next(iter(trained.values()))[0].labels
     if labels is None:
         raise CheckpointError("The weights do not say what the values of masks mean.")
     rows, warnings = [], []
-    runs = [_segmentations(one, cohort, flips) for one in trained.values()]
+    runs = [_segmentations(*one, cohort, flips) for one in trained.values()]
     for first in runs[0]:
         case, grid = first.case, first.grid
         if case.item is None:
@@ -247,14 +244,14 @@ def _segment(
     }
 
 
-def _segmentations(trained: Trained, cohort: Cohort, flips: bool) -> Iterator[Any]:
+def _segmentations(trained: Trained, adapter: Adapter, cohort: Cohort, flips: bool) -> Iterator[Any]:
     """Cases of one seed's network, adapted to the new scans again if its method does so."""
     from medtl.prediction.segment import adapt_cases
 
     data = cohort.dataset("target", "test")
     if data is None:
         raise CheckpointError("No scan of the folder could be read.")
-    yield from adapt_cases(_adapter(trained), data, patch=trained.header["patch"], flips=flips)
+    yield from adapt_cases(adapter, data, patch=trained.header["patch"], flips=flips)
 
 
 def _calibrated(

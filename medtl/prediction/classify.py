@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -13,12 +14,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.norm import modes_kept
 from medtl.adapters.contract.test_time import TestTimeAdapter
 from medtl.data.cases.table import Case
 from medtl.data.tensors.batch import Batch, collate
 from medtl.data.tensors.dataset import CaseDataset
+from medtl.errors import DataError
 from medtl.models.device import default_device
+from medtl.models.parts import modes_kept
+from medtl.prediction.groups import begin_group, end_group, groups_of, remark, unadapted
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -46,40 +51,61 @@ def predict_cases(
 
 
 def predict_adapted(
-    adapter: Adapter, data: CaseDataset, *, batch_size: int = 32, device: torch.device | None = None
+    adapter: Adapter,
+    data: CaseDataset,
+    *,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    must_adapt: bool = True,
 ) -> NDArray[np.float64]:
-    """As `predict_cases` with the adapter's model; a test-time method first adapts to each patient or site.
+    """As `predict_cases` with the adapter's predictor; a test-time method first adapts to each group of cases.
 
-    For each group the adapter is reset, sees the group's cases in batches of even size, and predicts them afterwards.
+    For each group (case, patient, site) the adapter is reset, sees the group's cases in batches of even size, and
+    predicts them afterwards. With `reset=never` it goes on from batch to batch. A group of one image, which a
+    classifier with BatchNorm cannot adapt to, is predicted as a finished run left the adapter, else unadapted: a
+    warning says so.
 
     Args:
         adapter: any adapter.
         data: cases of the target, without augmentation and labels.
         batch_size: cases at once.
         device: where to compute; by default a GPU if there is one.
+        must_adapt: whether it is an error if no group can be adapted to.
 
     Returns:
         (N, K) float64, in the order of `data`.
 
     Raises:
-        DataError: a group has one case, and the model's BatchNorm cannot adapt to one.
+        DataError: no group could be adapted to, and no run kept a state: the method would change nothing.
     """
     if not isinstance(adapter, TestTimeAdapter):
-        return predict_cases(adapter.model, data, batch_size=batch_size, device=device)
+        return predict_cases(adapter.predictor, data, batch_size=batch_size, device=device)
     device = device or default_device()
     adapter.to(device)
-    keys = [case.site if adapter.reset_per == "site" else case.patient for case in data.cases]
     logits: NDArray[np.float64] | None = None
-    for key in dict.fromkeys(keys):
-        places = np.flatnonzero(np.array(keys) == key)
-        adapter.reset()
-        for part in np.array_split(places, math.ceil(len(places) / batch_size)):
-            adapter.adapt_batch(collate([data[int(i)] for i in part]).image.to(device))
-        found = predict_cases(
-            adapter.model, Subset(data, places.tolist()), batch_size=batch_size, device=device
-        )
-        logits = np.empty((len(keys), found.shape[1])) if logits is None else logits
+    alone = adapted = 0
+    for number, places in enumerate(groups_of(adapter, data.cases)):
+        images = [
+            collate([data[i] for i in part.tolist()]).image
+            for part in np.array_split(places, math.ceil(len(places) / batch_size))
+        ]
+        if all(adapter.can_adapt(image) for image in images):
+            begin_group(adapter, first=number == 0)
+            for image in images:
+                adapter.adapt_batch(image.to(device))
+            adapted += 1
+            end_group(adapter)
+        else:
+            unadapted(adapter)
+            alone += len(places)
+        found = predict_cases(adapter.predictor, Subset(data, places), batch_size=batch_size, device=device)
+        logits = np.empty((len(data.cases), found.shape[1])) if logits is None else logits
         logits[places] = found
+    if alone:
+        if must_adapt and not adapted and adapter.kept is None:
+            raise DataError(remark(adapter, alone))
+        adapter.remarks.append(remark(adapter, alone))
+        logger.warning(adapter.remarks[-1])
     adapter.reset()
     return np.empty((0, 0)) if logits is None else logits
 

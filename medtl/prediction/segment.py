@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.norm import modes_kept
+from medtl.adapters.contract.test_time import TestTimeAdapter
 from medtl.data.cases.table import Case
 from medtl.data.tensors import patches
 from medtl.data.tensors.cache import VolumeCache
@@ -26,6 +26,8 @@ from medtl.data.tensors.grid import Grid
 from medtl.errors import CheckpointError, ConfigError, DataError
 from medtl.models.device import default_device
 from medtl.models.networks import NETWORKS, STACKED, VOLUMETRIC
+from medtl.models.parts import modes_kept
+from medtl.prediction.groups import begin_group, end_group, groups_of
 from medtl.prediction.rules import apply_rules, check_rules
 
 _WINDOW_VOXELS = 1 << 20
@@ -112,11 +114,11 @@ def adapt_cases(
     rules: Sequence[str] = (),
     device: torch.device | None = None,
 ) -> Iterator[Segmentation]:
-    """As `segment_cases` with the adapter's model; a test-time method first adapts to each patient or site.
+    """As `segment_cases` with the adapter's predictor; a test-time method first adapts to each group of cases.
 
-    For each group the adapter is reset, sees patches that are spread over the group's cases (at most 16 a case and
-    about 256 in all, the same each time), and then segments these cases. Nothing learnt from one group reaches another,
-    and the adapter is reset at the end.
+    For each group (case, patient, site) the adapter is reset, sees patches that are spread over the group's cases (at
+    most 16 a case and about 256 in all, the same each time), and then segments these cases. Nothing learnt from one
+    group reaches another, unless the method is never reset, and the adapter is reset at the end.
 
     Args:
         adapter: any adapter.
@@ -130,11 +132,11 @@ def adapt_cases(
     Returns:
         An iterator: group after group in the order in which they first appear, cases in the order of `data`.
     """
-    if not getattr(adapter, "test_time", False):
+    if not isinstance(adapter, TestTimeAdapter):
         return segment_cases(
-            adapter.model, data, patch=patch, overlap=overlap, flips=flips, rules=rules, device=device
+            adapter.predictor, data, patch=patch, overlap=overlap, flips=flips, rules=rules, device=device
         )
-    window = _Window(adapter.model, data.cache, patch, overlap, flips, device or default_device())
+    window = _Window(adapter.predictor, data.cache, patch, overlap, flips, device or default_device())
     check_rules(rules)
     return _adapt(adapter, window, data.cases, rules)
 
@@ -296,19 +298,17 @@ def _alike(found: Iterator[Read], most: int) -> Iterator[list[Read]]:
 
 
 def _adapt(
-    adapter: Any, window: _Window, cases: Sequence[Case], rules: Sequence[str]
+    adapter: TestTimeAdapter, window: _Window, cases: Sequence[Case], rules: Sequence[str]
 ) -> Iterator[Segmentation]:
-    by = getattr(adapter, "reset_per", "patient")
-    groups: dict[str, list[Case]] = {}
-    for case in cases:
-        groups.setdefault(case.site if by == "site" else f"{case.site}/{case.patient}", []).append(case)
     adapter.to(window.device)
     try:
-        for group in groups.values():
-            adapter.reset()
+        for number, places in enumerate(groups_of(adapter, cases)):
+            group = [cases[place] for place in places]
+            begin_group(adapter, first=number == 0)
             for batch in _batches(window, group):
                 adapter.adapt_batch(batch.to(window.device))
-            window.model = adapter.model
+            end_group(adapter)
+            window.model = adapter.predictor
             yield from _segment(window, group, rules)
     finally:
         adapter.reset()

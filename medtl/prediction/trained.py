@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from medtl import __version__
 from medtl.adapters.contract.adapter import Adapter
-from medtl.checkpoints import load_weights
+from medtl.adapters.contract.discovery import build_adapter
+from medtl.adapters.contract.test_time import TestTimeAdapter
+from medtl.checkpoints import load_weights, save_weights
 from medtl.data.tensors.spec import Preprocess
-from medtl.errors import CheckpointError
+from medtl.discovery import OWN
+from medtl.errors import CheckpointError, ConfigError
 from medtl.labelmap import LabelMap
 from medtl.models import Classifier, Segmenter, build_classifier, build_segmenter
+
+STATE = "state.safetensors"
+"""Beside a model's weights: the state with which a test-time method ended in the run."""
 
 
 def model_header(
@@ -37,22 +43,23 @@ def model_header(
         name: of the model, as tables and reports give it; a folder cannot hold every character of it.
         labels: values in masks, for segmentation.
         patch: size of the windows, for segmentation.
-        hparams: hyper-parameters of a test-time method, which prediction needs to adapt again.
+        hparams: the method's hyper-parameters, which prediction needs if it adapts again.
     """
-    method, model = type(adapter).__module__.rpartition(".")[2].removeprefix("medtl_method_"), adapter.model
+    module, model = type(adapter).__module__.rpartition(".")[2], adapter.predictor
     header: dict[str, Any] = {
         "kind": "segmenter" if isinstance(model, Segmenter) else "classifier",
         "version": __version__,
         "name": name,
-        "method": method,
+        "method": module.removeprefix(OWN),
+        "own_file": module.startswith(OWN),
         "classes": list(classes),
         "preprocess": preprocess.to_dict(),
         "model": model.spec() if isinstance(model, Classifier | Segmenter) else None,
     }
     if labels is not None:
         header |= {"labels": labels.to_dict(), "patch": list(patch or ())}
-    if adapter.test_time:
-        header["test_time"] = dict(hparams or {})
+    header["hparams"] = dict(hparams or {})
+    header["test_time"] = isinstance(adapter, TestTimeAdapter)
     return header
 
 
@@ -81,26 +88,91 @@ class Trained:
         return LabelMap.from_dict(self.header["labels"]).select(self.classes[1:])
 
 
-def load_trained(path: Path) -> Trained:
+def load_trained(path: Path, method: str | None = None) -> Trained:
     """Rebuilds a model from `model.safetensors` alone: its header says what it is.
 
     Args:
         path: the file.
+        method: your own file of the method, for a model whose head it has made of its own layers.
 
     Raises:
-        CheckpointError: not a model of medtl, or tensors that do not fit its header.
+        CheckpointError: not a model of medtl, tensors that do not fit its header, or a head of unknown layers.
+    """
+    return load_adapter(path, method)[0]
+
+
+def load_adapter(path: Path, method: str | None = None) -> tuple[Trained, Adapter]:
+    """As `load_trained`, with the method that adapts the model while it predicts; else plain fine-tuning.
+
+    Args:
+        path: `model.safetensors` of a run. Beside it are what the method keeps, and where it ended in the run.
+        method: your own file of the method: a run holds no code.
+
+    Raises:
+        CheckpointError: as `load_trained`, or a method of your own that is not named.
+        ConfigError: the file is not the method's.
     """
     header, weights = load_weights(path)
+    adapts = (
+        header.get("test_time", False) is not False
+    )  # runs of version 0.1 hold the hyper-parameters there
+    own = _own_method(header, method, adapts)
     try:
         spec = dict(header["model"])
         build = build_segmenter if header["kind"] == "segmenter" else build_classifier
+        foreign = "head" in spec and spec["head"] is None
+        if foreign:
+            del spec["head"]
         model: nn.Module = build(spec.pop("encoder"), spec.pop("num_classes"), weights=None, **spec)
-        model.load_state_dict(weights)
-        return Trained(
-            model.eval(), tuple(header["classes"]), Preprocess.from_dict(header["preprocess"]), header
-        )
+        if not adapts and not foreign:
+            model.load_state_dict(weights)
+            adapter = build_adapter("finetune", model)
+        else:
+            adapter = build_adapter(own, model, **header.get("hparams", header["test_time"]))
+            _load_state(adapter, path, weights)
+        preprocess = Preprocess.from_dict(header["preprocess"])
+        return Trained(adapter.predictor.eval(), tuple(header["classes"]), preprocess, header), adapter
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path.name} does not describe a model of this version of medtl ({type(error).__name__}). "
             "Expected: a model.safetensors that `medtl run` wrote."
         ) from error
+
+
+def _own_method(header: Mapping[str, Any], method: str | None, adapts: bool) -> str:
+    """The method of a header: by its name, or the file that the user names."""
+    name = str(header.get("method", ""))
+    needed = adapts or dict(header.get("model") or {}).get("head", "") is None
+    if not header.get("own_file") or not needed:
+        return name
+    if method is None:
+        raise CheckpointError(
+            f"This model needs its method {name!r}, which is a file of your own, and a run holds no code: name the "
+            f"file with --method {name}.py."
+        )
+    if Path(method).stem != name:
+        raise ConfigError(f"The run's method is {name!r}, got the file {Path(method).name!r} with --method.")
+    return method
+
+
+def _load_state(adapter: Adapter, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Loads the predictor's weights, what the method keeps beside them, and where it ended in the run."""
+    prefix = next(name for name, module in adapter.named_modules() if module is adapter.predictor)
+    state = {f"{prefix}.{key}": value for key, value in weights.items()}
+    beside, ended = path.with_name("adapter.safetensors"), path.with_name(STATE)
+    if beside.is_file():
+        state |= load_weights(beside)[1]
+    adapter.load_state_dict(state, strict=beside.is_file())
+    if isinstance(adapter, TestTimeAdapter) and ended.is_file():
+        adapter.kept = dict(load_weights(ended)[1])
+
+
+def save_state(adapter: Adapter, folder: Path) -> None:
+    """Writes the state with which a test-time method ended in a run, if a later prediction can go on from it.
+
+    Args:
+        adapter: after it has predicted the target's cases.
+        folder: of the model.
+    """
+    if isinstance(adapter, TestTimeAdapter) and adapter.kept is not None:
+        save_weights(folder / STATE, adapter.kept, {"kind": "test_time"})

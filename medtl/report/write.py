@@ -43,6 +43,7 @@ def write_report(results: Results, out_dir: Path | str, *, overlays: Sequence[Ov
     sections = make_sections(view)
     content = {
         "results": results,
+        "stamps": [STAMPED[stamp] for stamp in STAMPED if stamp in results.context.stamps],
         "kicker": "medtl evaluation report",
         "title": results.context.title or DEFAULT_TITLE,
         "summary": summarise(view),
@@ -50,6 +51,18 @@ def write_report(results: Results, out_dir: Path | str, *, overlays: Sequence[Ov
         "byline": (_byline(results), results.created),
     }
     return _write(Path(out_dir), "report", content, sections, before=results.save)
+
+
+STAMPED = {
+    "oracle": (
+        "Oracle run: labels of the external site were read to choose a model or a setting. These results are upper "
+        "bounds."
+    ),
+    "few_labels": (
+        "Few labels: a model of this run learnt from some labelled cases of the external site, on which none is tested."
+    ),
+}
+"""The first line of the page, by the stamp of the run."""
 
 
 def write_page(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from medtl.models.output import Output
-from medtl.strategies.contract.strategy import Strategy
+from medtl.strategies.contract.strategy import Common, Strategy
 
 
 class BSS(Strategy):
@@ -27,14 +29,33 @@ class BSS(Strategy):
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "multilabel"})
     why_not: ClassVar[str] = "it takes one vector of features per case"
 
-    def __init__(self, model: nn.Module, *, eta: float = 1e-3, k: int = 1, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, eta: float = 1e-3, k: int = 1, **common: Unpack[Common]) -> None:
         super().__init__(model, **common)
         self._check("eta", eta, eta >= 0, "at least 0")
         self._check("k", k, k >= 1, "at least 1")
         self.eta, self.k = eta, k
+        self._features: list[Tensor] = []
 
-    def penalties(self, output: Output) -> dict[str, Tensor]:
-        """The penalty, in float32: there is no singular value decomposition in half precision."""
-        with torch.autocast(output.features.device.type, enabled=False):
-            values = torch.linalg.svdvals(output.features.float())
-        return {"bss": self.eta * values[-self.k :].square().sum()}
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, catches the features of every pass with a gradient."""
+        self._features = []
+
+        def catch(_: nn.Module, __: Any, output: Output) -> None:
+            if torch.is_grad_enabled():
+                self._features.append(output.features)
+
+        handle = self.model.register_forward_hook(catch)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def penalties(self) -> dict[str, Tensor]:
+        """The penalty, a mean over passes, in float32: there is no singular value decomposition in half precision."""
+        caught, self._features = self._features, []
+        terms = []
+        for features in caught:
+            with torch.autocast(features.device.type, enabled=False):
+                terms.append(torch.linalg.svdvals(features.float())[-self.k :].square().sum())
+        return {"bss": self.eta * torch.stack(terms).mean()} if terms else {}

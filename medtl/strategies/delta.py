@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from medtl.adapters.contract.parts import encoder_of
 from medtl.errors import ConfigError
-from medtl.models.output import Output
-from medtl.strategies.contract.strategy import Strategy
+from medtl.models.parts import encoder_of
+from medtl.strategies.contract.strategy import Common, Strategy
 
 MAPS = 4
 """At most this many feature maps are compared, spread over the depth of the encoder."""
@@ -34,7 +33,7 @@ class Delta(Strategy):
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, weight: float = 0.1, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, weight: float = 0.1, **common: Unpack[Common]) -> None:
         super().__init__(model, **common)
         self._check("weight", weight, weight >= 0, "at least 0")
         encoder = encoder_of(model)
@@ -47,24 +46,39 @@ class Delta(Strategy):
         self.pretrained_encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
         self._moved: list[Tensor] = []
 
-    def output(self, image: Tensor) -> Output:
-        """Runs both encoders once."""
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, every pass of the encoder with a gradient is repeated by the pretrained one, and compared."""
         encoder = encoder_of(self.model)
         assert encoder is not None
+        self._moved = []
         with _caught(encoder) as (maps, inputs):
-            output = super().output(image)
+
+            def compare(*_: Any) -> None:
+                if torch.is_grad_enabled():
+                    self._compare(list(maps), list(inputs))
+                maps.clear()
+                inputs.clear()
+
+            handle = encoder.register_forward_hook(compare)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def _compare(self, maps: list[Tensor], inputs: list[Tensor]) -> None:
         with torch.no_grad(), _caught(self.pretrained_encoder) as (begin, _):
             self.pretrained_encoder(*inputs)
-        self._moved = [
+        moved = [
             (f.float() - f0.float()).square().sum() / f0.float().square().sum().clamp_min(1e-12)
             for f, f0 in zip(maps, begin, strict=True)
         ]
-        return output
+        self._moved.append(torch.stack(moved).sum())
 
-    def penalties(self, output: Output) -> dict[str, Tensor]:
-        """How far the feature maps of the last forward pass have moved."""
+    def penalties(self) -> dict[str, Tensor]:
+        """How far the feature maps have moved, a mean over passes."""
         moved, self._moved = self._moved, []
-        return {"delta": self.weight / 2 * torch.stack(moved).sum()}
+        return {"delta": self.weight / 2 * torch.stack(moved).mean()} if moved else {}
 
     def train(self, mode: bool = True) -> Delta:
         """Sets the mode; the pretrained encoder stays in eval mode."""

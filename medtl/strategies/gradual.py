@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
-from medtl.data.tensors.batch import Batch
-from medtl.strategies.contract.strategy import Strategy
+from medtl.strategies.contract.strategy import Common, Strategy
 
 
 class Gradual(Strategy):
@@ -21,7 +20,7 @@ class Gradual(Strategy):
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, until: float = 0.6, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, until: float = 0.6, **common: Unpack[Common]) -> None:
         super().__init__(model, **common)
         self._check("until", until, 0 < until <= 1, "above 0 and at most 1")
         self.until = until
@@ -41,14 +40,12 @@ class Gradual(Strategy):
                 if name in self._learns:
                     parameter.requires_grad_(place < num_open)
         if self.training:
-            self.train()
+            self.model.train()
+            self.hold()
 
-    def forward(
-        self, source: Batch | None, target: Batch | None = None, *, progress: float
-    ) -> dict[str, Tensor]:
-        """Unfreezes the stages that are due, then does as `Strategy`."""
+    def on_progress(self, progress: float) -> None:
+        """Unfreezes the stages that are due."""
         self._open(progress)
-        return super().forward(source, target, progress=progress)
 
     def plan(self, lr: float) -> list[dict[str, Any]]:
         """As `Strategy.plan`, with the share of training after which each stage is unfrozen."""

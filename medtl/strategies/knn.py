@@ -28,6 +28,7 @@ class KNN(Strategy):
 
     on_features: ClassVar[bool] = True
     trains: ClassVar[bool] = False
+    alone: ClassVar[str] = "it trains nothing, so nothing could be adapted"
     argument: ClassVar[str | None] = "k"
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass"})
     why_not: ClassVar[str] = "it compares whole cases, each with one label"
@@ -45,7 +46,9 @@ class KNN(Strategy):
         self.freeze(lambda *_: False)
 
     @torch.no_grad()
-    def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+    def on_fit_start(
+        self, loaders: Mapping[str, Iterable[Batch]], criterion: nn.Module | None = None
+    ) -> None:
         """Stores the features and labels of the source's cases."""
         model = self.model.eval()
         assert isinstance(model, Classifier)

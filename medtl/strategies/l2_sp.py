@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medtl.models.output import Output
 from medtl.strategies.contract.strategy import Strategy
 
 
@@ -35,15 +34,16 @@ class L2SP(Strategy):
         self._check("alpha", alpha, alpha >= 0, "at least 0")
         self._check("beta", beta, beta >= 0, "at least 0")
         self.alpha, self.beta = alpha, beta
+        self.must_know_parts()
         for place, (parameter, _) in enumerate(self._pulled()):
             self.register_buffer(f"begin_{place}", parameter.detach().clone())
 
     def _pulled(self) -> list[tuple[nn.Parameter, bool]]:
         return [(p, part.pretrained) for part in self.parts for p in part.parameters.values()]
 
-    def penalties(self, output: Output) -> dict[str, Tensor]:
+    def penalties(self) -> dict[str, Tensor]:
         """The two terms."""
-        start = output.logits.new_zeros(())
+        start = self._pulled()[0][0].new_zeros(())
         near, small = start, start
         for place, (parameter, pretrained) in enumerate(self._pulled()):
             if pretrained:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from torch import nn
 
-from medtl.strategies.contract.strategy import Strategy
+from medtl.strategies.contract.strategy import Common, Strategy
 
 
 class Last(Strategy):
@@ -20,7 +20,7 @@ class Last(Strategy):
 
     argument: ClassVar[str] = "stages"
 
-    def __init__(self, model: nn.Module, *, stages: int = 1, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, stages: int = 1, **common: Unpack[Common]) -> None:
         super().__init__(model, **common)
         known = self.stages()
         self._check("stages", stages, 0 < stages <= len(known), f"1 to {len(known)}, the encoder's stages")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
-from medtl.models.output import Output
-from medtl.strategies.contract.strategy import Strategy
+from medtl.strategies.contract.average import Average
+from medtl.strategies.contract.stages import Part
+from medtl.strategies.contract.strategy import Common, Strategy
 
 
 class LoRA(Strategy):
@@ -33,15 +32,17 @@ class LoRA(Strategy):
     """
 
     def __init__(
-        self, model: nn.Module, *, rank: int = 8, alpha: float = 16.0, lr_factor: float = 3.0, **common: Any
+        self,
+        model: nn.Module,
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        lr_factor: float = 3.0,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(model, **common)
         self._check("rank", rank, rank >= 1, "at least 1")
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
-        if self.average is not None:
-            raise ConfigError(
-                "LoRA: averaging of weights does not work with low-rank updates. Leave ema at 0."
-            )
         self.lr_factor = lr_factor
         self.freeze(lambda part, _: not part.pretrained)
         frozen = {id(p) for part in self.pretrained for p in part.parameters.values()}
@@ -56,24 +57,36 @@ class LoRA(Strategy):
             raise ConfigError(
                 "LoRA updates linear layers and convolutions, and the encoder has none. Use head."
             )
-        names = {id(p): name for name, p in model.named_parameters()}
-        self._names = [names[id(layer.weight)] for layer in self._layers]
         self.changes = nn.ModuleList(_Change(layer.weight, rank, alpha / rank) for layer in self._layers)
+        if self.average is not None:
+            self.average = Average(self.learned(), self.average.decay)
 
-    def output(self, image: Tensor) -> Output:
-        """Runs the model with the updates added."""
-        changed = {
-            name: layer.weight + change()
-            for name, layer, change in zip(self._names, self._layers, self.changes, strict=True)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, every layer has its update added, with a gradient to the update."""
+        weights = [layer._parameters["weight"] for layer in self._layers]
+        for layer, weight, change in zip(self._layers, weights, self.changes, strict=True):
+            layer._parameters["weight"] = weight + change()  # as functional_call does
+        try:
+            yield
+        finally:
+            for layer, weight in zip(self._layers, weights, strict=True):
+                layer._parameters["weight"] = weight
+
+    def learned(self) -> dict[str, Tensor]:
+        """As `Strategy.learned`, with the updates."""
+        changes = getattr(self, "changes", ())
+        return {
+            **super().learned(),
+            **{f"low rank {n}/{k}": p for n, c in enumerate(changes) for k, p in c.named_parameters()},
         }
-        output: Output = functional_call(self.model, changed, (image,))
-        return output
 
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The updates as a group beside the head."""
+    def param_groups(self, lr: float, scale: Callable[[Part], float] = lambda _: 1.0) -> list[dict[str, Any]]:
+        """The updates as a group beside the head, at the rate of the last stage."""
+        rate = lr * self.lr_factor * scale(self.pretrained[-1])
         return [
-            *super().param_groups(lr),
-            {"params": list(self.changes.parameters()), "lr": lr * self.lr_factor, "weight_decay": 0.0},
+            *super().param_groups(lr, scale),
+            {"params": list(self.changes.parameters()), "lr": rate, "weight_decay": 0.0},
         ]
 
     def plan(self, lr: float) -> list[dict[str, Any]]:
@@ -91,7 +104,7 @@ class LoRA(Strategy):
         ]
 
     @contextmanager
-    def on_source(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Within it, the updates are added to the model's weights."""
         kept = [layer.weight.data for layer in self._layers]
         self._merge()
@@ -106,9 +119,9 @@ class LoRA(Strategy):
         for layer, change in zip(self._layers, self.changes, strict=True):
             layer.weight.data = layer.weight.data + change()
 
-    def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+    def finish(self) -> None:
         """Merges the updates into the weights and resets them to zero."""
-        super().on_fit_end(loaders)
+        super().finish()
         self._merge()
         for change in self.changes:
             nn.init.zeros_(change.b)  # type: ignore[arg-type]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from medtl.adapters.contract.norm import batch_norms, modes_kept
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
+from medtl.models.parts import batch_norms, modes_kept
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Strategy
+from medtl.strategies.contract.strategy import Common, Strategy
 
 _BALANCED = ("balanced_sampling", "class_weights", "logit_adjusted")
 """Remedies for class imbalance under which the probe, too, must weigh classes equally."""
@@ -35,8 +35,10 @@ class LpFt(Strategy):
         common: see `Strategy`.
     """
 
+    sets_head: ClassVar[bool] = True
+
     def __init__(
-        self, model: nn.Module, *, penalty: float = 1.0, lr_factor: float = 0.3, **common: Any
+        self, model: nn.Module, *, penalty: float = 1.0, lr_factor: float = 0.3, **common: Unpack[Common]
     ) -> None:
         super().__init__(model, **common)
         self._check("penalty", penalty, penalty > 0, "above 0")
@@ -57,15 +59,16 @@ class LpFt(Strategy):
         """Lowers the rate of all weights by `lr_factor`."""
         return {"lr": lr * self.lr_factor}
 
-    def train(self, mode: bool = True) -> LpFt:
-        """Sets the mode; BatchNorm stays in eval mode."""
-        super().train(mode)
+    def hold(self) -> None:
+        """As `Strategy.hold`; BatchNorm stays in eval mode."""
+        super().hold()
         for layer in batch_norms(self.model):
             layer.eval()
-        return self
 
     @torch.no_grad()
-    def on_fit_start(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+    def on_fit_start(
+        self, loaders: Mapping[str, Iterable[Batch]], criterion: nn.Module | None = None
+    ) -> None:
         """Solves the probe on the training cases and copies it into the head."""
         features, labels = [], []
         device = next(self.model.parameters()).device
@@ -86,7 +89,7 @@ class LpFt(Strategy):
             )
         # One scale for all features: those with little variance keep small weights, whatever their units.
         mean, std = x.mean(0), np.sqrt(x.var(0).mean()) + 1e-12
-        balanced = "balanced" if getattr(self.criterion, "name", "") in _BALANCED else None
+        balanced = "balanced" if getattr(criterion, "name", "") in _BALANCED else None
         solved = LogisticRegression(C=self.penalty, max_iter=2000, class_weight=balanced).fit(
             (x - mean) / std, y
         )

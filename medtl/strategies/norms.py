@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import nn
 
 from medtl.errors import ConfigError
+from medtl.models.parts import is_norm
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Strategy
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+from medtl.strategies.contract.strategy import Common, Strategy
 
 
 class Norms(Strategy):
@@ -24,14 +23,14 @@ class Norms(Strategy):
 
     trained_part: ClassVar[str] = "norms"
 
-    def __init__(self, model: nn.Module, *, lr_factor: float = 3.0, **common: Any) -> None:
+    def __init__(self, model: nn.Module, *, lr_factor: float = 3.0, **common: Unpack[Common]) -> None:
         super().__init__(model, **common)
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
         self.lr_factor = lr_factor
         scales = {
             f"{name}.{key}" if name else key
             for name, layer in model.named_modules()
-            if isinstance(layer, _NORMS) or type(layer).__name__.startswith(("LayerNorm", "RmsNorm"))
+            if is_norm(layer)
             for key, _ in layer.named_parameters(recurse=False)
         }
         self.freeze(lambda part, name: not part.pretrained or name in scales)

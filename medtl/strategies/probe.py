@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import nn
 
 from medtl.errors import ConfigError
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Strategy
+from medtl.strategies.contract.strategy import Common, Strategy
 
 
 class Probe(Strategy):
@@ -23,12 +23,17 @@ class Probe(Strategy):
     """
 
     on_features: ClassVar[bool] = True
+    alone: ClassVar[str] = (
+        "its features are computed once, from the plain images; take head, which sees every image anew"
+    )
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "multilabel"})
     why_not: ClassVar[str] = (
         "its stored features are one vector per slice, and a decoder needs maps; take head"
     )
 
-    def __init__(self, model: nn.Module, *, views: int = 4, lr_factor: float = 10.0, **common: Any) -> None:
+    def __init__(
+        self, model: nn.Module, *, views: int = 4, lr_factor: float = 10.0, **common: Unpack[Common]
+    ) -> None:
         super().__init__(model, **common)
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
         self.lr_factor = lr_factor

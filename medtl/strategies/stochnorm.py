@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.adapters.contract.norm import batch_norms
 from medtl.errors import ConfigError
-from medtl.strategies.contract.strategy import Strategy
+from medtl.models.parts import batch_norms
+from medtl.strategies.contract.strategy import Common, Strategy
 
 
 class StochNorm(Strategy):
@@ -25,10 +27,13 @@ class StochNorm(Strategy):
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, p: float = 0.5, **common: Any) -> None:
+    by_batch: ClassVar[bool] = True
+
+    def __init__(self, model: nn.Module, *, p: float = 0.5, **common: Unpack[Common]) -> None:
         super().__init__(model, **common)
         self._check("p", p, 0 < p <= 1, "above 0 and at most 1")
         self.p = p
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._layers = list(batch_norms(model))
         if not self._layers:
             raise ConfigError(
@@ -36,18 +41,27 @@ class StochNorm(Strategy):
                 "nothing. Choose an encoder with BatchNorm (resnet, efficientnet, ...), or full."
             )
 
-    def output(self, image: Tensor) -> Any:
-        """Runs the model; in training, mixes the two normalisations channel by channel."""
-        handles = [layer.register_forward_hook(self._mixed) for layer in self._layers if layer.training]
-        self._before = {id(layer): _statistics(layer) for layer in self._layers}
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within it, layers in training mode mix the two normalisations channel by channel."""
+        self._before = {}
+
+        def remember(layer: Any, _: Any) -> None:
+            if layer.training:
+                self._before[id(layer)] = _statistics(layer)
+
+        handles = [layer.register_forward_pre_hook(remember) for layer in self._layers]
+        handles += [layer.register_forward_hook(self._mixed) for layer in self._layers]
         try:
-            return super().output(image)
+            yield
         finally:
             for handle in handles:
                 handle.remove()
 
     def _mixed(self, layer: Any, inputs: tuple[Tensor, ...], by_batch: Tensor) -> Tensor:
         """Mixes before the activation, which timm's BatchNorm layers include."""
+        if not layer.training:
+            return by_batch
         mean, var = self._before[id(layer)]
         moving = F.batch_norm(inputs[0], mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
         for name in ("drop", "act"):

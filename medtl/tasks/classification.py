@@ -22,7 +22,6 @@ from medtl.models.losses.classification import ClassificationLoss, calibration_n
 from medtl.prediction.classify import predict_adapted, predict_cases, prediction_rows
 from medtl.runs import Run
 from medtl.selection.decide import Decision, recommend
-from medtl.strategies import Strategy
 from medtl.tasks.task import Labelled, Predictions, Task
 from medtl.training.learning import balanced_accuracy
 
@@ -42,10 +41,10 @@ class Classification(Task):
 
     def check_adapter(self, adapter: Adapter) -> None:
         """Refuses a remedy for rare classes if nothing is trained."""
-        if not adapter.trains and not adapter.test_time and self.config.imbalance != "none":
+        if not adapter.strategy.trains and self.config.imbalance != "none":
             raise ConfigError(
-                f"--imbalance {self.config.imbalance} acts in training, and {type(adapter).__name__} trains nothing. "
-                "Leave one of them out."
+                f"--imbalance {self.config.imbalance} acts in training, and {type(adapter.strategy).__name__} trains "
+                "nothing. Leave one of them out."
             )
 
     def build(self, encoder: str, num_classes: int, preprocess: Preprocess, seed: int) -> Classifier:
@@ -82,10 +81,10 @@ class Classification(Task):
         self, adapter: Adapter, data: CaseDataset, run: Run, *, training: bool = False
     ) -> CaseDataset | FeatureDataset:
         """The images, or their stored features if the strategy does not change the encoder."""
-        if not (isinstance(adapter, Strategy) and adapter.on_features):
+        if not adapter.strategy.on_features:
             return data
         assert isinstance(adapter.model, Classifier)
-        views = adapter.views if training and self.config.augment != "none" else 1
+        views = adapter.strategy.views if training and self.config.augment != "none" else 1
         return extract_features(adapter.model.encoder, data, run.cache / "features", views=views)
 
     def accuracy(self, adapter: Adapter, data: Labelled, batch_size: int) -> float | None:
@@ -93,12 +92,12 @@ class Classification(Task):
         plain = data.plain()
         if plain.labels is None:
             return None
-        return balanced_accuracy(plain.labels, predict_cases(adapter.model, plain))
+        return balanced_accuracy(plain.labels, predict_cases(adapter.predictor, plain))
 
     def predict_some(self, adapter: Adapter, data: CaseDataset, **samples: Any) -> int:
         """Predicts preprocessed scans: new scans have no stored features."""
         some = Subset(data.plain(), range(min(_TIMED, len(data))))
-        return len(predict_cases(adapter.model, some))
+        return len(predict_cases(adapter.predictor, some))
 
     def predictions(self, run: Run, cohort: Cohort) -> Predictions:
         """Logits, in `predictions.csv`."""
@@ -143,11 +142,11 @@ class ClassPredictions(Predictions):
         given = self.task.inputs(adapter, data, self.run)
         if data.cases[0].domain == "source":
             with adapter.on_source():
-                logits = predict_cases(adapter.model, given)
+                logits = predict_cases(adapter.predictor, given)
         elif isinstance(given, CaseDataset):
             logits = predict_adapted(adapter, given)
         else:
-            logits = predict_cases(adapter.model, given)
+            logits = predict_cases(adapter.predictor, given)
         self._rows.append(prediction_rows(data.cases, logits, self.classes, model, seed))
         if not candidate:
             self._bounds.add(model)

@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from medtl.adapters import Adapter
-from medtl.adapters.contract.norm import modes_kept
 from medtl.data.cases.table import Case
 from medtl.data.cohort import Cohort
 from medtl.data.tensors.batch import collate
@@ -21,6 +20,7 @@ from medtl.models import Segmenter, build_segmenter
 from medtl.models.device import default_device
 from medtl.models.losses.segmentation import SegmentationLoss
 from medtl.models.networks import choose_network
+from medtl.models.parts import modes_kept
 from medtl.prediction.mask_writer import MaskWriter
 from medtl.prediction.segment import adapt_cases, segment_cases
 from medtl.runs import Run
@@ -70,12 +70,12 @@ class Segmentation(Task):
             adapter.to(device).eval()
             for batch in DataLoader(data.plain(), batch_size=batch_size, collate_fn=collate):
                 if batch.label is not None:
-                    tally.add(adapter.model(batch.image.to(device)).logits, batch.label.to(device))
+                    tally.add(adapter.predictor(batch.image.to(device)).logits, batch.label.to(device))
         return tally.compute().get("validation_dice")
 
     def predict_some(self, adapter: Adapter, data: CaseDataset, **samples: Any) -> int:
         """Segments whole scans by sliding windows."""
-        return len(list(itertools.islice(segment_cases(adapter.model, data, **samples), _TIMED)))
+        return len(list(itertools.islice(segment_cases(adapter.predictor, data, **samples), _TIMED)))
 
     def header(self, cohort: Cohort) -> Mapping[str, Any]:
         """The mask values and the window size."""
@@ -109,7 +109,7 @@ class MaskPredictions(Predictions):
         """Writes the masks of cases."""
         if data.cases[0].domain == "source":
             with adapter.on_source():
-                found = segment_cases(adapter.model, data, **self.samples)
+                found = segment_cases(adapter.predictor, data, **self.samples)
                 self.writer.add(found, model, seed, candidate=candidate)
         else:
             self.writer.add(adapt_cases(adapter, data, **self.samples), model, seed, candidate=candidate)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medtl.adapters import Adapter
+from medtl.adapters import Adapter, TestTimeAdapter
 from medtl.checkpoints import restore_weights
 from medtl.data.cases.table import Case, CaseTable
 from medtl.data.cohort import Cohort
@@ -17,13 +17,12 @@ from medtl.data.tensors.dataset import CaseDataset
 from medtl.data.tensors.spec import Preprocess
 from medtl.errors import DataError
 from medtl.evaluation import Cost, Results, RunContext
-from medtl.prediction.trained import model_header
+from medtl.prediction.trained import model_header, save_state
 from medtl.report.run import report_run
 from medtl.runs import Run, environment
 from medtl.selection.decide import Decision
-from medtl.strategies import Strategy
 from medtl.tasks.task import Task
-from medtl.tasks.ways import Way
+from medtl.tasks.ways import FINETUNE, Way
 from medtl.training.costs import CostMeter, mean_costs
 from medtl.training.fit import FitConfig, FitResult, fit
 from medtl.training.learning import Kept, learning_curves
@@ -75,6 +74,8 @@ class Study:
     ) -> None:
         self.run, self.task, self.ways, self.cohort = run, task, tuple(ways), cohort
         self.adapts = any(way.adapts for way in ways)
+        self.compares_methods = any(way.method != FINETUNE for way in ways)
+        self.notes: list[str] = []
         self.config: Any = run.config
         self.progress_bar = progress_bar
         self.samples = task.samples(cohort)
@@ -144,10 +145,20 @@ class Study:
             raise DataError("There are no training cases: every case of the source was left out or held out.")
         adapter = self._adapter(way, seed, chosen, size)
         validation = self._data("source", "validation", with_labels=True)
-        target = None
+        target = few = None
         if self.adapts:
             strong = "strong_view" in way.kind.needs
-            target = self._data("target", "test", augmented=True, seed=seed, strong=strong)
+            every = self.cohort.select("target")  # those whose labels may be used are unlabelled here too
+            target = self._data("target", "test", cases=every, augmented=True, seed=seed, strong=strong)
+        if "labelled_target" in way.kind.needs:
+            few = self._data(
+                "target",
+                "train",
+                with_labels=True,
+                augmented=True,
+                seed=seed,
+                stream="labelled_target",
+            )
         folder, config = self.run.model_folder(name, seed), self._fit_config(way, seed)
         with CostMeter(self.run, folder) as meter:
             given = self.task.inputs(adapter, train, self.run, training=True)
@@ -159,10 +170,13 @@ class Study:
                 folder=folder,
                 config=config,
                 validation=checked,
-                target_plain=self._data("target", "test") if way.method else None,
+                labelled_target=few,
+                target_plain=self._target_plain(),
                 header=self._header(adapter, way, name),
                 metrics=self.run.metrics(name, seed),
             )
+        for stamp in result.stamps:
+            self.run.stamp(stamp)
         with adapter.on_source():
             kept = Kept(
                 model=name,
@@ -176,12 +190,16 @@ class Study:
             )
         # A method that adapts while predicting has no time per case.
         time_it = (
-            None if adapter.test_time else lambda: self.task.predict_some(adapter, train, **self.samples)
+            None
+            if isinstance(adapter, TestTimeAdapter)
+            else lambda: self.task.predict_some(adapter, train, **self.samples)
         )
         cost = meter.cost(name, adapter, lr=self.config.lr, predict=time_it)
         for part in HELD_OUT:
             if (data := self._data(*part)) is not None:
                 self.predictions.add(adapter, data, name, seed)
+        save_state(adapter, folder)
+        self._remember(name, getattr(adapter, "remarks", ()))
         self.fitted.append(Fitted(result, kept, cost))
         return self.fitted[-1]
 
@@ -250,7 +268,8 @@ class Study:
             target_site=config.target.name if config.target is not None else "",
             reference_model=reference_model,
             keep=None if decision is None else decision.to_dict(),
-            notes=(*cohort.table.warnings, *notes),
+            notes=(*cohort.table.warnings, *notes, *self.notes),
+            stamps=self.run.stamps,
             flow=cohort.table.flow(),
             target_trained=(BOUND,) if config.target_trained else (),
             target_seen_unlabelled=self.adapts,
@@ -273,6 +292,17 @@ class Study:
             restore_weights(model, self.run.model_folder(start, seed))
         return way.around(model, seed, self.task.loss(self.cohort, cases))
 
+    def _target_plain(self) -> CaseDataset | None:
+        """Every case of the target, for methods that look at all of it."""
+        every = self.cohort.select("target")
+        return self._data("target", "test", cases=every) if self.compares_methods and every else None
+
+    def _remember(self, model: str, remarks: Sequence[str]) -> None:
+        for remark in remarks:
+            note = f"{model}: {remark}"
+            if note not in self.notes:
+                self.notes.append(note)
+
     def _data(
         self,
         domain: str,
@@ -288,9 +318,9 @@ class Study:
 
     def _fit_config(self, way: Way, seed: int) -> FitConfig:
         own: dict[str, Any] = {}
-        if way.trained_already:
-            own["epochs"] = 0
-        if way.method:  # an adapted model is that of the last step: source validation must not stop it
+        if (
+            self.compares_methods
+        ):  # an adapted model is that of the last step: source validation must not stop it
             own["patience"] = None
         return FitConfig.of_recipe(
             self.config,
@@ -323,7 +353,7 @@ def check_ways(
         preprocess: the preprocessing of every scan.
 
     Returns:
-        For each way, what its strategy trains, one row per part of the model; empty for a method.
+        For each way, what its strategy trains, one row per part of the model.
 
     Raises:
         ConfigError: a method, strategy, encoder or loss that does not fit the others.
@@ -335,5 +365,5 @@ def check_ways(
         model = task.build(way.encoder, len(cases.classes), preprocess, task.config.seed)
         adapter = way.around(model, task.config.seed)
         task.check_adapter(adapter)
-        plans[way.name] = adapter.plan(task.config.lr or 0.0) if isinstance(adapter, Strategy) else []
+        plans[way.name] = adapter.strategy.plan(task.config.lr or 0.0)
     return plans

@@ -86,7 +86,7 @@ class CostMeter:
             train_seconds=self._seconds if self._fresh else None,
             predict_seconds_per_case=(time.perf_counter() - started) / number if number else None,
             peak_memory_mb=self._megabytes,
-            parameters=sum(p.numel() for p in adapter.model.parameters()),
+            parameters=sum(p.numel() for p in adapter.predictor.parameters()),
             trained_parameters=_trained_parameters(adapter, lr),
         )
         self._run.write_json(str(path.relative_to(self._run.folder)), asdict(kept))

@@ -6,102 +6,49 @@ progress. A killed run that continues from its last epoch therefore ends with th
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import CombinedLoader
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.facts import Facts
+from medtl.adapters.contract.phase import Phase
 from medtl.checkpoints import load_weights, save_weights
 from medtl.data.seeds import derive_seed
 from medtl.data.tensors.batch import Batch, collate
 from medtl.data.tensors.dataset import CaseData, CaseDataset, EpochSampler
 from medtl.errors import ConfigError, DataError
+from medtl.models.device import default_device
 from medtl.runs import MetricsLog
+from medtl.strategies.contract.strategy import Strategy
 from medtl.training.keeper import Keeper, SafetensorsIO, last_epoch
-from medtl.training.lightning import hide_host, quiet, tensorboard
+from medtl.training.lightning import hide_host, make_trainer, quiet
 from medtl.training.loaders import AheadLoader
+from medtl.training.settings import FitConfig
 from medtl.training.validation import Validation
+
+__all__ = ["FitConfig", "FitResult", "fit"]
 
 logger = logging.getLogger(__name__)
 
 MIN_STEPS_PER_EPOCH = 10
 """Small folders are repeated until an epoch has this many steps, so that `epochs` means about the same for all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Settings of a training; fields with a flag have its name.
-
-    Attributes:
-        epochs: passes over the longer of source and target; 0 trains nothing and only finishes a model that is
-            already trained.
-        batch_size: cases of each domain in a step.
-        lr: peak learning rate of AdamW; warms up over 10 % of the steps, then falls as a cosine.
-        weight_decay: weight decay of AdamW.
-        seed: seed of all randomness.
-        patience: stop after this many epochs without a lower source-validation loss and return to the best
-            epoch; None trains to the end and keeps the last.
-        devices, accelerator, precision: Lightning's.
-        num_workers: processes that load data; 0 loads in the training process.
-        steps_per_epoch: None derives it from the data.
-        balanced: sample every class of the source equally often.
-        progress_bar: a bar on the terminal; without it one log line per epoch.
-        tensorboard: also log to TensorBoard, if it is installed.
-    """
-
-    epochs: int = 10
-    batch_size: int = 32
-    lr: float = 3e-4
-    weight_decay: float = 1e-4
-    seed: int = 0
-    patience: int | None = None
-    devices: int = 1
-    accelerator: str = "auto"
-    precision: Any = "32-true"
-    num_workers: int = 0
-    steps_per_epoch: int | None = None
-    balanced: bool = False
-    progress_bar: bool = False
-    tensorboard: bool = True
-
-    @classmethod
-    def of_recipe(cls, config: Any, **own: Any) -> FitConfig:
-        """Builds the settings from a recipe's flags; `--smoke` means two steps of one epoch.
-
-        Args:
-            config: the recipe's configuration, a `medtl.config.TrainingConfig`.
-            own: fields that differ from the flags, such as `seed`.
-        """
-        if config.epochs < 1:
-            raise ConfigError(f"epochs is {config.epochs}; expected at least 1.")
-        flags = {
-            "epochs": 1 if config.smoke else config.epochs,
-            "batch_size": config.batch_size,
-            "lr": config.lr,
-            "devices": config.devices,
-            "patience": getattr(config, "patience", None),
-            "balanced": getattr(config, "imbalance", "") == "balanced_sampling",
-            "steps_per_epoch": 2 if config.smoke else None,
-        }
-        return cls(**{**flags, **own})
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("batch_size", 1), ("devices", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {least}.")
-        if not self.lr > 0:
-            raise ConfigError(f"lr is {self.lr}; expected a number above 0, for example 3e-4.")
+ROLES = ("source", "target", "labelled_target")
+FEW_LABELS, ORACLE = "few_labels", "oracle"
+"""Stamps of a training that read labels of the target: to learn from them, or to choose by them."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +60,14 @@ class FitResult:
         best_epoch: the epoch whose weights are kept.
         losses: means of the adapter's losses over the last epoch, by name.
         path: file of the model's weights, with its header.
+        stamps: what it read of the target's labels: `few_labels` if it learnt from some, `oracle` if it chose by them.
     """
 
     epochs: int
     best_epoch: int
     losses: dict[str, float]
     path: Path
+    stamps: tuple[str, ...] = ()
 
 
 def fit(
@@ -128,85 +77,71 @@ def fit(
     *,
     folder: Path,
     config: FitConfig | None = None,
+    labelled_target: CaseData | None = None,
     validation: CaseData | None = None,
     target_plain: CaseData | None = None,
     header: Mapping[str, Any] | None = None,
     metrics: MetricsLog | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Any] = (),
+    trainer: pl.Trainer | None = None,
 ) -> FitResult:
     """Trains `adapter` and writes `folder/model.safetensors`; continues where a killed run stopped.
 
-    A test-time method has nothing to train here: its model is saved unchanged.
+    A method without phases (AdaBN, at test time) takes no steps: its model is finished and saved.
 
     Args:
         adapter: its `needs` decide which data sets it gets.
         source: labelled cases.
-        target: cases without labels, in any number: the shorter domain is repeated.
+        target: cases of the target, in any number: the shorter domain is repeated. Labels are taken off its batches.
         folder: folder of this model alone, for the checkpoint of the last epoch and the final weights.
         config: see `FitConfig`.
-        validation: labelled source cases, for the log and for `patience`.
+        labelled_target: the few labelled cases of the target that training may use; stamps the result `few_labels`.
+        validation: labelled source cases, for the log and for `patience`. With cases of the target, `patience` chooses
+            the epoch by the target's labels, which stamps the result `oracle`.
         target_plain: the target without augmentation, for `on_epoch_start` and `on_fit_end`.
         header: the facts needed to use the weights, as JSON values.
         metrics: log that receives one row per value and epoch.
+        callbacks: Lightning's callbacks, beside ours.
+        loggers: Lightning's loggers (MLflow, Weights & Biases, ...), beside ours.
+        trainer: a Trainer, best made by `make_trainer` and then changed; its own settings hold, and `callbacks` and
+            `loggers` are given to it.
 
     Raises:
-        ConfigError: the adapter needs data that was not given.
+        ConfigError: the adapter needs data that was not given, or settings exclude each other.
         DataError: the loss is not finite; the message gives the step and the parts.
     """
     config = config or FitConfig()
     final = folder / "model.safetensors"
-    given = {"source": source, "target": target}
+    given = {"source": source, "target": target, "labelled_target": labelled_target}
     used = {role: data for role, data in given.items() if role in adapter.needs and data is not None}
-    if missing := [role for role in given if role in adapter.needs and role not in used]:
-        raise ConfigError(
-            f"Method {type(adapter).__name__} needs {' and '.join(missing)} scans, which were not given."
-        )
-    if config.balanced and getattr(source, "labels", None) is None:
-        raise ConfigError("Balanced sampling needs the classes of the source, and it has none.")
-    if config.patience is not None and validation is None:
-        raise ConfigError("patience needs source validation, and no validation cases were given.")
+    _check(adapter, config, given, used, validation, trainer, callbacks, loggers)
+    adapter.check()
+    used = _one_numbering(used)
+    plain = target_plain if target_plain is not None or target is None else target.plain()
+    stamps = _stamps(used, validation, config)
+    module = _Module(adapter, used, config, given, plain, metrics)
+    adapter.on_data(module.facts)
     if final.exists():
-        saved, weights = load_weights(final)
-        own = load_weights(folder / "adapter.safetensors")[1]
-        adapter.load_state_dict({**{f"model.{k}": v for k, v in weights.items()}, **own})
-        return FitResult(saved["fit"]["epochs"], saved["fit"]["best_epoch"], saved["fit"]["losses"], final)
+        return _load(adapter, folder, stamps)
 
     folder.mkdir(parents=True, exist_ok=True)
     if not adapter.trains:
-        adapter.on_fit_start({k: _plain_loader(d.plain(), config) for k, d in used.items()})
-        return _save(adapter, folder, FitResult(0, 0, {}, final), header)
-    module = _Module(adapter, used, config, given, target_plain, metrics)
+        return _finish_untrained(adapter, module, folder, stamps, header)
     keeper = Keeper(adapter, folder, config.patience)
-    callbacks: list[Callback] = [keeper]
-    if config.progress_bar:
-        callbacks.append(TQDMProgressBar())
-    with quiet(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        trainer = pl.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            # Spawned, not started as further copies of the command: one process owns the run folder.
-            strategy=DDPStrategy(start_method="spawn", find_unused_parameters=True)
-            if config.devices > 1
-            else "auto",
-            precision=config.precision,
-            max_epochs=config.epochs,
-            callbacks=callbacks,
-            logger=tensorboard(folder) if config.tensorboard else False,
-            enable_model_summary=False,
-            enable_progress_bar=config.progress_bar,
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            gradient_clip_val=1.0,
-            reload_dataloaders_every_n_epochs=1,
-            default_root_dir=folder,
-            plugins=[SafetensorsIO()],
-        )
+    with quiet(), _threads(config.threads), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        if trainer is None:
+            trainer = make_trainer(config, folder, callbacks=callbacks, loggers=loggers)
+        trainer.callbacks.append(keeper)  # type: ignore[attr-defined]
+        trainer.strategy.checkpoint_io = SafetensorsIO()
+        trainer.fit_loop.max_epochs = config.epochs
+        trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         resumed = last_epoch(folder)
         loader = _plain_loader(validation, config) if validation is not None and len(validation) else None
         if resumed is not None:
             logger.info("Resuming %s from %s", folder.name, resumed.stem)
-        elif config.epochs and type(adapter).on_fit_start is not Adapter.on_fit_start:
-            adapter.to(trainer.strategy.root_device)
-            adapter.on_fit_start({k: _plain_loader(d.plain(), config) for k, d in used.items()})
+        elif config.epochs:
+            module.start(trainer.strategy.root_device)
         if (
             metrics is not None
         ):  # also without a checkpoint: a kill may fall between an epoch's row and its checkpoint
@@ -222,17 +157,137 @@ def fit(
     adapter.to(trainer.strategy.root_device)
     epochs = keeper.restore() if config.epochs else 0
     adapter.on_fit_end(module.plain_loaders())
-    result = _save(adapter, folder, FitResult(epochs, keeper.best_epoch, keeper.losses, final), header)
+    result = _save(
+        adapter, folder, FitResult(epochs, keeper.best_epoch, keeper.losses, final, stamps), header
+    )
     keeper.clean()
     return result
 
 
+def _check(
+    adapter: Adapter,
+    config: FitConfig,
+    given: Mapping[str, CaseData | None],
+    used: Mapping[str, CaseData],
+    validation: CaseData | None,
+    trainer: pl.Trainer | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Any],
+) -> None:
+    """Refuses what cannot be trained, before anything is written."""
+    name = type(adapter).__name__
+    if missing := [role for role in given if role in adapter.needs and role not in used]:
+        what = " and ".join(role.replace("_", " ") for role in missing)
+        more = " (--few-labels)" if "labelled_target" in missing else ""
+        raise ConfigError(f"Method {name} needs {what} scans{more}, which were not given.")
+    if config.balance == "classes" and getattr(given["source"], "labels", None) is None:
+        raise ConfigError("Sampling balanced over classes needs the classes of the source, and it has none.")
+    if config.balance == "sites" and not any(len(_sites(data)) > 1 for data in used.values()):
+        raise ConfigError(
+            "Sampling balanced over sites needs several sites in the source or the target, and there is one each."
+        )
+    if config.patience is not None and validation is None:
+        raise ConfigError("patience needs source validation, and no validation cases were given.")
+    if config.accumulate > 1 and len(adapter.phases) > 1:
+        raise ConfigError(
+            f"{name} takes several turns in each step, and gradients are not accumulated across them: leave accumulate "
+            "at 1 and choose a larger batch size."
+        )
+    if len(adapter.phases) > 1 and str(config.precision).startswith("16") and config.clip is not None:
+        raise ConfigError(
+            f"{name} takes several turns in each step, and with precision={config.precision} its gradients are scaled, "
+            "so that they cannot be clipped between the turns: choose precision=bf16-mixed, or clip=none."
+        )
+    if trainer is not None and (callbacks or loggers):
+        raise ConfigError(
+            "fit got a trainer and callbacks or loggers: give these to make_trainer, or leave the trainer out."
+        )
+
+
+def _stamps(used: Mapping[str, CaseData], validation: CaseData | None, config: FitConfig) -> tuple[str, ...]:
+    """What the training reads of the target's labels, from the data itself."""
+    learns = "labelled_target" in used or _of_target(used.get("source"))
+    chooses = config.patience is not None and _of_target(validation)
+    return (*((FEW_LABELS,) if learns else ()), *((ORACLE,) if chooses else ()))
+
+
+def _of_target(data: CaseData | None) -> bool:
+    return any(case.domain == "target" for case in getattr(data, "cases", ()))
+
+
+def _sites(data: CaseData) -> tuple[str, ...]:
+    return tuple(getattr(data, "sites", ()))
+
+
+def _one_numbering(used: Mapping[str, CaseData]) -> dict[str, CaseData]:
+    """The same data sets, with one numbering of sites for `Batch.site`."""
+    every = tuple(dict.fromkeys(site for data in used.values() for site in _sites(data)))
+    result: dict[str, CaseData] = {}
+    for role, data in used.items():
+        if isinstance(data, CaseDataset) and data.sites != every:
+            data = copy.copy(data)
+            data.sites = every
+        result[role] = data
+    return result
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Within it, torch computes with so many threads."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prefix(adapter: Adapter) -> str:
+    """The name under which the adapter's state holds the network that predicts."""
+    names = (name for name, module in adapter.named_modules() if module is adapter.predictor)
+    return f"{next(names)}."
+
+
+def _load(adapter: Adapter, folder: Path, stamps: tuple[str, ...]) -> FitResult:
+    """A model that is already there."""
+    final = folder / "model.safetensors"
+    saved, weights = load_weights(final)
+    own = load_weights(folder / "adapter.safetensors")[1]
+    prefix = _prefix(adapter)
+    adapter.load_state_dict({**{f"{prefix}{k}": v for k, v in weights.items()}, **own})
+    record = saved["fit"]
+    return FitResult(
+        record["epochs"], record["best_epoch"], record["losses"], final, tuple(record.get("stamps", stamps))
+    )
+
+
+def _finish_untrained(
+    adapter: Adapter,
+    module: _Module,
+    folder: Path,
+    stamps: tuple[str, ...],
+    header: Mapping[str, Any] | None,
+) -> FitResult:
+    adapter.to(default_device())
+    module.start(default_device())
+    adapter.on_fit_end(module.plain_loaders())
+    return _save(adapter, folder, FitResult(0, 0, {}, folder / "model.safetensors", stamps), header)
+
+
 def _save(adapter: Adapter, folder: Path, result: FitResult, header: Mapping[str, Any] | None) -> FitResult:
-    record = {"epochs": result.epochs, "best_epoch": result.best_epoch, "losses": result.losses}
-    # What the adapter holds beside the model (a discriminator, the source's statistics) comes first: the model ends it.
-    own = {k: v for k, v in adapter.state_dict().items() if not k.startswith("model.")}
+    record = {
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "losses": result.losses,
+        "stamps": list(result.stamps),
+    }
+    # What the adapter holds beside the predictor (a discriminator, the source's statistics) comes first: the model ends
+    # the folder.
+    prefix = _prefix(adapter)
+    own = {k: v for k, v in adapter.state_dict().items() if not k.startswith(prefix)}
     save_weights(folder / "adapter.safetensors", own, {"kind": "adapter"})
-    save_weights(result.path, adapter.model.state_dict(), {**(header or {}), "fit": record})
+    save_weights(result.path, adapter.predictor.state_dict(), {**(header or {}), "fit": record})
     return result
 
 
@@ -251,21 +306,60 @@ class _Module(pl.LightningModule):
         super().__init__()
         self.adapter = adapter
         self.config = config
+        self.automatic_optimization = len(adapter.phases) < 2
         self.last_losses: dict[str, float] = {}
         self._data = data
         self._target_plain = target_plain
         self._metrics = metrics
         # Counted over both domains: source-only takes as many steps as the adapted model.
-        longest = max(len(d) for d in given.values() if d is not None)
+        longest = max(
+            (len(d) for role, d in given.items() if d is not None and role != "labelled_target"), default=1
+        )
         steps = max(math.ceil(longest / config.batch_size), MIN_STEPS_PER_EPOCH)
         self._drawn = (config.steps_per_epoch or steps) * config.batch_size
         self._set_steps(1)
         self._sums: dict[str, float] = {}
+        self._phase_parameters: dict[str, list[nn.Parameter]] = {}
 
     def _set_steps(self, processes: int) -> None:
         """Divides the steps of an epoch among several processes."""
         self.steps_per_epoch = math.ceil(self._drawn / self.config.batch_size / processes)
         self.num_steps = self.steps_per_epoch * self.config.epochs
+
+    @property
+    def facts(self) -> Facts:
+        """What the adapter is told about the data."""
+        source, few = self._data.get("source"), self._data.get("labelled_target")
+        target = self._data.get("target") or self._target_plain
+        sites = {role: _used_sites(data) for role, data in (("source", source), ("target", target or few))}
+        labels, classes = getattr(source, "labels", None), tuple(getattr(source, "classes", ()))
+        shares: tuple[float, ...] = ()
+        if labels is not None and all(isinstance(label, int) for label in labels):
+            number = max(len(classes), max(labels) + 1)
+            shares = tuple(sum(label == k for label in labels) / len(labels) for k in range(number))
+        every = next((_sites(data) for data in self._data.values()), ())
+        return Facts(
+            sites=every,
+            source_sites=sites["source"],
+            target_sites=sites["target"],
+            classes=classes,
+            shares=shares,
+            num_source=0 if source is None else len(source),
+            num_target=0 if target is None else len(target),
+            num_labelled_target=0 if few is None else len(few),
+            num_steps=self.num_steps,
+        )
+
+    def start(self, device: torch.device) -> None:
+        """Calls what a strategy and a method do before the first step, if they do anything."""
+        adapter = self.adapter
+        hooks = (type(adapter).on_fit_start, type(adapter.strategy).on_fit_start)
+        if hooks == (Adapter.on_fit_start, Strategy.on_fit_start):
+            return
+        adapter.to(device)
+        loaders = {role: _plain_loader(data.plain(), self.config) for role, data in self._data.items()}
+        adapter.strategy.on_fit_start(loaders, adapter.criterion)
+        adapter.on_fit_start({k: _Unlabelled(v) if k == "target" else v for k, v in loaders.items()})
 
     def on_fit_start(self) -> None:
         """Counts the steps of this process."""
@@ -275,67 +369,149 @@ class _Module(pl.LightningModule):
         """Loaders of this epoch: their order derives from (seed, stream, epoch) alone."""
         loaders = {}
         for role, data in self._data.items():
-            labels = data.labels if self.config.balanced and role == "source" else None
             sampler = EpochSampler(
-                len(data), seed=self.config.seed, stream=role, length=self._drawn, classes=labels
+                len(data),
+                seed=self.config.seed,
+                stream=role,
+                length=self._drawn,
+                classes=_balanced(self.config.balance, role, data),
             )
             sampler.set_epoch(self.current_epoch)
             data.set_epoch(self.current_epoch)
             loaders[role] = _loader(data, self.config, sampler=sampler)
         return CombinedLoader(loaders, mode="min_size")
 
-    def plain_loaders(self) -> dict[str, DataLoader[Any]]:
-        """Yields every target case once, in order, without augmentation."""
-        return (
-            {} if self._target_plain is None else {"target": _plain_loader(self._target_plain, self.config)}
-        )
+    def plain_loaders(self) -> dict[str, Iterable[Batch]]:
+        """Yields every target case once, in order, without augmentation and labels."""
+        if self._target_plain is None:
+            return {}
+        return {"target": _Unlabelled(_plain_loader(self._target_plain, self.config))}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over the adapter's groups; each keeps its own peak learning rate."""
+        """The optimiser over the adapter's groups; each keeps its own peak learning rate."""
         groups = self.adapter.param_groups(self.config.lr)
-        optimizer = torch.optim.AdamW(groups, lr=self.config.lr, weight_decay=self.config.weight_decay)
+        optimizer = self.config.make_optimizer(groups)
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
+        learning = [p for group in optimizer.param_groups for p in group["params"]]
+        for phase in self.adapter.phases:
+            self._phase_parameters[phase.name] = phase.parameters(self.adapter, learning)
+            if not self._phase_parameters[phase.name]:
+                raise ConfigError(
+                    f"Nothing learns in phase {phase.name} of {type(self.adapter).__name__} with the strategy "
+                    f"{type(self.adapter.strategy).__name__}: choose another strategy."
+                )
         return optimizer
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the norm of the model's gradient, and apart from it that of each further network."""
+        if gradient_clip_val is not None:  # of a Trainer that was handed in
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        if self.config.clip is None:
+            return
+        for parameters in self._networks():
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+
+    def _networks(self) -> Iterator[list[nn.Parameter]]:
+        model = [*self.adapter.model.parameters(), *self.adapter.strategy.parameters()]
+        yield model
+        taken = {id(p) for p in model}
+        for name, child in self.adapter.named_children():
+            if name not in ("model", "strategy") and (
+                own := [p for p in child.parameters() if id(p) not in taken]
+            ):
+                yield own
 
     def on_train_epoch_start(self) -> None:
         """Puts the adapter into training mode, in which frozen parts stay in eval mode, and calls its hook."""
         self.adapter.train()
         if type(self.adapter).on_epoch_start is not Adapter.on_epoch_start:
-            self.adapter.on_epoch_start(self.plain_loaders())
+            with self.adapter.strategy.applied():
+                self.adapter.on_epoch_start(self.plain_loaders())
+
+    def _step(self, batch_idx: int) -> int:
+        """The number of the step, which depends on the epoch and the batch alone."""
+        return self.current_epoch * self.steps_per_epoch + batch_idx
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Sets learning rate and random state from the step number alone."""
         if batch_idx == 0:
             self._sums = {}
-        seed = derive_seed(self.config.seed, "step", self.global_step)
+        step = self._step(batch_idx)
+        seed = derive_seed(self.config.seed, "step", step)
         # On a CPU, torch's own call spends a millisecond on unused accelerators.
         seeded = torch.default_generator if self.device.type == "cpu" else torch
         seeded.manual_seed(seed)
         optimizer = self.optimizers()
-        progress = self.global_step / self.num_steps
+        progress = step / self.num_steps
         for group in optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = group["peak_lr"] * self.adapter.learning_rate(group, progress)
+            rate = self.config.rate(progress)
+            if rate is None:
+                rate = self.adapter.learning_rate(group, progress)
+            group["lr"] = group["peak_lr"] * rate
 
-    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor:
-        """Calls the adapter once."""
+    def training_step(self, batch: dict[str, Batch], batch_idx: int) -> Tensor | None:
+        """Calls the adapter once; or in each of its phases, each of which takes its own step."""
+        if self.automatic_optimization:
+            return self._loss(batch, batch_idx)
+        optimizer = cast("Any", self.optimizers())
+        alone = self.trainer.world_size == 1
+        for phase in self.adapter.phases:
+            chosen = self._phase_parameters[phase.name]
+            kept = {id(p) for p in chosen}
+            for _ in range(phase.repeats):
+                loss = self._loss(batch, batch_idx, phase)
+                optimizer.zero_grad()
+                self.manual_backward(loss, **({"inputs": chosen} if alone else {}))
+                for parameter in self.adapter.parameters():
+                    if id(parameter) not in kept:
+                        parameter.grad = None
+                self.configure_gradient_clipping(optimizer)
+                optimizer.step()
+        return None
+
+    def _loss(self, batch: dict[str, Batch], batch_idx: int, phase: Phase | None = None) -> Tensor:
+        target, few = batch.get("target"), batch.get("labelled_target")
+        streams: dict[str, Any] = {} if few is None else {"labelled_target": few}
+        if phase is not None:
+            streams["phase"] = phase.name
+        if target is not None and target.label is not None:
+            target = dataclasses.replace(target, label=None)
         losses = self.adapter(
-            batch.get("source"), batch.get("target"), progress=self.global_step / self.num_steps
+            batch.get("source"), target, progress=self._step(batch_idx) / self.num_steps, **streams
         )
         if not torch.isfinite(losses["loss"]):
             parts = ", ".join(f"{k}={float(v.detach()):.4g}" for k, v in losses.items())
             raise DataError(
-                f"The loss of {type(self.adapter).__name__} is not finite at step {self.global_step} ({parts}). "
+                f"The loss of {type(self.adapter).__name__} is not finite at step {self._step(batch_idx)} ({parts}). "
                 "Lower --lr, or check the scans with `medtl inspect`."
             )
+        share = 1.0 if phase is None else 1 / phase.repeats
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+            if phase is not None and name == "loss":
+                name = f"{phase.name}_loss"
+            self._sums[name] = self._sums.get(name, 0.0) + share * float(value.detach())
+        if phase is not None:
+            self._sums["loss"] = self._sums.get("loss", 0.0) + share * float(losses["loss"].detach())
         loss: Tensor = losses["loss"]
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Calls the adapter's hook."""
-        self.adapter.on_step_end()
+        """Calls the hooks after an optimiser step."""
+        last = batch_idx + 1 == self.steps_per_epoch
+        if not last and (batch_idx + 1) % self.config.accumulate:
+            return
+        adapter = self.adapter
+        adapter.strategy.on_step_end()
+        if type(adapter).on_step_end is not Adapter.on_step_end:
+            with adapter.strategy.applied():
+                adapter.on_step_end()
 
     def on_validation_epoch_start(self) -> None:
         """Starts an empty tally."""
@@ -345,7 +521,7 @@ class _Module(pl.LightningModule):
         """Adds a batch of source validation."""
         if batch.label is not None:
             with self.adapter.on_source():
-                logits = self.adapter.model(batch.image).logits
+                logits = self.adapter.predictor(batch.image).logits
             self._validation.add(logits, batch.label)
 
     def on_validation_epoch_end(self) -> None:
@@ -361,12 +537,48 @@ class _Module(pl.LightningModule):
             k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("validation")
         }
         if self._metrics is not None and self.trainer.is_global_zero:
-            self._metrics.append(self.current_epoch, self.global_step, values)
+            self._metrics.append(self.current_epoch, self._step(self.steps_per_epoch), values)
         if self.logger is not None:
-            self.logger.log_metrics(values, step=self.global_step)
+            self._log(values)
         shown = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
         level = logging.DEBUG if self.config.progress_bar else logging.INFO
         logger.log(level, "epoch %d/%d  %s", self.current_epoch + 1, self.config.epochs, shown)
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        for each in self.loggers:
+            each.log_metrics(dict(values), step=self._step(self.steps_per_epoch))
+
+
+class _Unlabelled:
+    """A loader whose batches carry no labels: what the target's labels are is not a method's to know."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            yield batch if batch.label is None else dataclasses.replace(batch, label=None)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def _used_sites(data: CaseData | None) -> tuple[str, ...]:
+    """The sites of a data set's own cases, in the order of its numbering."""
+    if data is None:
+        return ()
+    own = {case.site for case in getattr(data, "cases", ())}
+    return tuple(site for site in _sites(data) if not own or site in own)
+
+
+def _balanced(balance: str, role: str, data: CaseData) -> Sequence[int] | None:
+    """The class or site of each case, if these are to be drawn equally often."""
+    if balance == "classes" and role == "source":
+        return data.labels
+    if balance == "sites":
+        sites, cases = _sites(data), getattr(data, "cases", ())
+        return [sites.index(case.site) for case in cases] or None
+    return None
 
 
 def _loader(data: CaseData, config: FitConfig, **options: Any) -> DataLoader[Any]:

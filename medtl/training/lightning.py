@@ -1,14 +1,66 @@
-"""Sets up Lightning's loggers and messages for a run."""
+"""Lightning's Trainer, loggers and messages for a run."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.strategies import DDPStrategy
+
+from medtl.training.settings import FitConfig
+
+
+def make_trainer(
+    config: FitConfig,
+    folder: Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Any] = (),
+    **options: Any,
+) -> pl.Trainer:
+    """A Trainer as `fit` needs it, to be changed and handed to it (`fit(..., trainer=trainer)`).
+
+    Args:
+        config: settings of the training.
+        folder: folder of the model.
+        callbacks: Lightning's callbacks.
+        loggers: Lightning's loggers.
+        options: arguments of the Trainer that replace ours.
+    """
+    ours: list[Callback] = [TQDMProgressBar()] if config.progress_bar else []
+    board = tensorboard(folder) if config.tensorboard else False
+    several = config.devices * config.num_nodes > 1
+    settings: dict[str, Any] = {
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "num_nodes": config.num_nodes,
+        # On one machine spawned, not started as further copies of the command: one process owns the run folder.
+        "strategy": DDPStrategy(
+            start_method="spawn" if config.num_nodes == 1 else "popen", find_unused_parameters=True
+        )
+        if several
+        else "auto",
+        "precision": config.precision,
+        "max_epochs": config.epochs,
+        "callbacks": [*ours, *callbacks],
+        "logger": [*([board] if board else []), *loggers] or False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": config.progress_bar,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "accumulate_grad_batches": config.accumulate,
+        "reload_dataloaders_every_n_epochs": 1,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(**{**settings, **options})
 
 
 def tensorboard(folder: Path) -> Any:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from medtl.adapters import Adapter, Batch, adapter_class, available, hyper_parameters
 from medtl.adapters.contract.adapter import NEEDS, TASKS
-from medtl.adapters.contract.norm import batch_norms
-from medtl.adapters.contract.parts import head_of
 from medtl.adapters.dann import DANN
 from medtl.errors import ConfigError, DataError
+from medtl.models.parts import batch_norms, head_of
 from tests.adapters.toys import dice, domains, masks, network, segmenter
 from tests.adapters.training import TASKS as TOYS
 from tests.adapters.training import adapt, begin, build, call, source_only, steps_of, supports, train

@@ -1,4 +1,4 @@
-"""Parts of adversarial methods: reversed gradients, a discriminator of features, its loss and its parameter groups."""
+"""Parts of adversarial methods: reversed gradients, a discriminator of features, and its loss."""
 
 from __future__ import annotations
 
@@ -67,13 +67,3 @@ def domain_loss(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     loss = 0.5 * (F.softplus(-source).mean() + F.softplus(target).mean())
     accuracy = 0.5 * ((source > 0).float().mean() + (target <= 0).float().mean())
     return loss, accuracy
-
-
-def groups_with(
-    model: nn.Module, discriminator: nn.Module | None, lr: float, factor: float
-) -> list[dict[str, Any]]:
-    """Parameter groups: the model at `lr`, the discriminator, if there is one, at `lr * factor`."""
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": lr}]
-    if discriminator is not None:
-        groups.append({"params": list(discriminator.parameters()), "lr": lr * factor})
-    return groups

@@ -12,83 +12,103 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtl.data.tensors.batch import Batch
+from medtl.models.parts import batch_norms, modes_kept
 
 Norm = Literal["separate", "joint", "domain_specific", "frozen"]
 Statistics = Literal["running", "target"]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers of `model` that keep running batch statistics (1D, 2D and 3D)."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Restores the train or eval mode of every module on exit."""
-    modes = {m: m.training for m in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+MOST_PASSES = 8
+"""Passes over the target at most: each makes the statistics of one more layer exact, and the others nearly so."""
+CLOSE = 1e-3
+"""Statistics that change by less than this share of a standard deviation are final."""
 
 
 @torch.no_grad()
 def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
-    """Sets the running statistics to the average over `batches` (AdaBN: Li et al. 2018).
+    """Sets the running statistics of every BatchNorm layer to those of all cases together (AdaBN: Li et al. 2018).
 
-    Only the BatchNorm layers are in training mode meanwhile: dropout stays off, and all modes are restored.
+    Mean and variance are pooled over all cases, whatever the size of a batch and the order of cases; the mean of batch
+    variances would lose the variance between batches. What a layer sees depends on the layers before it, so the cases
+    are passed until nothing changes: pass n makes layer n exact. All modes are restored, and dropout stays off.
+
+    Args:
+        model: any network.
+        batches: can be iterated several times, such as a list or a loader.
 
     Returns:
-        The number of images or volumes used; if it is 0, the statistics are unchanged. A batch of one joins the next
-        batch, and is left out if there is none, because layers without spatial axes cannot normalise it.
+        The number of images or volumes used; if it is 0, the statistics are unchanged.
     """
     layers = batch_norms(model)
     if not layers:
         return 0
-    momenta = [layer.momentum for layer in layers]
     device = next(model.parameters()).device
     seen = 0
     with modes_kept(model):
         model.eval()
-        for layer in layers:
-            layer.train()
-        try:
-            for image in _none_alone(batch.image for batch in batches):
-                seen += len(image)
-                for layer in layers:  # the average over cases: the first batch replaces the old statistics
-                    layer.momentum = len(image) / seen
-                model(image.to(device))
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
+        for _ in range(min(len(layers), MOST_PASSES)):
+            tallies = [_Tally() for _ in layers]
+            handles = [
+                layer.register_forward_pre_hook(tally) for layer, tally in zip(layers, tallies, strict=True)
+            ]
+            try:
+                seen = sum(_passed(model, batch.image.to(device)) for batch in batches)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            changes = [tally.write(layer) for layer, tally in zip(layers, tallies, strict=True)]
+            if max(changes) < CLOSE:
+                break
     return seen
 
 
-def _none_alone(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Joins batches of one with the next batch; the last one is yielded alone only if there was no other."""
-    alone: Tensor | None = None
-    some = False
-    for image in images:
-        if alone is not None and alone.shape[1:] == image.shape[1:]:
-            image = torch.cat([alone, image])
-        elif alone is not None:  # of another size
-            some = True
-            yield alone
-        alone = image if len(image) == 1 else None
-        if alone is None:
-            some = True
-            yield image
-    if alone is not None and not some:
-        yield alone
+def _passed(model: nn.Module, image: Tensor) -> int:
+    model(image)
+    return len(image)
+
+
+class _Tally:
+    """Count, mean and sum of squared deviations of each channel that a layer sees (Chan et al. 1979), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows = inputs[0].detach().movedim(1, -1).flatten(0, -2)
+        more = len(rows)
+        var, mean = torch.var_mean(rows.float(), dim=0, correction=0)
+        mean, step = mean.double(), mean.double() - self.mean
+        total = self.count + more
+        self.squares = self.squares + var.double() * more + step.square() * (self.count * more / total)
+        self.mean = self.mean + step * (more / total)
+        self.count = total
+
+    def write(self, layer: _BatchNorm) -> float:
+        """Sets the layer's statistics, the variance with Bessel's correction as torch has it.
+
+        Returns:
+            The largest change of a mean, in standard deviations, or of a standard deviation, as a share of it.
+        """
+        if self.count < 2 or layer.running_mean is None or layer.running_var is None:
+            return 0.0
+        var = (self.squares / (self.count - 1)).to(layer.running_var)
+        mean = self.mean.to(layer.running_mean)
+        std = (var + layer.eps).sqrt()
+        moved = ((mean - layer.running_mean) / std).abs().max()
+        widened = ((layer.running_var + layer.eps).sqrt() / std - 1).abs().max()
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked += 1
+        return float(torch.maximum(moved, widened))
 
 
 class DomainStatistics(nn.Module):

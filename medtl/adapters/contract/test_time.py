@@ -1,14 +1,14 @@
-"""Test-time adaptation: to the scans of one patient or site, from a trained model and those scans alone.
+"""Test-time adaptation: to scans as they come, from a trained model and those scans alone.
 
-    for group in groups:                      # the scans of a patient, or of a site
+    for group in groups:                      # a case, the scans of a patient, or those of a site
         adapter.reset()
         for image in batches_of(group):
             adapter.adapt_batch(image)
-        predict(adapter.model, group)         # in eval mode
+        predict(adapter.predictor, group)     # in eval mode
 
 `medtl.fit` does not train such a method. It starts from a model that was trained on the source.
 
-BatchNorm with `statistics=target`: while adapting, each batch is normalised by its own statistics; afterwards `model`
+BatchNorm with `statistics=target`: while adapting, each batch is normalised by its own statistics; afterwards the model
 predicts with running statistics averaged over the group's batches. Published methods predict each batch with its own
 statistics, so that a case's prediction depends on its neighbours in the batch; here it does not. The group needs many
 images for that. With `statistics=running` the source's statistics stay.
@@ -25,14 +25,19 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.norm import Statistics, batch_norms
+from medtl.adapters.contract.adapter import Adapter, StartsFrom
+from medtl.adapters.contract.norm import Statistics
 from medtl.adapters.contract.parts import in_eval_mode, normalised_by_batch
+from medtl.adapters.contract.phase import Phase
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
 from medtl.models.output import Output
+from medtl.models.parts import batch_norms
 
-Reset = Literal["patient", "site"]
+Reset = Literal["case", "patient", "site", "never"]
+_OPTIMIZER = "optimizer."
+_NO_STATE = ("training", "kept", "remarks", "_start", "_adapted")
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class TestTimeAdapter(Adapter):
@@ -43,19 +48,22 @@ class TestTimeAdapter(Adapter):
         adapted: the parameters of `model` that adapt.
         lr: learning rate of the method's own optimiser.
         steps: updates per batch.
-        reset: the model returns to its start for each patient or for each site.
+        reset: when everything returns to its start: for each case, patient or site, or never. With `never`, batches of
+            cases are predicted in their order, each after the method has adapted to it, and a run keeps where it ended.
         statistics: which BatchNorm statistics to use, see above.
 
     Attributes:
         reset_per: the argument `reset`.
         step: number of updates since the last reset.
+        kept: the state after the last group, with which a finished run goes on; None before there was one.
+        remarks: what the report must say about the groups that were predicted.
     """
 
     __test__: ClassVar[bool] = False  # tells pytest that this is no test class, despite its name
     needs: ClassVar[frozenset[str]] = frozenset({"target"})
+    starts_from: ClassVar[StartsFrom] = "source_only"
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "segmentation"})
-    test_time: ClassVar[bool] = True
-    trains: ClassVar[bool] = False
+    phases: ClassVar[tuple[Phase, ...]] = ()
     step: Tensor
     seen: Tensor
 
@@ -65,8 +73,8 @@ class TestTimeAdapter(Adapter):
         adapted: Sequence[nn.Parameter],
         *,
         lr: float,
-        steps: int,
-        reset: Reset,
+        steps: int = 1,
+        reset: Reset = "site",
         statistics: Statistics = "target",
     ) -> None:
         super().__init__(model)
@@ -76,7 +84,7 @@ class TestTimeAdapter(Adapter):
                 f"{name}: lr is {lr} and steps is {steps}; expected lr above 0 and at least 1 step."
             )
         if reset not in get_args(Reset):
-            raise ConfigError(f"{name}: reset is {reset!r}; expected patient or site.")
+            raise ConfigError(f"{name}: reset is {reset!r}; expected {', '.join(get_args(Reset))}.")
         self.lr, self.steps, self.reset_per = lr, steps, reset
         if statistics not in get_args(Statistics):
             raise ConfigError(f"{name}: statistics is {statistics!r}; expected running or target.")
@@ -84,7 +92,11 @@ class TestTimeAdapter(Adapter):
         self._adapted = list(adapted)
         self.register_buffer("step", torch.tensor(0))
         self.register_buffer("seen", torch.tensor(0))
-        self._keep_start()
+        self.optimizer = self.make_optimizer(self._adapted)
+        self.kept: dict[str, Tensor] | None = None
+        self.remarks: list[str] = []
+        # Made at first use, so that it holds what the method's own constructor adds, such as a teacher.
+        self._start: tuple[dict[str, Tensor], dict[str, Any]] | None = None
 
     @abstractmethod
     def losses(self, image: Tensor) -> dict[str, Tensor]:
@@ -94,21 +106,35 @@ class TestTimeAdapter(Adapter):
         """Makes a new optimiser, one for each group."""
         return torch.optim.Adam(parameters, lr=self.lr)
 
+    def after_step(self) -> None:
+        """Called after each update: for a teacher, restored weights, or running values."""
+
+    def can_adapt(self, images: Tensor) -> bool:
+        """Whether there are enough images (N, C, *S): a classifier's BatchNorm cannot normalise a single one."""
+        segments = getattr(self.model, "task", None) == "segmentation" or self.tasks == {"segmentation"}
+        alone = len(images) == 1 and images.ndim == 4
+        return not (alone and self.by_batch and not segments and batch_norms(self.model))
+
     def adapt_batch(self, image: Tensor) -> Output:
         """Adapts to one batch (N, C, *S) of the group.
 
         Returns:
-            The model's output before the update, without a gradient.
+            The predictor's output before the update, without a gradient.
 
         Raises:
             DataError: a single image, which a classifier with BatchNorm cannot normalise.
         """
+        self._remember_start()
         self._check_batch(image)
         parameters = self._trainable()
         with torch.enable_grad():
             self.seen += len(image)
-            with torch.no_grad(), self._mode(len(image) / int(self.seen)):
+            share = len(image) / int(self.seen)
+            with torch.no_grad(), self._mode(share):
                 before: Output = self.model(image)
+            if self.predictor is not self.model:
+                with torch.no_grad(), self._mode(share, self.predictor):
+                    before = self.predictor(image)
             if before.logits.ndim > 2:
                 self._check_task("segmentation")
             for _ in range(self.steps):
@@ -119,20 +145,54 @@ class TestTimeAdapter(Adapter):
                     parameter.grad = gradient
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
+                with torch.no_grad():
+                    self.after_step()
         return before
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Returns model and optimiser to their exact start."""
-        self.model.load_state_dict(self._start)
+        """Returns everything to its exact start: all networks, buffers, plain attributes and the optimiser."""
+        self._remember_start()
+        assert self._start is not None
+        tensors, values = self._start
+        super().load_state_dict(tensors)
+        self.__dict__.update(copy.deepcopy(values))
         self.optimizer = self.make_optimizer(self._adapted)
-        self.step.zero_()
-        self.seen.zero_()
+
+    def keep(self) -> None:
+        """Stores the present state in `kept`."""
+        state = {k: v.detach().clone() for k, v in self.state_dict().items()}
+        for place, values in self.optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    state[f"{_OPTIMIZER}{place}.{key}"] = value.detach().clone()
+        self.kept = state
+
+    @torch.no_grad()
+    def resume(self) -> bool:
+        """Goes on from `kept`.
+
+        Returns:
+            Whether there was anything to go on from.
+        """
+        self._remember_start()
+        if self.kept is None:
+            return False
+        super().load_state_dict({k: v for k, v in self.kept.items() if not k.startswith(_OPTIMIZER)})
+        self.optimizer = self.make_optimizer(self._adapted)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in self.kept.items():
+            if name.startswith(_OPTIMIZER):
+                place, _, key = name.removeprefix(_OPTIMIZER).partition(".")
+                moments.setdefault(int(place), {})[key] = value.clone()
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        return True
 
     def forward(
         self, source: Batch | None, target: Batch | None, *, progress: float = 0.0
     ) -> dict[str, Tensor]:
         """Computes the loss of a target batch, for your own training loop; ignores the source."""
+        self._remember_start()
         image = self._given(target, "target").image
         self._check_batch(image)
         with self._mode():
@@ -145,12 +205,16 @@ class TestTimeAdapter(Adapter):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loads as torch does; the loaded state becomes the new start."""
         keys = super().load_state_dict(state_dict, *args, **kwargs)
-        self._keep_start()
+        self._start = None
+        self.optimizer = self.make_optimizer(self._adapted)
+        self._remember_start()
         return keys
 
-    def _keep_start(self) -> None:
-        self._start = copy.deepcopy(self.model.state_dict())
-        self.optimizer = self.make_optimizer(self._adapted)
+    def _remember_start(self) -> None:
+        if self._start is None:
+            tensors = {k: v.detach().clone() for k, v in self.state_dict().items()}
+            values = {k: copy.deepcopy(v) for k, v in vars(self).items() if _is_state(k, v)}
+            self._start = tensors, values
 
     def _trainable(self) -> list[nn.Parameter]:
         return [p for p in self._adapted if p.requires_grad]
@@ -160,13 +224,26 @@ class TestTimeAdapter(Adapter):
         self.step += 1
         return losses
 
-    def _mode(self, momentum: float = 0.0) -> AbstractContextManager[None]:
-        return normalised_by_batch(self.model, momentum) if self.by_batch else in_eval_mode(self.model)
+    def _mode(self, momentum: float = 0.0, network: nn.Module | None = None) -> AbstractContextManager[None]:
+        network = self.model if network is None else network
+        return normalised_by_batch(network, momentum) if self.by_batch else in_eval_mode(network)
 
     def _check_batch(self, image: Tensor) -> None:
-        segments = getattr(self.model, "task", None) == "segmentation" or self.tasks == {"segmentation"}
-        if len(image) == 1 and image.ndim == 4 and self.by_batch and not segments and batch_norms(self.model):
+        if not self.can_adapt(image):
             raise DataError(
                 f"{type(self).__name__} got one image, and the model has BatchNorm: the statistics of a single image "
                 "erase the evidence for its class. Give it more images at once (reset=site, a larger batch)."
             )
+
+
+def _is_state(name: str, value: Any) -> bool:
+    """Whether an attribute may be state that a method keeps outside of its buffers: numbers, text, or collections."""
+    if name in _NO_STATE or name.startswith(("_forward", "_backward")):
+        return False
+    if isinstance(value, _PLAIN):
+        return True
+    if isinstance(value, Tensor):
+        return not isinstance(value, nn.Parameter)
+    if isinstance(value, dict):
+        return not name.startswith("_") and all(_is_state("", v) for v in value.values())
+    return isinstance(value, list | tuple) and all(_is_state("", v) for v in value)

@@ -24,6 +24,8 @@ def section(view: View) -> Section:
     if results.positive is not None:
         table.row("Rule of the operating point", results.rule)
     read = "read to choose (oracle)" if context.oracle else "read for evaluation only"
+    if context.few_labels:
+        read = f"a few learnt from (few labels), the others {read}"
     table.row("Labels of the external site", read)
     table.row("Results", f"results.json, schema {results.schema}")
     table.row("Made", results.created)

@@ -17,14 +17,19 @@ class Average(nn.Module):
     Args:
         values: the tensors by name; the average starts from them.
         decay: in (0, 1).
+
+    Attributes:
+        done: whether the averages are in the model for good.
     """
 
     updates: Tensor
+    done: Tensor
 
     def __init__(self, values: Mapping[str, Tensor], decay: float) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("done", torch.tensor(False))
         for name, value in values.items():
             self.register_buffer(self._key(name), value.detach().clone())
 

@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medtl.adapters.contract.discovery import (
-    convert,
-    find_class,
-    hyper_parameters,
-    modules_of,
-    pairs_of,
-    parse_pairs,
-)
+from medtl.discovery import convert, find_class, hyper_parameters, modules_of, pairs_of, parse_pairs
 from medtl.errors import ConfigError
 from medtl.strategies.contract.strategy import Strategy
 
@@ -37,12 +30,7 @@ def strategy_class(name: str) -> type[Strategy]:
     Raises:
         ConfigError: there is no such strategy.
     """
-    found = find_class(_split(name)[0], STRATEGIES, available(), "strategy")
-    if not issubclass(found, Strategy):
-        raise ConfigError(
-            f"{found.__name__} is an adaptation method; expected a class {found.__name__}(Strategy)."
-        )
-    return found
+    return find_class(_split(name)[0], STRATEGIES, available(), "strategy", Strategy)
 
 
 def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str] = ()) -> dict[str, Any]:
@@ -66,17 +54,15 @@ def parse_strategy_hparams(name: str, pairs: Sequence[str], among: Sequence[str]
     return given
 
 
-def build_strategy(
-    name: str, model: nn.Module, *, seed: int = 0, criterion: nn.Module | None = None, **hparams: Any
-) -> Strategy:
-    """Builds strategy `name` around `model`; its own weights are initialised from `seed` alone.
+def build_strategy(name: str, model: nn.Module, *, seed: int = 0, **hparams: Any) -> Strategy:
+    """Builds strategy `name` for `model`; its own weights are initialised from `seed` alone.
+
+    Hand it to an adapter: `FineTune(model, strategy=...)`, `DANN(model, strategy=...)`.
 
     Args:
         name: a strategy that `available` lists, with its argument if any (`last:2`), or the path of your own file.
         model: a `Classifier`, or any network that returns `Output(logits, features)`.
         seed: seed of weights that the strategy adds.
-        criterion: the loss, `(logits, label) -> scalar`, see `medtl.models.losses.classification`; None means
-            cross-entropy.
         hparams: the strategy's hyper-parameters.
 
     Raises:
@@ -84,9 +70,7 @@ def build_strategy(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        strategy = strategy_class(name)(model, **hparams, **_argument(name, hparams))
-    strategy.criterion = criterion
-    return strategy
+        return strategy_class(name)(model, **hparams, **_argument(name, hparams))
 
 
 def _split(name: str) -> tuple[str, str]:

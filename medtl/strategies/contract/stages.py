@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from medtl.adapters.contract.parts import encoder_of
 from medtl.errors import ConfigError
 from medtl.models.encoder import Encoder
+from medtl.models.parts import encoder_of
 from medtl.models.segmenter import Segmenter
 
 
@@ -27,26 +27,25 @@ class Part:
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
-def model_parts(model: nn.Module, strategy: str) -> list[Part]:
+def model_parts(model: nn.Module) -> tuple[list[Part], bool]:
     """The stages of the encoder, stem first, then every new part, named after its module.
 
     Your own network without an `encoder` counts as pretrained up to its `head`.
 
     Args:
         model: any model.
-        strategy: name of the strategy, for the message.
 
-    Raises:
-        ConfigError: the model has neither an encoder nor a head.
+    Returns:
+        The parts, and whether the model says which are pretrained. Without an encoder and a head, it is one part.
     """
     encoder, head = encoder_of(model), None
     if encoder is None:
-        head = getattr(model, "head", None)
+        try:
+            head = getattr(model, "head", None)
+        except ConfigError:
+            head = None
         if not isinstance(head, nn.Module):
-            raise ConfigError(
-                f"Strategy {strategy} must know which part of the model is pretrained: its encoder, or all but its "
-                f"head, and {type(model).__name__} has neither. Use build_classifier, or with_features(module)."
-            )
+            return [Part("network", True, dict(model.named_parameters()))], False
     inside = _stage_names(model, encoder) if encoder is not None else {}
     new = {id(p) for p in head.parameters()} if head is not None else set()
     parts: dict[str, Part] = {}
@@ -59,7 +58,7 @@ def model_parts(model: nn.Module, strategy: str) -> list[Part]:
         part = parts.setdefault(label, Part(label, pretrained))
         part.parameters[name] = parameter
     order = list(dict.fromkeys(inside.values()))
-    return sorted(parts.values(), key=lambda p: order.index(p.name) if p.name in order else len(order))
+    return sorted(parts.values(), key=lambda p: order.index(p.name) if p.name in order else len(order)), True
 
 
 def _stage_names(model: nn.Module, encoder: nn.Module) -> dict[int, str]:

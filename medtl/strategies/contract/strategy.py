@@ -1,26 +1,46 @@
-"""The contract of a fine-tuning strategy."""
+"""The contract of a fine-tuning strategy: what of a model learns, how fast, and what holds it back."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
 
-from medtl.adapters.contract.norm import batch_norms, modes_kept
-from medtl.adapters.finetune import FineTune
 from medtl.data.tensors.batch import Batch
-from medtl.errors import ConfigError, DataError
-from medtl.models.output import Output
+from medtl.errors import ConfigError
+from medtl.models.parts import batch_norms, modes_kept
 from medtl.strategies.contract.average import Average
 from medtl.strategies.contract.stages import Part, model_parts
 
+TASKS = frozenset({"binary", "multiclass", "multilabel", "segmentation"})
 
-class Strategy(FineTune):
-    """Fine-tunes a pretrained model on the source's labels; subclasses decide what learns, and how fast.
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A mixed batch: `share` of the labels are those of its own places, the rest those of the places in `order`."""
+
+    label: Tensor
+    order: Tensor
+    share: float
+
+
+class Common(TypedDict, total=False):
+    """The hyper-parameters of `Strategy`, which a strategy passes on as `**common: Unpack[Common]`."""
+
+    dropout: float | None
+    weight_decay: float | None
+    mixup: float
+    cutmix: float
+    ema: float
+
+
+class Strategy(nn.Module):
+    """Decides what of a model learns and how; an adapter holds it (`DANN(model, strategy=LoRA(model))`).
 
     "The head" means every layer that is not pretrained: the linear head, a dense layer or attention pooling before it,
     or the decoder of a segmentation network. Frozen parts get no gradient, stay in eval mode, and end bit for bit as
@@ -28,17 +48,23 @@ class Strategy(FineTune):
     al. 2019, section 3.1).
 
     Args:
-        model: a `Classifier`, or any network that returns `Output(logits, features)`.
-        label_smoothing: share of the target distribution that is spread over all classes, in [0, 1).
+        model: a `Classifier` or `Segmenter`, or any network that returns `Output(logits, features)`.
         dropout: probability of dropping a feature before the head; None keeps the model's own.
-        weight_decay: weight decay of AdamW; None keeps that of the training.
-        mixup: alpha of Beta(alpha, alpha), the share of two mixed images (Zhang et al. 2018); 0 is off, 0.2 is usual.
+        weight_decay: weight decay of the optimiser; None keeps that of the training.
+        mixup: alpha of Beta(alpha, alpha), the share of two mixed images of the source (Zhang et al. 2018); 0 is off,
+            0.2 is usual.
         cutmix: alpha of the share of a pasted box (Yun et al. 2019); 0 is off, 1 is usual. If both are on, each batch
             uses one of them, chosen at random.
         ema: decay of a moving average of the weights, which is validated and saved; 0 is off, 0.99 to 0.9999 are usual.
 
     Attributes:
+        kind: the `medtl list` table that shows it.
+        tasks: the supported tasks; `why_not` says why the others are not.
+        trains: whether the optimiser takes steps.
         on_features: whether it can train on features computed once, because the encoder never changes.
+        alone: why no adaptation method can hold it; "" if one can.
+        sets_head: whether it sets the head before the first step, so that no trained head may be there.
+        by_batch: whether it acts on BatchNorm layers in training mode.
         argument: the hyper-parameter that may follow a colon in the name, as in `last:2`.
         views: number of augmented views of each case that a strategy on features uses.
         parts: the encoder's stages, stem first, then the new parts.
@@ -48,7 +74,13 @@ class Strategy(FineTune):
     """
 
     kind: ClassVar[str] = "strategies"
+    tasks: ClassVar[frozenset[str]] = TASKS
+    why_not: ClassVar[str] = "the strategy is not defined for it"
+    trains: ClassVar[bool] = True
     on_features: ClassVar[bool] = False
+    alone: ClassVar[str] = ""
+    sets_head: ClassVar[bool] = False
+    by_batch: ClassVar[bool] = False
     argument: ClassVar[str | None] = None
     trained_part: ClassVar[str] = "some"
     views: int = 1
@@ -57,14 +89,19 @@ class Strategy(FineTune):
         self,
         model: nn.Module,
         *,
-        label_smoothing: float = 0.0,
         dropout: float | None = None,
         weight_decay: float | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         ema: float = 0.0,
     ) -> None:
-        super().__init__(model, label_smoothing=label_smoothing)
+        super().__init__()
+        self._held = (model,)  # not registered: the adapter registers it
+        if (task := getattr(model, "task", None)) in TASKS - self.tasks:
+            raise ConfigError(
+                f"{type(self).__name__} does not support the task {task}: {self.why_not}. It is for "
+                f"{', '.join(sorted(self.tasks))}; see `medtl list strategies` for others."
+            )
         self._check("mixup", mixup, mixup >= 0, "at least 0")
         self._check("cutmix", cutmix, cutmix >= 0, "at least 0")
         self._check("ema", ema, 0 <= ema < 1, "at least 0 and below 1, such as 0.999")
@@ -83,17 +120,37 @@ class Strategy(FineTune):
                 )
             layer.p = dropout
         self.weight_decay, self.mixup, self.cutmix = weight_decay, mixup, cutmix
-        self.parts = model_parts(model, type(self).__name__)
+        self.mixture: Mixture | None = None
+        self.parts, self.knows_parts = model_parts(model)
         # By name: a spawned process has other parameter objects.
         self._learns = {name for name, p in model.named_parameters() if p.requires_grad}
-        self.average = Average(self.learned(), ema) if ema else None
+        self._ema, self._dropout = ema, dropout
+        self.average: Average | None = None
+        if ema:
+            self.average = Average(self.learned(), ema)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that learns."""
+        return self._held[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all of its options have their defaults."""
+        options = (self.mixup, self.cutmix, self._ema, self.weight_decay, self._dropout)
+        return options == (0.0, 0.0, 0.0, None, None)
 
     def _check(self, name: str, value: Any, good: bool, expected: str) -> None:
         if not good:
             raise ConfigError(f"{type(self).__name__}: {name} is {value}; expected {expected}.")
 
     def freeze(self, learns: Callable[[Part, str], bool]) -> None:
-        """Freezes every parameter for which `learns(part, name)` is False."""
+        """Freezes every parameter for which `learns(part, name)` is False.
+
+        Raises:
+            ConfigError: the model has neither an encoder nor a head.
+        """
+        self.must_know_parts()
         for part in self.parts:
             for name, parameter in part.parameters.items():
                 if not learns(part, name):
@@ -105,12 +162,26 @@ class Strategy(FineTune):
         """The stages of the encoder, stem first."""
         return [part for part in self.parts if part.pretrained]
 
+    def must_know_parts(self) -> None:
+        """Refuses a model that does not say which of its parts is pretrained.
+
+        Raises:
+            ConfigError: the model has neither an encoder nor a head.
+        """
+        if not self.knows_parts:
+            raise ConfigError(
+                f"Strategy {type(self).__name__} must know which part of the model is pretrained: its encoder, or all "
+                f"but its head, and {type(self.model).__name__} has neither. Use build_classifier, or "
+                "with_features(module)."
+            )
+
     def stages(self) -> list[Part]:
         """The stages of the encoder, stem first.
 
         Raises:
             ConfigError: the encoder's stages are not known.
         """
+        self.must_know_parts()
         if len(self.pretrained) < 2:
             raise ConfigError(
                 f"{type(self).__name__} treats the stages of an encoder differently, and those of "
@@ -119,43 +190,30 @@ class Strategy(FineTune):
             )
         return self.pretrained
 
-    def forward(
-        self, source: Batch | None, target: Batch | None = None, *, progress: float
-    ) -> dict[str, Tensor]:
-        """Computes the source's loss and the strategy's penalties; `target` is not used."""
-        source = self._given(source, "source")
-        if source.label is None:
-            raise DataError(f"{type(self).__name__} needs labels in the source batch, and it has none.")
-        image, label, share = source.image, source.label, 1.0
-        if self.training and (self.mixup or self.cutmix):
-            image, order, share = self.mix(image)
-        output = self.output(image)
-        loss = self.supervised_loss(output.logits, label)
-        if share < 1:  # valid because every loss here is linear in the target
-            loss = share * loss + (1 - share) * self.supervised_loss(output.logits, label[order])
-        added = self.penalties(output)
-        total = loss + sum(added.values())
-        return {"loss": total, "source_loss": loss.detach(), **{k: v.detach() for k, v in added.items()}}
+    def on_progress(self, progress: float) -> None:
+        """Called before each pass with the fraction of training done, in [0, 1]."""
 
-    def output(self, image: Tensor) -> Output:
-        """Runs the model that learns."""
-        output: Output = self.model(image)
-        return output
+    def watching(self) -> AbstractContextManager[None]:
+        """Within it, the adapter computes its losses: for strategies that change or watch the model's passes."""
+        return nullcontext()
 
-    def penalties(self, output: Output) -> dict[str, Tensor]:
-        """Terms to add to the loss, by name: scalars."""
+    def penalties(self) -> dict[str, Tensor]:
+        """Terms to add to the loss of the passes just watched, by name: scalars."""
         return {}
 
-    def supervised_loss(self, logits: Tensor, label: Tensor | None) -> Tensor:
-        """As `Adapter.supervised_loss`; label smoothing applies to a `criterion` too."""
-        loss = super().supervised_loss(logits, label)
-        if self.criterion is None or not self.label_smoothing or label is None or label.is_floating_point():
-            return loss
-        others = (torch.where(label < 0, label, k) for k in range(logits.shape[1]))
-        uniform = torch.stack(
-            [super(Strategy, self).supervised_loss(logits, other) for other in others]
-        ).mean()
-        return (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
+    def mixed(self, source: Batch | None) -> Batch | None:
+        """The source batch, its images mixed if `mixup` or `cutmix` say so; `mixture` then holds the shares.
+
+        Args:
+            source: a labelled batch in training.
+        """
+        self.mixture = None
+        if source is None or source.label is None or not self.training or not (self.mixup or self.cutmix):
+            return source
+        image, order, share = self.mix(source.image)
+        if share < 1:
+            self.mixture = Mixture(source.label, order, share)
+        return dataclasses.replace(source, image=image)
 
     def mix(self, image: Tensor) -> tuple[Tensor, Tensor, float]:
         """Mixes each image with another of the batch, as `mixup` or `cutmix` say.
@@ -196,14 +254,34 @@ class Strategy(FineTune):
         """Optimiser settings of a part: `lr`, and whatever `learning_rate` needs to know about it."""
         return {"lr": lr}
 
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Trainable parameters, grouped by learning rate and weight decay."""
+    def keep_frozen(self, module: nn.Module) -> None:
+        """Freezes a module of the model in addition, such as a head that a method keeps.
+
+        Args:
+            module: the module.
+        """
+        kept = {id(p) for p in module.parameters()}
+        module.requires_grad_(False)
+        self._learns -= {name for name, p in self.model.named_parameters() if id(p) in kept}
+
+    def learning(self) -> list[nn.Parameter]:
+        """The model's parameters that learn at some time of the training, and those that the strategy adds."""
+        own = dict(self.model.named_parameters())
+        return [own[name] for name in own if name in self._learns] + list(self.parameters())
+
+    def param_groups(self, lr: float, scale: Callable[[Part], float] = lambda _: 1.0) -> list[dict[str, Any]]:
+        """Trainable parameters, grouped by learning rate and weight decay.
+
+        Args:
+            lr: learning rate.
+            scale: factor of a method for the rate of each part.
+        """
         groups: dict[Any, dict[str, Any]] = {}
         for part in self.parts:
             for name, parameter in part.parameters.items():
                 if name not in self._learns:
                     continue
-                settings = self.group(part, lr)
+                settings = self.group(part, lr * scale(part))
                 if parameter.ndim < 2 or self._exempt(name):
                     settings["weight_decay"] = 0.0
                 elif self.weight_decay is not None:
@@ -224,8 +302,9 @@ class Strategy(FineTune):
         """What will learn, to be shown before training: one row per part, two if only some of it learns."""
         rates = {id(p): group["lr"] for group in self.param_groups(lr) for p in group["params"]}
         norms = set(batch_norms(self.model))
-        with modes_kept(self):
-            self.train()
+        with modes_kept(self.model):
+            self.model.train()
+            self.hold()
             modes = {
                 name: "train" if layer.training else "eval"
                 for name, layer in self.model.named_modules()
@@ -252,36 +331,46 @@ class Strategy(FineTune):
                 )
         return rows
 
-    def train(self, mode: bool = True) -> Strategy:
-        """Sets the mode; frozen modules stay in eval mode."""
-        super().train(mode)
-        if mode:
-            _hold(self.model)
-        return self
+    def hold(self) -> None:
+        """Keeps frozen modules of the model in eval mode; called after each change to training mode."""
+        _hold(self.model)
 
     def learned(self) -> dict[str, Tensor]:
         """The tensors to average: weights and buffers of the model."""
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     @contextmanager
-    def on_source(self) -> Iterator[None]:
-        """Within it, the model holds its averaged weights, if there are any."""
-        if self.average is None:
+    def applied(self) -> Iterator[None]:
+        """Within it, the model's weights hold all that has been learnt."""
+        yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it, the model is the one to predict with: it holds its averaged weights, if there are any."""
+        average = self.average if self.average is not None and not self.average.done else None
+        with nullcontext() if average is None else average.swapped(self.learned()), self.applied():
             yield
-        else:
-            with self.average.swapped(self.learned()):
-                yield
+
+    def on_fit_start(
+        self, loaders: Mapping[str, Iterable[Batch]], criterion: nn.Module | None = None
+    ) -> None:
+        """Called once before the first step of a training, see `Adapter.on_fit_start`.
+
+        Args:
+            loaders: `source` yields every labelled training case once, in order, without augmentation.
+            criterion: the source's loss, if it is not plain cross-entropy.
+        """
 
     def on_step_end(self) -> None:
         """Updates the average after a step."""
         if self.average is not None:
             self.average.update(self.learned())
 
-    def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Leaves the averaged weights in the model."""
-        super().on_fit_end(loaders)
+    def finish(self) -> None:
+        """Leaves in the model all that was learnt: averaged weights, if there are any."""
         if self.average is not None:
             self.average.copy_to(self.learned())
+            self.average.done.fill_(True)
 
 
 def _hold(module: nn.Module) -> None:

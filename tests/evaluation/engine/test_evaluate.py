@@ -279,7 +279,7 @@ def test_wrong_options(frame: pd.DataFrame, four: Maker) -> None:
 def test_limitations_follow_from_the_results(binary: Maker) -> None:
     frame = binary(external=8, seeds=("0",), sites=("north",))
     frame["patient"] = frame["case"]
-    context = RunContext(oracle=True, target_seen_unlabelled=True)
+    context = RunContext(stamps=("oracle",), target_seen_unlabelled=True)
     text = " ".join(evaluate(PredictionTable.from_frame(frame), context=context, **FAST).limitations)
     for expected in (
         "oracle run",
