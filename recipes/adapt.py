@@ -35,6 +35,9 @@ class Config(OneEncoder, TrainingConfig):
     method: tuple[str, ...] = ()
     """Adaptation methods, see `medtl list methods`, or your own file my_method.py; by default dann (masks: adabn)."""
 
+    strategy: str = "full"
+    """What of the model learns and how, for every method and source-only: full, lora, layer_decay, gradual, ..."""
+
     epochs: int | None = None
     """Passes over the longer of source and target; by default 10 with labels, 20 with masks."""
 
@@ -44,7 +47,12 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     run = medtl.Run.plan(Path(__file__).stem, config)
     config = run.config
     task = medtl.task_of(config)
-    ways = medtl.ways_of((config.encoder,), methods=listed(config.method, "--method"), hparams=config.hparams)
+    ways = medtl.ways_of(
+        (config.encoder,),
+        methods=listed(config.method, "--method"),
+        strategies=(config.strategy,),
+        hparams=config.hparams,
+    )
     source_only, *adapted = ways
     cases = task.collect()
     preprocess = task.suggest(cases)

@@ -1,8 +1,9 @@
 r"""Compares encoders, fine-tuning strategies and adaptation methods on one split of the patients, pair by pair.
 
-Trains every strategy and every method on every encoder, with the same seeds, and tests them on the same patients; the
-report shows cost beside quality. With --target, all are also tested at another site (external testing). Methods learn
-from the target's scans; source-only is trained beside them, and all take the same number of steps.
+Trains every strategy on every encoder, or every method with every strategy on every encoder, with the same seeds, and
+tests them on the same patients; the report shows cost beside quality. With --target, all are also tested at another
+site (external testing). Methods learn from the target's scans; source-only is trained beside them, and all take the
+same number of steps.
 
     medtl run compare --source sample_data/site_a --labels sample_data/site_a/labels.csv \
         --target sample_data/site_b --target-labels sample_data/site_b/labels.csv --strategies probe full lp_ft
@@ -37,10 +38,10 @@ class Config(TrainingConfig):
     """Encoders by timm's name."""
 
     strategies: tuple[str, ...] = ()
-    """Strategies, see `medtl list strategies`; if no method is given, probe full lp_ft (masks: head full last:2)."""
+    """Strategies, see `medtl list strategies`; by default probe full lp_ft (masks: head full last:2), or full."""
 
     methods: tuple[str, ...] = ()
-    """Adaptation methods, see `medtl list methods`. They need --target, and source-only is the reference."""
+    """Adaptation methods, each with every strategy; they need --target, and source-only is the reference."""
 
     head: str = "linear"
     """With labels: linear, or dense:N for a hidden layer of N units before it."""

@@ -28,15 +28,15 @@ class Config(OneEncoder, TrainingConfig):
     """Flags of this recipe."""
 
     task_defaults: ClassVar = {
-        "labels": {"epochs": 15, "strategies": ("probe", "full")},
-        "masks": {"epochs": 40, "strategies": ("full",)},
+        "labels": {"epochs": 15},
+        "masks": {"epochs": 40},
     }
 
     strategies: tuple[str, ...] = ()
-    """Strategies, see `medtl list strategies`. By default probe and full with labels, full with masks."""
+    """Strategies, see `medtl list strategies`; by default probe and full, and full with masks or methods."""
 
     methods: tuple[str, ...] = ()
-    """Adaptation methods in addition, with source-only; they need --target."""
+    """Adaptation methods, each with every strategy, beside source-only; they need --target."""
 
     head: str = "linear"
     """With labels: linear, or dense:N for a hidden layer of N units before it."""
@@ -61,7 +61,8 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         raise medtl.ConfigError("--methods learn from scans of the target: give --target DIR.")
     ways = medtl.ways_of(
         (config.encoder,),
-        strategies=listed(config.strategies, "--strategies"),
+        strategies=listed(config.strategies, "--strategies", least=0)
+        or (("full",) if methods or config.task == "masks" else ("probe", "full")),
         methods=methods,
         hparams=config.hparams,
     )

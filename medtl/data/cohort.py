@@ -41,13 +41,14 @@ class Cohort:
     ) -> Cohort:
         """Preprocesses every used case once; those that cannot be read are excluded, with the reason.
 
-        The same holds for the masks of the source. Those of the target are not read.
+        The same holds for the masks of the source, and of the target's few cases for training. Its others are not read.
 
         Raises:
             DataError: Nothing is left to train on, or a structure that no source mask in training holds.
         """
         cache = VolumeCache(folder, preprocess, table.labels)
-        masked = [c for c in table.select(domain="source") if c.mask_item is not None] if table.labels else []
+        trained_on = [*table.select(domain="source"), *table.select(domain="target", split="train")]
+        masked = [c for c in trained_on if c.mask_item is not None] if table.labels else []
         items = table.items()
 
         def report(before: int) -> Callable[[int, int], None] | None:
@@ -91,7 +92,7 @@ class Cohort:
         Training on the domain's own labels gives an upper bound: every case is predicted by a model that has not
         seen its patient. Empty with fewer than two labelled patients. This reads the domain's labels.
         """
-        cases = self.select(domain)
+        cases = self.select(domain, "test") if domain == "target" else self.select(domain)
         if self.table.labels is None:
             cases = tuple(c for c in cases if c.label in self.table.classes)
         else:
@@ -165,8 +166,8 @@ class Cohort:
 
         Args:
             domain: `source` or `target`.
-            split: `train`, `validation` or `test`.
-            with_labels: Whether samples carry labels; for the target, only for the upper bound.
+            split: `train`, `validation` or `test`; in `train` the target has the few cases whose labels may be used.
+            with_labels: Whether samples carry labels; for the target's split `test`, only for the upper bound.
             augment: As for `CaseDataset`, like `seed`, `strong` and `patch`.
             seed: The run's seed.
             strong: Whether to add a second, strongly augmented view.
@@ -186,6 +187,7 @@ class Cohort:
             strong=strong,
             seed=seed,
             stream=stream or domain,
+            sites=sorted({case.site for case in self.table.select()}),
             patch=patch,
         )
 

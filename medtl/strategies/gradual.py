@@ -37,8 +37,9 @@ class Gradual(Strategy):
         self._num_open = num_open
         for place, part in enumerate(self._ladder):
             for name, parameter in part.parameters.items():
-                if name in self._learns:
+                if self.learns(name, parameter):
                     parameter.requires_grad_(place < num_open)
+                    (self._waiting.discard if place < num_open else self._waiting.add)(name)
         if self.training:
             self.model.train()
             self.hold()

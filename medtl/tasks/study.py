@@ -209,7 +209,7 @@ class Study:
         Every case is predicted by a model that has not seen its patient: each half of the patients tests the model of
         the other half.
         """
-        every = self.cohort.select("target")
+        every = self.cohort.select("target", "test")
         for number, (half, other) in enumerate(self._halves, 1):
             # Cases that nobody can learn from are predicted once too, for tables in which all models have all cases.
             judged = {c.case for c in (*half, *other)}

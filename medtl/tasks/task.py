@@ -77,6 +77,7 @@ class Task(ABC):
             masks=c.masks,
             target_masks=c.target_masks,
             structures=c.structures,
+            few_labels=getattr(c, "few_labels", None),
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             seed=c.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Way:
         hparams: hyper-parameters of the method.
         strategy_hparams: hyper-parameters of the strategy.
         start: name of the way whose weights it starts from; "" for the encoder's own.
+        left_out: methods of a crossing that do not go with its strategy, and why.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Way:
     hparams: Mapping[str, Any] = field(default_factory=dict)
     strategy_hparams: Mapping[str, Any] = field(default_factory=dict)
     start: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def kind(self) -> type[Adapter]:
@@ -88,7 +90,8 @@ class Way:
         """What the report says about how the model was trained."""
         with_strategy = "" if self.strategy == FULL else f" with the strategy {self.strategy}"
         if self.is_source_only:
-            return f"Trained on the source alone, on {self.encoder}{with_strategy}."
+            out = f" Methods that do not go with it: {'; '.join(self.left_out)}." if self.left_out else ""
+            return f"Trained on the source alone, on {self.encoder}{with_strategy}.{out}"
         if self.method == FINETUNE:
             return f"Strategy {self.strategy} on {self.encoder}."
         start = f", from the weights of {self.start}" if self.start else ""
@@ -135,11 +138,15 @@ def ways_of(
             continue
         start = f"{before}{SOURCE_ONLY}{after}"
         found.append(Way(name=start, hparams=shared.of_method(FINETUNE, SOURCE_ONLY), **learning))
+        reference = len(found) - 1
         for method in methods:
             kind = adapter_class(method)
-            own = (
-                learning if kind.phases else {"encoder": encoder}
-            )  # no steps: only its start knows the strategy
+            if len(strategies) > 1 and (reason := _no_pair(kind, strategy)):
+                out = (*found[reference].left_out, f"{Path(method).stem} ({reason})")
+                found[reference] = replace(found[reference], left_out=out)
+                continue
+            # A method that takes no steps has no use for a strategy; the model that it starts from has.
+            own = learning if kind.phases else {"encoder": encoder}
             found.append(
                 Way(
                     name=f"{before}{Path(method).stem}{after}",
@@ -157,6 +164,18 @@ def ways_of(
             "of your own another name."
         )
     return tuple(found)
+
+
+def _no_pair(method: type[Adapter], strategy: str) -> str:
+    """Why a method cannot hold a strategy, as far as their classes tell; "" if it can."""
+    kind = strategy_class(strategy)
+    if not method.phases:
+        return ""
+    if kind.alone and not method.on_features:
+        return kind.alone
+    if kind.sets_head and method.starts_from == SOURCE_ONLY:
+        return "it starts from a trained head"
+    return ""
 
 
 class _Shared:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from medtl.adapters.contract.adapter import Adapter
+from medtl.adapters.contract.adapter import Adapter, Unlabelled, unlabelled
 from medtl.adapters.contract.facts import Facts
 from medtl.adapters.contract.phase import Phase
 from medtl.checkpoints import load_weights, save_weights
@@ -118,7 +117,7 @@ def fit(
     _check(adapter, config, given, used, validation, trainer, callbacks, loggers)
     adapter.check()
     used = _one_numbering(used)
-    plain = target_plain if target_plain is not None or target is None else target.plain()
+    plain = target_plain if target_plain is not None or target is None else _plain(target)
     stamps = _stamps(used, validation, config)
     module = _Module(adapter, used, config, given, plain, metrics)
     adapter.on_data(module.facts)
@@ -156,7 +155,7 @@ def fit(
     hide_host(folder)
     adapter.to(trainer.strategy.root_device)
     epochs = keeper.restore() if config.epochs else 0
-    adapter.on_fit_end(module.plain_loaders())
+    adapter.finish(module.plain_loaders())
     result = _save(
         adapter, folder, FitResult(epochs, keeper.best_epoch, keeper.losses, final, stamps), header
     )
@@ -215,6 +214,11 @@ def _of_target(data: CaseData | None) -> bool:
     return any(case.domain == "target" for case in getattr(data, "cases", ()))
 
 
+def _plain(data: CaseData) -> CaseData:
+    """The data set without augmentation; one of a user's own may have none to leave out."""
+    return data.plain() if hasattr(data, "plain") else data
+
+
 def _sites(data: CaseData) -> tuple[str, ...]:
     return tuple(getattr(data, "sites", ()))
 
@@ -271,7 +275,7 @@ def _finish_untrained(
 ) -> FitResult:
     adapter.to(default_device())
     module.start(default_device())
-    adapter.on_fit_end(module.plain_loaders())
+    adapter.finish(module.plain_loaders())
     return _save(adapter, folder, FitResult(0, 0, {}, folder / "model.safetensors", stamps), header)
 
 
@@ -334,9 +338,10 @@ class _Module(pl.LightningModule):
         sites = {role: _used_sites(data) for role, data in (("source", source), ("target", target or few))}
         labels, classes = getattr(source, "labels", None), tuple(getattr(source, "classes", ()))
         shares: tuple[float, ...] = ()
-        if labels is not None and all(isinstance(label, int) for label in labels):
-            number = max(len(classes), max(labels) + 1)
-            shares = tuple(sum(label == k for label in labels) / len(labels) for k in range(number))
+        counts = None if labels is None else torch.as_tensor(labels)
+        if counts is not None and counts.ndim == 1 and not counts.is_floating_point():
+            counts = torch.bincount(counts[counts >= 0], minlength=len(classes)).double()
+            shares = tuple((counts / counts.sum()).tolist())
         every = next((_sites(data) for data in self._data.values()), ())
         return Facts(
             sites=every,
@@ -357,9 +362,8 @@ class _Module(pl.LightningModule):
         if hooks == (Adapter.on_fit_start, Strategy.on_fit_start):
             return
         adapter.to(device)
-        loaders = {role: _plain_loader(data.plain(), self.config) for role, data in self._data.items()}
-        adapter.strategy.on_fit_start(loaders, adapter.criterion)
-        adapter.on_fit_start({k: _Unlabelled(v) if k == "target" else v for k, v in loaders.items()})
+        loaders = {role: _plain_loader(_plain(data), self.config) for role, data in self._data.items()}
+        adapter.begin(loaders)
 
     def on_fit_start(self) -> None:
         """Counts the steps of this process."""
@@ -385,7 +389,7 @@ class _Module(pl.LightningModule):
         """Yields every target case once, in order, without augmentation and labels."""
         if self._target_plain is None:
             return {}
-        return {"target": _Unlabelled(_plain_loader(self._target_plain, self.config))}
+        return {"target": Unlabelled(_plain_loader(self._target_plain, self.config))}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser over the adapter's groups; each keeps its own peak learning rate."""
@@ -481,8 +485,8 @@ class _Module(pl.LightningModule):
         streams: dict[str, Any] = {} if few is None else {"labelled_target": few}
         if phase is not None:
             streams["phase"] = phase.name
-        if target is not None and target.label is not None:
-            target = dataclasses.replace(target, label=None)
+        if target is not None:
+            target = unlabelled(target)
         losses = self.adapter(
             batch.get("source"), target, progress=self._step(batch_idx) / self.num_steps, **streams
         )
@@ -507,11 +511,7 @@ class _Module(pl.LightningModule):
         last = batch_idx + 1 == self.steps_per_epoch
         if not last and (batch_idx + 1) % self.config.accumulate:
             return
-        adapter = self.adapter
-        adapter.strategy.on_step_end()
-        if type(adapter).on_step_end is not Adapter.on_step_end:
-            with adapter.strategy.applied():
-                adapter.on_step_end()
+        self.adapter.end_step()
 
     def on_validation_epoch_start(self) -> None:
         """Starts an empty tally."""
@@ -547,20 +547,6 @@ class _Module(pl.LightningModule):
     def _log(self, values: Mapping[str, float]) -> None:
         for each in self.loggers:
             each.log_metrics(dict(values), step=self._step(self.steps_per_epoch))
-
-
-class _Unlabelled:
-    """A loader whose batches carry no labels: what the target's labels are is not a method's to know."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            yield batch if batch.label is None else dataclasses.replace(batch, label=None)
-
-    def __len__(self) -> int:
-        return len(self._loader)
 
 
 def _used_sites(data: CaseData | None) -> tuple[str, ...]:

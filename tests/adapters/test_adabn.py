@@ -1,4 +1,4 @@
-"""AdaBN: the exact average, weights as in fine-tuning, refusal where it would do nothing."""
+"""AdaBN: statistics of all cases together, weights as in fine-tuning, refusal where it would do nothing."""
 
 from __future__ import annotations
 
@@ -14,25 +14,44 @@ from tests.adapters.toys import domains, masks, network, segmenter
 from tests.adapters.training import train
 
 
-def test_statistics_are_the_exact_average() -> None:
+def test_statistics_are_those_of_all_cases_together() -> None:
+    """Pooled: where cases of a kind lie together, the mean of batch variances would be too small."""
     model = network().train()
-    batches = [domains(16, s)[1] for s in range(3)]
+    batches = [Batch(image=domains(16, s)[1].image + s) for s in range(3)]
     seen = reestimate_statistics(model, batches)
     inputs = torch.cat([b.image for b in batches])
-    activations = model.module[0](inputs)
     assert seen == 48
-    torch.testing.assert_close(model.module[1].running_mean, activations.mean(dim=(0, 2, 3)))
+    model.eval()
+    for place in (0, 3):  # what the second layer sees depends on the first one's statistics
+        made, norm = model.module[: place + 1](inputs), model.module[place + 1]
+        var, mean = torch.var_mean(made, dim=(0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(norm.running_var, var, rtol=1e-3, atol=1e-4)
+        apart = torch.stack([model.module[: place + 1](b.image).var(dim=(0, 2, 3)) for b in batches]).mean(0)
+        assert (apart < 0.9 * var).any()
     assert model.module[1].momentum == 0.1
-    assert model.training
 
 
-def test_batches_count_by_their_size_and_a_last_one_alone_is_left_out() -> None:
+@pytest.mark.parametrize("sizes", [[12], [4, 4, 4], [5, 6, 1], [1] * 12])
+def test_any_batch_size_and_order_give_the_same(sizes: list[int]) -> None:
+    images, models = domains(12, 3)[1].image, []
+    for part in (images.split(sizes), images.flip(0).split(12)):
+        model = network()
+        assert reestimate_statistics(model, [Batch(image=image) for image in part]) == 12
+        models.append(model.state_dict())
+    for key, value in models[0].items():
+        if "num_batches" not in key:
+            torch.testing.assert_close(value, models[1][key], rtol=1e-4, atol=1e-5)
+
+
+def test_batches_without_axes_count_by_their_size() -> None:
     model = with_features(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
     images = torch.randn(13, 1, 2, 2)
     seen = reestimate_statistics(model, [Batch(image=part) for part in images.split([8, 4, 1])])
-    assert seen == 12
-    activations = model.module[1](images[:12].flatten(1))
+    assert seen == 13
+    activations = model.module[1](images.flatten(1))
     torch.testing.assert_close(model.module[2].running_mean, activations.mean(0))
+    torch.testing.assert_close(model.module[2].running_var, activations.var(0))
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 1, 1], [1, 3], [1]])
@@ -49,7 +68,7 @@ def test_scans_of_other_sizes_may_come_one_by_one() -> None:
     model = segmenter()
     sizes = [8, 12, 12, 16]
     seen = reestimate_statistics(model, [Batch(image=torch.rand(1, 1, n, n)) for n in sizes])
-    assert seen == 3  # the last is alone
+    assert seen == 4
 
 
 def test_no_batches_leave_statistics_alone() -> None:

@@ -143,7 +143,7 @@ def test_domains_weigh_the_same_whatever_their_batch() -> None:
 def test_entropy_alone_is_minent() -> None:
     adapter = AdvEnt(segmenter(), adversarial_weight=0.0, entropy_weight=0.1)
     assert adapter.discriminator is None
-    assert len(adapter.param_groups(1.0)) == 1
+    assert {g["lr"] for g in adapter.param_groups(1.0)} == {1.0}
     source, target, _ = masks(4, 0)
     losses = adapter(source, target, progress=0.0)
     torch.testing.assert_close(losses["loss"].detach(), losses["source_loss"] + 0.1 * losses["entropy"])
@@ -152,8 +152,10 @@ def test_entropy_alone_is_minent() -> None:
 
 
 def test_learning_rates() -> None:
-    groups = AdvEnt(segmenter(), width=4, head_lr=0.4).param_groups(0.1)
-    assert [g["lr"] for g in groups] == [0.1, pytest.approx(0.04)]
+    adapter = AdvEnt(segmenter(), width=4, head_lr=0.4)
+    rates = {id(p): g["lr"] for g in adapter.param_groups(0.1) for p in g["params"]}
+    assert {rates[id(p)] for p in adapter.model.parameters()} == {0.1}
+    assert [rates[id(p)] for p in adapter.discriminator.parameters()] == pytest.approx([0.04] * 10)
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 2.0)])

@@ -149,11 +149,15 @@ class TestEveryMethod:
         source, target = batches(task, 2)
         begin(adapter, target)
         needs = type(adapter).needs
+        few = {"labelled_target": source} if "labelled_target" in needs else {}
+        if few:
+            with pytest.raises(DataError, match="labelled target"):
+                adapter(source, target, progress=0.0)
         if "source" in needs:
             with pytest.raises(DataError, match="labels"):
                 call(adapter, Batch(image=source.image), target)
             with pytest.raises(DataError, match="source"):
-                adapter(None, target, progress=0.0)
+                adapter(None, target, progress=0.0, **few)
         if "target" in needs:
             with pytest.raises(DataError, match="target"):
                 adapter(source, None, progress=0.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from medtl.adapters.contract.adversarial import as_cases, domain_loss, groups_with, reverse_gradient
+from medtl.adapters.contract.adversarial import as_cases, domain_loss, reverse_gradient
 from medtl.adapters.contract.parts import classes_of, encoder_of, head_of, normalised_by_batch, per_class
 from medtl.errors import ConfigError
 from medtl.models import build_classifier, with_features
@@ -52,15 +52,6 @@ def test_the_gradient_is_reversed_and_scaled() -> None:
     assert torch.equal(passed, value)
     passed.backward(torch.tensor([4.0, 8.0]))
     assert torch.equal(value.grad, torch.tensor([-1.0, -2.0]))
-
-
-def test_groups_of_a_frozen_model_with_and_without_discriminator() -> None:
-    model, discriminator = nn.Linear(2, 2), nn.Linear(3, 1)
-    model.bias.requires_grad_(False)
-    first, second = groups_with(model, discriminator, 0.1, 5.0)
-    assert (first["params"], first["lr"]) == ([model.weight], 0.1)
-    assert (second["params"], second["lr"]) == ([discriminator.weight, discriminator.bias], 0.5)
-    assert len(groups_with(model, None, 0.1, 5.0)) == 1
 
 
 def test_parts_of_medtls_own_networks() -> None:

@@ -59,8 +59,8 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Output:
         fine = self.encoder(image)
-        features = self.down(fine)
-        return Output(self.head(self.decoder(torch.cat([fine, self.up(features)], dim=1))), features)
+        features = self.decoder(torch.cat([fine, self.up(self.down(fine))], dim=1))
+        return Output(self.head(features), features)
 
 
 def segmenter(

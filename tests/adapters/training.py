@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from medtl.adapters import Adapter, Batch, adapter_class, build_adapter
-from tests.adapters.toys import domains, masks, network, segmenter
+from medtl.adapters import Adapter, Batch, TestTimeAdapter, adapter_class, build_adapter
+from tests.adapters.toys import domains, masks, network, segmenter, shift
 
 EPOCH = 3
 SMALL = {"advent": {"width": 8}, "fda": {"beta": 0.1}, "consistency": {"statistics": "target"}}
@@ -33,9 +33,16 @@ def supports(name: str, task: str) -> bool:
 
 
 def call(adapter: Adapter, source: Batch, target: Batch, progress: float = 0.5) -> dict[str, Tensor]:
+    """One call with what the adapter needs; the labelled target is the source's batch, seen by the other scanner."""
     needs = type(adapter).needs
+    streams = (
+        {"labelled_target": Batch(shift(source.image), source.label)} if "labelled_target" in needs else {}
+    )
     return adapter(
-        source if "source" in needs else None, target if "target" in needs else None, progress=progress
+        source if "source" in needs else None,
+        target if "target" in needs else None,
+        progress=progress,
+        **streams,
     )
 
 
@@ -68,7 +75,7 @@ def steps_of(
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
-        adapter.on_step_end()
+        adapter.end_step()
     return optimizer
 
 
@@ -99,16 +106,18 @@ def adapt(
     """The model of a method after its whole course: trained, or, at test time, adapted to a group."""
     method, (network_of, make) = adapter_class(name), TASKS[task]
     options = {} if size is None else {"size": size}
-    fresh = "source" in method.needs
+    fresh = method.starts_from == "imagenet"
     model = network_of(dims, norm=norm) if fresh else source_only(task, dims, norm, steps, size)
     adapter = build(name, model)
-    if method.test_time:
+    if issubclass(method, TestTimeAdapter):
         adapter.reset()
         for seed in range(8):
             adapter.adapt_batch(make(16, seed, dims, **options)[1].image)
+    elif not method.phases:
+        adapter.finish({"target": [make(16, s, dims, **options)[1] for s in range(1000, 1008)]})
     else:
         train(adapter, steps, 16, task=task, dims=dims, **options)
         if norm == "batch" and name != "finetune":
             adapter.statistics = "target"
-        adapter.on_fit_end({"target": [make(16, s, dims, **options)[1] for s in range(1000, 1008)]})
-    return adapter.model.eval()
+        adapter.finish({"target": [make(16, s, dims, **options)[1] for s in range(1000, 1008)]})
+    return adapter.predictor.eval()

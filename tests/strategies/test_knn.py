@@ -18,8 +18,9 @@ from medtl.errors import ConfigError, DataError
 from medtl.models.neighbours import NeighbourHead
 from medtl.prediction.classify import predict_cases
 from medtl.prediction.trained import load_trained, model_header
-from medtl.strategies import build_strategy, strategy_class
+from medtl.strategies import strategy_class
 from tests.helpers.sites import write_site
+from tests.strategies.tuning import tuned
 
 RNG = np.random.default_rng(0)
 
@@ -82,7 +83,7 @@ def test_fit_remembers_and_the_model_comes_back(cohort: medtl.Cohort, tmp_path: 
     found = {}
     for place in ("features", "images"):
         model = medtl.build_classifier("test_resnet", 2, weights="random", seed=0)
-        strategy = build_strategy("knn:3", model)
+        strategy = tuned("knn:3", model)
         before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
         kept = extract_features(model.encoder, scans, tmp_path / "f")
         given = kept if place == "features" else scans
@@ -104,20 +105,20 @@ def test_fit_remembers_and_the_model_comes_back(cohort: medtl.Cohort, tmp_path: 
 
 def test_volumes_are_compared_by_the_mean_of_their_slices() -> None:
     model = medtl.build_classifier("test_resnet", 2, weights="random", seed=0)
-    strategy = build_strategy("knn", model, k=1)
+    strategy = tuned("knn", model, k=1)
     volumes, label = torch.rand(4, 3, 5, 32, 32), torch.tensor([0, 1, 0, 1])
-    strategy.on_fit_start({"source": [medtl.Batch(image=volumes, label=label)]})
+    strategy.begin({"source": [medtl.Batch(image=volumes, label=label)]})
     assert torch.equal(model(volumes).logits.argmax(1), label)
     other = copy.deepcopy(strategy)
     assert torch.equal(other.model(volumes).logits, model(volumes).logits)
-    assert other.plan(1e-3) == strategy.plan(1e-3)
+    assert other.strategy.plan(1e-3) == strategy.strategy.plan(1e-3)
     mean = model.encode(volumes).mean(1)
     torch.testing.assert_close(model.head.memory, mean / mean.norm(dim=1, keepdim=True))
 
 
 def test_the_plan_says_that_nothing_is_trained() -> None:
     model = medtl.build_classifier("test_resnet", 2, weights="random")
-    plan = build_strategy("knn:5", model).plan(1e-3)
+    plan = tuned("knn:5", model).strategy.plan(1e-3)
     assert plan[-1]["part"] == "the 5 nearest cases"
     assert {row["trained"] for row in plan} == {"no", "remembered"}
     assert sum(row["parameters"] for row in plan) == sum(p.numel() for p in model.parameters())
@@ -128,7 +129,7 @@ def test_the_plan_says_that_nothing_is_trained() -> None:
 def test_what_does_not_go_with_it() -> None:
     dense = medtl.build_classifier("test_resnet", 2, weights="random", bottleneck=8)
     with pytest.raises(ConfigError, match="Leave --head out"):
-        build_strategy("knn", dense)
+        tuned("knn", dense)
     masks = medtl.build_segmenter("resnet10t", 2, weights="random")
     with pytest.raises(ConfigError, match="one label"):
-        build_strategy("knn", masks)
+        tuned("knn", masks)

@@ -11,12 +11,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from medtl.adapters import hyper_parameters
+from medtl.adapters import Adapter, hyper_parameters
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
 from medtl.models import Classifier, build_classifier
-from medtl.strategies import Strategy, available, build_strategy, parse_strategy_hparams, strategy_class
+from medtl.strategies import available, parse_strategy_hparams, strategy_class
 from medtl.training.fit import FitConfig, fit
+from tests.strategies.tuning import output, tuned
 
 ENCODERS = ("test_resnet", "test_vit", "test_convnext")
 TRAINED = [name for name in available() if strategy_class(name).trains]
@@ -45,7 +46,7 @@ def batch(classes: int = 3, num: int = 6, size: int = 32) -> Batch:
     return Batch(image=image + 0.5 * (label / classes).view(-1, 1, 1, 1), label=label)
 
 
-def steps(strategy: Strategy, num: int = 4, **options: int) -> None:
+def steps(strategy: Adapter, num: int = 4, **options: int) -> None:
     strategy.train()
     optimizer = torch.optim.AdamW(strategy.param_groups(1e-2), lr=1e-2, weight_decay=1e-2)
     for step in range(num):
@@ -55,7 +56,7 @@ def steps(strategy: Strategy, num: int = 4, **options: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        strategy.on_step_end()
+        strategy.end_step()
 
 
 class Cases:
@@ -81,8 +82,8 @@ class Cases:
 @pytest.mark.parametrize(("name", "encoder"), PAIRS)
 class TestEveryStrategy:
     def test_what_the_plan_says_happens(self, name: str, encoder: str) -> None:
-        strategy = build_strategy(name, classifier(encoder))
-        plan = strategy.plan(1e-2)
+        strategy = tuned(name, classifier(encoder))
+        plan = strategy.strategy.plan(1e-2)
         own = [row for row in plan if row["part"] != "low-rank changes"]
         assert sum(row["parameters"] for row in own) == sum(p.numel() for p in strategy.model.parameters())
         before = {k: v.clone() for k, v in strategy.model.state_dict().items()}
@@ -98,9 +99,9 @@ class TestEveryStrategy:
                 assert torch.equal(value, before[key]), f"{key} is frozen"
 
     def test_frozen_statistics_stand_still(self, name: str, encoder: str) -> None:
-        strategy = build_strategy(name, classifier(encoder))
+        strategy = tuned(name, classifier(encoder))
         before = {k: v.clone() for k, v in strategy.model.named_buffers()}
-        modes = {row["part"]: row["BatchNorm"] for row in strategy.plan(1e-2)}
+        modes = {row["part"]: row["BatchNorm"] for row in strategy.strategy.plan(1e-2)}
         steps(strategy)
         changed = {k for k, v in strategy.model.named_buffers() if not torch.equal(v, before[k])}
         if all(mode in ("eval", "-") for mode in modes.values()):
@@ -111,7 +112,7 @@ class TestEveryStrategy:
     def test_deterministic_and_binary(self, name: str, encoder: str) -> None:
         ends = []
         for _ in range(2):
-            strategy = build_strategy(name, classifier(encoder, 2), seed=3)
+            strategy = tuned(name, classifier(encoder, 2), seed=3)
             steps(strategy, 2, classes=2)
             ends.append(strategy.state_dict())
         assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
@@ -126,11 +127,11 @@ def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: p
     )
     made = []
     for place in ("whole", "cut"):
-        strategy = build_strategy(name, classifier(), seed=1, **({"ema": 0.9} if name == "full" else {}))
+        strategy = tuned(name, classifier(), seed=1, **({"ema": 0.9} if name == "full" else {}))
         if place == "cut":
             calls, step_end = 0, type(strategy).on_step_end
 
-            def stop(self: Strategy, step_end: Any = step_end) -> None:
+            def stop(self: Adapter, step_end: Any = step_end) -> None:
                 nonlocal calls
                 calls += 1
                 if calls == 8:
@@ -141,14 +142,14 @@ def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: p
                 patch.setattr(type(strategy), "on_step_end", stop)
                 with pytest.raises(KeyError):
                     fit(strategy, Cases(), folder=tmp_path / place, config=config)
-            strategy = build_strategy(name, classifier(), seed=1, **({"ema": 0.9} if name == "full" else {}))
+            strategy = tuned(name, classifier(), seed=1, **({"ema": 0.9} if name == "full" else {}))
         fit(strategy, Cases(), folder=tmp_path / place, config=config, validation=Cases(9))
         made.append((tmp_path / place / "model.safetensors").read_bytes())
     assert made[0] == made[1]
 
 
 def test_last_opens_so_many_stages() -> None:
-    rows = build_strategy("last:2", classifier()).plan(1e-3)
+    rows = tuned("last:2", classifier()).strategy.plan(1e-3)
     assert [r["part"] for r in rows if r["trained"] == "yes"] == [
         "encoder stage 3",
         "encoder stage 4",
@@ -157,26 +158,31 @@ def test_last_opens_so_many_stages() -> None:
     ]
     assert {r["BatchNorm"] for r in rows if r["trained"] == "no"} == {"eval"}
     with pytest.raises(ConfigError, match="expected 1 to 5"):
-        build_strategy("last:9", classifier())
+        tuned("last:9", classifier())
     with pytest.raises(ConfigError, match="takes no argument"):
-        build_strategy("full:2", classifier())
+        tuned("full:2", classifier())
     with pytest.raises(ConfigError, match="There is no strategy 'prob'"):
-        build_strategy("prob", classifier())
+        tuned("prob", classifier())
 
 
 def test_gradual_opens_from_the_last_stage() -> None:
-    strategy = build_strategy("gradual", classifier(), until=0.5)
+    strategy = tuned("gradual", classifier(), until=0.5)
     strategy.train()
     num_open = []
     for progress in (0.0, 0.1, 0.2, 0.3, 0.4, 0.6):
         strategy(batch(), None, progress=progress)
         num_open.append(
-            sum(any(p.requires_grad for p in part.parameters.values()) for part in strategy.pretrained)
+            sum(
+                any(p.requires_grad for p in part.parameters.values())
+                for part in strategy.strategy.pretrained
+            )
         )
     assert num_open == [0, 1, 2, 3, 4, 5]
     strategy(batch(), None, progress=0.1)
     still = [
-        part.name for part in strategy.pretrained if any(p.requires_grad for p in part.parameters.values())
+        part.name
+        for part in strategy.strategy.pretrained
+        if any(p.requires_grad for p in part.parameters.values())
     ]
     assert still == ["encoder stage 4"]
 
@@ -184,7 +190,7 @@ def test_gradual_opens_from_the_last_stage() -> None:
 def test_layer_decay_rates() -> None:
     rates = {
         r["part"]: float(r["learning rate"])
-        for r in build_strategy("layer_decay", classifier(), decay=0.5).plan(1.0)
+        for r in tuned("layer_decay", classifier(), decay=0.5).strategy.plan(1.0)
     }
     assert rates["head"] == 1.0
     assert [rates[f"encoder stage {s}"] for s in (4, 3, 2, 1)] == pytest.approx(
@@ -195,25 +201,25 @@ def test_layer_decay_rates() -> None:
 
 def test_lp_ft_begins_with_the_probe() -> None:
     for classes in (2, 3):
-        strategy = build_strategy("lp_ft", classifier(classes=classes), penalty=0.7)
+        strategy = tuned("lp_ft", classifier(classes=classes), penalty=0.7)
         data = batch(classes, num=30)
-        strategy.on_fit_start({"source": [data]})
+        strategy.begin({"source": [data]})
         strategy.eval()
-        output = strategy.model(data.image)
-        x = output.features.detach().double().numpy()
+        found = strategy.model(data.image)
+        x = found.features.detach().double().numpy()
         x = (x - x.mean(0)) / np.sqrt(x.var(0).mean())
         probe = LogisticRegression(C=0.7, max_iter=2000).fit(x, data.label.numpy())
-        found = output.logits.softmax(1).detach().numpy()
+        given = found.logits.softmax(1).detach().numpy()
         torch.testing.assert_close(
-            strategy.train().model(data.image).logits, output.logits
+            strategy.train().model(data.image).logits, found.logits
         )  # nothing moves at once
-        np.testing.assert_allclose(found, probe.predict_proba(x), atol=1e-3)
+        np.testing.assert_allclose(given, probe.predict_proba(x), atol=1e-3)
 
 
 def test_l2_sp_in_closed_form() -> None:
-    strategy = build_strategy("l2_sp", classifier(), alpha=0.2, beta=0.3)
+    strategy = tuned("l2_sp", classifier(), alpha=0.2, beta=0.3)
     losses = strategy(batch(), None, progress=0.0)
-    new = [p for part in strategy.parts if not part.pretrained for p in part.parameters.values()]
+    new = [p for part in strategy.strategy.parts if not part.pretrained for p in part.parameters.values()]
     assert losses["l2_sp"] == 0
     assert losses["l2_head"].item() == pytest.approx(
         0.15 * sum(p.square().sum().item() for p in new), rel=1e-5
@@ -226,14 +232,14 @@ def test_l2_sp_in_closed_form() -> None:
 
 
 def test_bss_is_the_smallest_singular_value() -> None:
-    strategy = build_strategy("bss", classifier(), eta=0.5, k=2)
+    strategy = tuned("bss", classifier(), eta=0.5, k=2)
     losses = strategy.eval()(batch(), None, progress=0.0)
     values = np.linalg.svd(strategy.model(batch().image).features.detach().numpy(), compute_uv=False)
     assert losses["bss"].item() == pytest.approx(0.5 * (values[-2:] ** 2).sum(), rel=1e-3)
 
 
 def test_delta_is_zero_at_first_and_measures_the_move() -> None:
-    strategy = build_strategy("delta", classifier("test_convnext"), weight=3.0).eval()
+    strategy = tuned("delta", classifier("test_convnext"), weight=3.0).eval()
     encoder = strategy.model.encoder
     network, image = encoder.network, (batch().image - encoder.mean) / encoder.std
     assert strategy(batch(), None, progress=0.0)["delta"].item() == 0
@@ -250,16 +256,16 @@ def test_delta_is_zero_at_first_and_measures_the_move() -> None:
 def test_lora_begins_as_the_pretrained_and_ends_as_a_plain_network() -> None:
     model = classifier("test_vit")
     plain = model(batch().image).logits
-    strategy = build_strategy("lora", model, rank=2)
-    torch.testing.assert_close(strategy.output(batch().image).logits, plain)
+    strategy = tuned("lora", model, rank=2)
+    torch.testing.assert_close(output(strategy, batch().image).logits, plain)
     names = set(model.state_dict())
     steps(strategy)
     strategy.eval()
-    learnt = strategy.output(batch().image).logits
+    learnt = output(strategy, batch().image).logits
     assert not torch.allclose(learnt, plain)
     with strategy.on_source():
         torch.testing.assert_close(strategy.model(batch().image).logits, learnt)
-    strategy.on_fit_end({})
+    strategy.finish({})
     torch.testing.assert_close(model(batch().image).logits, learnt)
     assert set(model.state_dict()) == names
     with strategy.on_source():  # not added a second time
@@ -272,41 +278,41 @@ def test_stochnorm_mixes_in_training_alone() -> None:
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.running_mean, std=0.1)
     predicted = model.eval()(image).logits
-    moving = build_strategy("stochnorm", model, p=1.0).train()
+    moving = tuned("stochnorm", model, p=1.0).train()
     torch.testing.assert_close(
-        moving.output(image).logits, predicted
+        output(moving, image).logits, predicted
     )  # all channels by the moving statistics
-    strategy = build_strategy("stochnorm", classifier(), p=0.5).train()
+    strategy = tuned("stochnorm", classifier(), p=0.5).train()
     torch.manual_seed(0)
-    first = strategy.output(image).logits
+    first = output(strategy, image).logits
     torch.manual_seed(1)
-    assert not torch.allclose(first, strategy.output(image).logits)
+    assert not torch.allclose(first, output(strategy, image).logits)
     strategy.eval()
-    torch.testing.assert_close(strategy.output(image).logits, strategy.model(image).logits)
+    torch.testing.assert_close(output(strategy, image).logits, strategy.model(image).logits)
     with pytest.raises(ConfigError, match="has none"):
-        build_strategy("stochnorm", classifier("test_vit"))
+        tuned("stochnorm", classifier("test_vit"))
 
 
 def test_average_warms_up_and_is_what_is_validated_and_kept() -> None:
-    strategy = build_strategy("full", classifier(), ema=0.99)
+    strategy = tuned("full", classifier(), ema=0.99)
     weight = strategy.model.head.weight
     start = weight.detach().clone()
     with torch.no_grad():
         weight.fill_(1.0)
-    strategy.on_step_end()  # the first update: decay (1 + 1) / (10 + 1)
+    strategy.end_step()  # the first update: decay (1 + 1) / (10 + 1)
     with strategy.on_source():
         expected = start * 2 / 11 + 9 / 11
         torch.testing.assert_close(strategy.model.head.weight.detach(), expected)
     torch.testing.assert_close(strategy.model.head.weight.detach(), torch.ones_like(start))
-    strategy.on_fit_end({})
+    strategy.finish({})
     torch.testing.assert_close(strategy.model.head.weight.detach(), expected)
 
 
 @pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
 def test_mixed_images_have_mixed_losses(options: dict[str, float]) -> None:
-    strategy = build_strategy("full", classifier("test_vit"), **options)
+    strategy = tuned("full", classifier("test_vit"), **options)
     torch.manual_seed(5)
-    image, order, share = strategy.mix(batch().image)
+    image, order, share = strategy.strategy.mix(batch().image)
     assert 0 <= share <= 1
     torch.manual_seed(5)
     strategy.train()
@@ -320,7 +326,7 @@ def test_mixed_images_have_mixed_losses(options: dict[str, float]) -> None:
 def test_common_hyper_parameters_are_those_of_all() -> None:
     for name in TRAINED:
         known = hyper_parameters(strategy_class(name))
-        assert {"mixup", "cutmix", "ema", "dropout", "weight_decay", "label_smoothing"} <= set(known), name
+        assert {"mixup", "cutmix", "ema", "dropout", "weight_decay"} <= set(known), name
     assert parse_strategy_hparams("last:2", ["mixup=0.2", "dropout=none"]) == {"mixup": 0.2, "dropout": None}
     with pytest.raises(ConfigError, match="says stages already"):
         parse_strategy_hparams("last:2", ["stages=3"])
@@ -329,11 +335,11 @@ def test_common_hyper_parameters_are_those_of_all() -> None:
 
 
 def test_dropout_and_weight_decay_reach_what_they_name() -> None:
-    strategy = build_strategy("full", classifier(), dropout=0.3, weight_decay=0.05)
+    strategy = tuned("full", classifier(), dropout=0.3, weight_decay=0.05)
     assert strategy.model.dropout.p == 0.3
     decays = {
         next(p.ndim > 1 for p in g["params"]): g.get("weight_decay") for g in strategy.param_groups(1e-3)
     }
     assert decays == {True: 0.05, False: 0.0}
     with pytest.raises(ConfigError, match="features"):
-        build_strategy("probe", classifier(), cutmix=1.0)
+        tuned("probe", classifier(), cutmix=1.0)

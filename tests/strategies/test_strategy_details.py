@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medtl.adapters import Batch
+from medtl.adapters import Adapter, Batch
 from medtl.errors import ConfigError, DataError
 from medtl.models import build_classifier, build_encoder, build_segmenter
 from medtl.models.losses.classification import ClassificationLoss
-from medtl.strategies import Strategy, available, build_strategy
+from medtl.strategies import available
 from medtl.strategies.contract.average import Average
 from medtl.training.fit import FitConfig, fit
 from tests.adapters.toys import network
 from tests.strategies.test_strategies import TRAINED, Cases, batch, classifier, steps
+from tests.strategies.tuning import output, tuned
 
 REFUSED = {
     "own": {"last", "gradual", "layer_decay", "delta", "knn"},  # the stages, the encoder
@@ -31,9 +32,11 @@ QUICK = {"batch_size": 8, "accelerator": "cpu", "tensorboard": False, "lr": 1e-3
 @pytest.mark.parametrize("name", ["head", "probe", "last:2", "lora"])
 def test_fit_leaves_what_is_frozen_as_it_was(name: str, tmp_path: Path) -> None:
     """Validation puts the model into eval mode and back: neither statistics nor their counters may move."""
-    strategy = build_strategy(name, classifier())
+    strategy = tuned(name, classifier())
     frozen = [
-        part for part in strategy.pretrained if not any(p.requires_grad for p in part.parameters.values())
+        part
+        for part in strategy.strategy.pretrained
+        if not any(p.requires_grad for p in part.parameters.values())
     ]
     names = {n.rpartition(".")[0] for part in frozen for n in part.parameters}
     before = {k: v.clone() for k, v in strategy.model.state_dict().items() if k.rpartition(".")[0] in names}
@@ -50,7 +53,7 @@ def test_fit_leaves_what_is_frozen_as_it_was(name: str, tmp_path: Path) -> None:
 
 
 def test_gradual_trains_statistics_of_open_stages_alone() -> None:
-    strategy = build_strategy("gradual", classifier(), until=0.5)
+    strategy = tuned("gradual", classifier(), until=0.5)
     strategy.train()
     early, late = (strategy.model.encoder.network.get_submodule(f"layer{k}.0.bn1") for k in (1, 4))
     counts = []
@@ -62,9 +65,9 @@ def test_gradual_trains_statistics_of_open_stages_alone() -> None:
 
 def test_gradual_gives_an_optimiser_all_parameters() -> None:
     """Processes that train together must know them all at the start, and a closed stage is not decayed."""
-    strategy = build_strategy("gradual", classifier())
+    strategy = tuned("gradual", classifier())
     assert all(p.requires_grad for p in strategy.model.parameters())
-    stem = strategy.pretrained[0]
+    stem = strategy.strategy.pretrained[0]
     before = {name: p.detach().clone() for name, p in stem.parameters.items()}
     strategy.train()
     optimizer = torch.optim.AdamW(strategy.param_groups(1e-2), weight_decay=0.5)
@@ -97,12 +100,12 @@ class TestAverage:
         assert torch.equal(average.get_buffer("w"), value["w"])
 
     def test_statistics_are_averaged_and_lp_ft_starts_from_its_probe(self) -> None:
-        strategy = build_strategy("lp_ft", classifier(), ema=0.9)
-        strategy.on_fit_start({"source": [batch(num=12)]})
+        strategy = tuned("lp_ft", classifier(), ema=0.9)
+        strategy.begin({"source": [batch(num=12)]})
         head = strategy.model.head.weight.detach().clone()
         with strategy.on_source():
             assert torch.equal(strategy.model.head.weight, head)
-        strategy = build_strategy("full", classifier(), ema=0.9)
+        strategy = tuned("full", classifier(), ema=0.9)
         steps(strategy, 3)
         statistics = strategy.model.encoder.network.layer4[0].bn1.running_mean
         last = statistics.clone()
@@ -112,31 +115,29 @@ class TestAverage:
 
 class TestMixing:
     def test_cutmix_pastes_one_box_and_counts_its_pixels(self) -> None:
-        strategy = build_strategy("full", classifier("test_vit"), cutmix=1.0)
+        strategy = tuned("full", classifier("test_vit"), cutmix=1.0)
         image = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 20, 30)
         for seed in range(20):
             torch.manual_seed(seed)
-            mixed, order, share = strategy.mix(image)
+            mixed, order, share = strategy.strategy.mix(image)
             own = (mixed == image).float().mean(dim=(1, 2, 3))
             moved = order != torch.arange(6)
             assert own[moved].tolist() == pytest.approx([share] * int(moved.sum()), abs=1e-6)
 
     def test_a_volume_is_cut_through_all_its_slices(self) -> None:
-        strategy = build_strategy("full", classifier("test_vit"), cutmix=1.0)
+        strategy = tuned("full", classifier("test_vit"), cutmix=1.0)
         torch.manual_seed(1)
-        mixed = strategy.mix(torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 5, 16, 16))[0]
+        mixed = strategy.strategy.mix(torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 5, 16, 16))[0]
         assert (mixed == mixed[:, :, :1]).all()
 
     @pytest.mark.parametrize("name", ["class_weights", "focal", "logit_adjusted"])
     def test_under_losses_for_rare_classes(self, name: str) -> None:
         """Mixed labels and smoothed labels are sums over classes of q_k times the loss of class k."""
         criterion = ClassificationLoss(name, (50, 30, 20))
-        strategy = build_strategy(
-            "full", classifier("test_vit"), mixup=0.4, label_smoothing=0.1, criterion=criterion
-        )
+        strategy = tuned("full", classifier("test_vit"), mixup=0.4, label_smoothing=0.1, criterion=criterion)
         strategy.train()
         torch.manual_seed(3)
-        image, order, share = strategy.mix(batch().image)
+        image, order, share = strategy.strategy.mix(batch().image)
         logits = strategy.model(image).logits
         label = batch().label
         hard = share * F.one_hot(label, 3) + (1 - share) * F.one_hot(label[order], 3)
@@ -149,12 +150,12 @@ class TestMixing:
         torch.testing.assert_close(loss, (soft * each).sum(1).mean().detach(), rtol=1e-4, atol=1e-5)
 
     def test_not_in_validation(self) -> None:
-        strategy = build_strategy("full", classifier("test_vit"), mixup=0.4).eval()
+        strategy = tuned("full", classifier("test_vit"), mixup=0.4).eval()
         first, second = (strategy(batch(), None, progress=0.0)["loss"].item() for _ in range(2))
         assert first == second
 
     def test_probe_mixes_features(self) -> None:
-        strategy = build_strategy("probe", classifier(), mixup=0.4)
+        strategy = tuned("probe", classifier(), mixup=0.4)
         strategy.train()
         features = Batch(image=torch.rand(6, strategy.model.encoder.num_features), label=batch().label)
         assert torch.isfinite(strategy(features, None, progress=0.0)["loss"])
@@ -162,7 +163,7 @@ class TestMixing:
 
 def test_smoothing_without_a_criterion_is_torchs() -> None:
     logits, label = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, -1])
-    plain = build_strategy("full", classifier("test_vit"), label_smoothing=0.2)
+    plain = tuned("full", classifier("test_vit"), label_smoothing=0.2)
     expected = F.cross_entropy(logits, label, ignore_index=-1, label_smoothing=0.2)
     torch.testing.assert_close(plain.supervised_loss(logits, label), expected)
     plain.criterion = ClassificationLoss("cross_entropy", (1, 1, 1))
@@ -173,21 +174,21 @@ class TestLoRA:
     @pytest.mark.parametrize("encoder", ["test_resnet", "test_convnext"])
     def test_convolutions_are_merged_exactly(self, encoder: str) -> None:
         model = classifier(encoder)
-        strategy = build_strategy("lora", model, rank=2)
+        strategy = tuned("lora", model, rank=2)
         steps(strategy)
         strategy.eval()
-        learnt = strategy.output(batch().image).logits.detach()
+        learnt = output(strategy, batch().image).logits.detach()
         weights = [p.detach().clone() for p in model.encoder.parameters()]
         with strategy.on_source():
             torch.testing.assert_close(model(batch().image).logits.detach(), learnt)
         assert all(torch.equal(p, w) for p, w in zip(model.encoder.parameters(), weights, strict=True))
-        strategy.on_fit_end({})
+        strategy.finish({})
         torch.testing.assert_close(model(batch().image).logits.detach(), learnt)
-        torch.testing.assert_close(strategy.output(batch().image).logits.detach(), learnt)
+        torch.testing.assert_close(output(strategy, batch().image).logits.detach(), learnt)
 
     def test_rank_and_scale(self) -> None:
-        strategy = build_strategy("lora", classifier("test_vit"), rank=2, alpha=6.0)
-        change = strategy.changes[0]
+        strategy = tuned("lora", classifier("test_vit"), rank=2, alpha=6.0)
+        change = strategy.strategy.changes[0]
         with torch.no_grad():
             change.b.normal_()
         torch.testing.assert_close(change().flatten(1), 3.0 * change.b @ change.a)
@@ -200,23 +201,23 @@ class TestStochNorm:
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.running_mean)
-        strategy = build_strategy("stochnorm", model, p=1.0)
+        strategy = tuned("stochnorm", model, p=1.0)
         with torch.no_grad():
-            expected = strategy.eval().output(batch().image).logits
-            found = strategy.train().output(batch().image).logits
+            expected = output(strategy.eval(), batch().image).logits
+            found = output(strategy.train(), batch().image).logits
         torch.testing.assert_close(found, expected)
         assert model.encoder.network.layer4[0].bn1.num_batches_tracked == 1
 
     def test_each_channel_is_one_of_the_two(self) -> None:
         """Also where timm's layer holds its activation."""
         model = classifier("test_efficientnet")
-        strategy = build_strategy("stochnorm", model).train()
+        strategy = tuned("stochnorm", model).train()
         layer = model.encoder.network.bn1
         seen: dict[str, Tensor] = {}
         layer.register_forward_pre_hook(lambda _, given: seen.update(image=given[0]))
         model.encoder.network.blocks.register_forward_pre_hook(lambda _, given: seen.update(made=given[0]))
         moving = layer.running_mean.clone(), layer.running_var.clone()
-        strategy.output(batch().image)
+        output(strategy, batch().image)
         both = [
             layer.act(
                 F.batch_norm(seen["image"], mean, var, layer.weight, layer.bias, mean is None, 0.0, layer.eps)
@@ -233,10 +234,10 @@ class TestStochNorm:
 @pytest.mark.parametrize("way", ["pickle", "deepcopy"])
 def test_a_copy_learns_the_same(name: str, way: str) -> None:
     """A process that is spawned gets a copy, in which all objects are others."""
-    strategy = build_strategy(name, classifier())
+    strategy = tuned(name, classifier())
     steps(strategy, 1)
     other = pickle.loads(pickle.dumps(strategy)) if way == "pickle" else copy.deepcopy(strategy)
-    assert other.plan(1e-3) == strategy.plan(1e-3)
+    assert other.strategy.plan(1e-3) == strategy.strategy.plan(1e-3)
     for one in (strategy, other):
         steps(one, 2)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in strategy.state_dict().items())
@@ -245,7 +246,7 @@ def test_a_copy_learns_the_same(name: str, way: str) -> None:
 
 @pytest.mark.slow
 def test_several_processes_open_the_stages_alike(tmp_path: Path) -> None:
-    strategy = build_strategy("gradual", classifier("test_vit"), until=0.2)
+    strategy = tuned("gradual", classifier("test_vit"), until=0.2)
     config = FitConfig(epochs=2, steps_per_epoch=4, devices=2, **{**QUICK, "batch_size": 4})
     before = strategy.model.encoder.network.patch_embed.proj.weight.detach().clone()
     fit(strategy, Cases(), folder=tmp_path / "model", config=config)
@@ -257,7 +258,7 @@ class TestOtherNetworks:
     """A network of one's own, and one for masks: each strategy works or says why not."""
 
     def check(self, name: str, model: nn.Module, data: Batch) -> None:
-        strategy: Strategy = build_strategy(name, model)
+        strategy: Adapter = tuned(name, model)
         strategy.train()
         loss = strategy(data, None, progress=0.0)["loss"]
         assert torch.isfinite(loss)
@@ -268,7 +269,7 @@ class TestOtherNetworks:
         data = Batch(image=image, label=torch.tensor([0, 1, 0, 1]))
         if name in REFUSED["own"]:
             with pytest.raises(ConfigError, match=r"are not known|no module of that name|of a Classifier"):
-                build_strategy(name, network())
+                tuned(name, network())
         else:
             self.check(name, network(), data)
 
@@ -279,7 +280,7 @@ class TestOtherNetworks:
         data = Batch(image=torch.rand(size).unsqueeze(1), label=(torch.rand(size) > 0.5).long())
         if name in REFUSED["segmenter"]:
             with pytest.raises(ConfigError, match=r"takes one vector|take head|linear head|one label"):
-                build_strategy(name, model)
+                tuned(name, model)
         else:
             self.check(name, model, data)
 
@@ -297,7 +298,7 @@ def test_stages_of_a_segmentation_encoder_are_those_of_the_whole(encoder: str, k
     sizes = [[whole.get_parameter(n).shape for n in stage] for stage in whole.parameter_stages()]
     found = [[model.get_parameter(n).shape for n in stage] for stage in stages]
     assert found[1:-1] == sizes[1 : len(found) - 1]
-    frozen = build_strategy("last:1", model).pretrained
+    frozen = tuned("last:1", model).strategy.pretrained
     assert [all(p.requires_grad for p in part.parameters.values()) for part in frozen] == [
         *[False] * (len(stages) - 1),
         True,
@@ -310,7 +311,6 @@ def test_stages_of_a_segmentation_encoder_are_those_of_the_whole(encoder: str, k
         ("full", {"mixup": -1.0}, "mixup is -1"),
         ("full", {"ema": 1.0}, "ema is 1.0"),
         ("full", {"dropout": 1.0}, "dropout is 1.0"),
-        ("lora", {"ema": 0.9}, "low-rank"),
         ("probe", {"views": 0}, "views is 0"),
         ("gradual", {"until": 0.0}, "until is 0.0"),
         ("layer_decay", {"decay": 1.5}, "decay is 1.5"),
@@ -319,22 +319,22 @@ def test_stages_of_a_segmentation_encoder_are_those_of_the_whole(encoder: str, k
 )
 def test_wrong_values_are_named(name: str, options: dict[str, float], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        build_strategy(name, classifier("test_vit" if name != "last" else "test_resnet"), **options)
+        tuned(name, classifier("test_vit" if name != "last" else "test_resnet"), **options)
 
 
 def test_what_cannot_be_done_says_why() -> None:
     with pytest.raises(ConfigError, match="no layer of that name"):
-        build_strategy("full", network(), dropout=0.1)
+        tuned("full", network(), dropout=0.1)
     with pytest.raises(ConfigError, match="are not known"):
-        build_strategy("last:1", network())
+        tuned("last:1", network())
     with pytest.raises(ConfigError, match="has neither"):
-        build_strategy("head", nn.Sequential(nn.Linear(2, 2)))
+        tuned("head", nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ConfigError, match="not masks"):
-        build_strategy("full", build_segmenter("test_resnet", 2, weights="random"), mixup=0.2)
+        tuned("full", build_segmenter("test_resnet", 2, weights="random"), mixup=0.2)
     with pytest.raises(ConfigError, match="one vector of features"):
-        build_strategy("bss", build_segmenter("test_resnet", 2, weights="random"))
+        tuned("bss", build_segmenter("test_resnet", 2, weights="random"))
     with pytest.raises(ConfigError, match="dense layer before the head"):
-        build_strategy("lp_ft", build_classifier("test_resnet", 2, weights="random", bottleneck=8))
-    strategy = build_strategy("lp_ft", classifier())
+        tuned("lp_ft", build_classifier("test_resnet", 2, weights="random", bottleneck=8))
+    strategy = tuned("lp_ft", classifier())
     with pytest.raises(DataError, match="one class alone"):
-        strategy.on_fit_start({"source": [Batch(image=batch().image, label=torch.zeros(6).long())]})
+        strategy.begin({"source": [Batch(image=batch().image, label=torch.zeros(6).long())]})

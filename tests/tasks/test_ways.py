@@ -27,7 +27,7 @@ class TestWays:
     def test_hyper_parameters_of_all_and_of_one(self) -> None:
         hparams = ("mixup=0.2", "lp_ft.penalty=3", "last.dropout=0.1")
         ways = ways_of(("test_resnet",), strategies=("lp_ft", "last:2", "full"), hparams=hparams)
-        assert [dict(way.hparams) for way in ways] == [
+        assert [dict(way.strategy_hparams) for way in ways] == [
             {"mixup": 0.2, "penalty": 3.0},
             {"mixup": 0.2, "dropout": 0.1},
             {"mixup": 0.2},
@@ -36,17 +36,22 @@ class TestWays:
             ways_of(("test_resnet",), strategies=("lp_ft",), hparams=hparams)
 
     def test_a_method_and_a_strategy_have_their_own(self) -> None:
-        hparams = ("dann.weight=0.5", "full.mixup=0.1")
+        hparams = ("dann.weight=0.5", "mixup=0.1", "norm=joint", "source_only.label_smoothing=0.1")
         found = ways_of(("r",), strategies=("full",), methods=("dann",), hparams=hparams)
-        assert {w.name: dict(w.hparams) for w in found} == {
-            "full": {"mixup": 0.1},
-            "source_only": {},
-            "dann": {"weight": 0.5},
+        assert {w.name: (dict(w.hparams), dict(w.strategy_hparams)) for w in found} == {
+            "source_only": ({"label_smoothing": 0.1}, {"mixup": 0.1}),
+            "dann": ({"weight": 0.5, "norm": "joint"}, {"mixup": 0.1}),
         }
+        with pytest.raises(ConfigError, match="Both a method and a strategy"):
+            ways_of(("r",), strategies=("delta",), methods=("dann",), hparams=("weight=0.5",))
+        with pytest.raises(
+            ConfigError, match="None of dann, full, source_only has a hyper-parameter 'wieght'"
+        ):
+            ways_of(("r",), strategies=("full",), methods=("dann",), hparams=("wieght=0.5",))
 
     def test_names_are_crossed_with_encoders(self) -> None:
-        found = ways_of(("a", "b"), strategies=("probe",), methods=("adabn", "dann"))
-        own = ["probe", "source_only", "adabn", "dann"]
+        found = ways_of(("a", "b"), methods=("adabn", "dann"))
+        own = ["source_only", "adabn", "dann"]
         assert [w.name for w in found] == [f"{e}/{n}" for e in "ab" for n in own]
         starts = {w.name: w.start for w in found}
         assert starts["b/adabn"] == "b/source_only"  # its weights are source-only's
@@ -60,9 +65,26 @@ class TestWays:
             if name != "finetune"
             else ways_of(("r",), methods=("fda",))[0]
         )
-        without = "source" not in way.kind.needs or way.kind.source_weights
-        assert (way.start == "source_only") == without
+        assert (way.start == "source_only") == (way.kind.starts_from == "source_only")
         assert way.name in way.note or way.is_source_only
+
+    def test_methods_are_crossed_with_strategies(self) -> None:
+        found = {
+            w.name: w
+            for w in ways_of(("r",), strategies=("full", "probe", "lora"), methods=("dann", "adabn"))
+        }
+        assert list(found) == [
+            *("source_only+full", "dann+full", "adabn+full"),
+            *(
+                "source_only+probe",
+                "adabn+probe",
+            ),  # the features of a probe are fixed: nothing for DANN to move
+            *("source_only+lora", "dann+lora", "adabn+lora"),
+        ]
+        assert "dann (its features are computed once" in found["source_only+probe"].note
+        assert found["adabn+lora"].start == "source_only+lora"
+        assert (found["adabn+lora"].strategy, found["dann+lora"].strategy) == ("full", "lora")
+        assert found["dann+lora"].note == "Method dann on r with the strategy lora."
 
     def test_two_of_one_name_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="would be called dann"):

@@ -6,11 +6,13 @@ An adapter works in any training loop:
     losses = adapter(source, target, progress=step / num_steps)
     losses["loss"].backward()
 
-`medtl.fit` also calls its optional hooks.
+`medtl.fit` also calls its optional hooks; in a loop of your own, call `begin` before the first step, `end_step` after
+each, and `finish` after the last.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -193,6 +195,12 @@ class Adapter(nn.Module):
         name, other = type(self).__name__, type(strategy).__name__
         if strategy.model is not self.model:
             raise ConfigError(f"{name} got a strategy {other} that was made for another model.")
+        known = {id(p) for part in strategy.parts for p in part.parameters.values()}
+        if known != {id(p) for p in self.model.parameters()}:
+            raise ConfigError(
+                f"{name} has changed the model since the strategy {other} was made for it. Make the adapter first, then the "
+                "strategy, and hand it over with hold(strategy)."
+            )
         mixes, plain = bool(strategy.mixup or strategy.cutmix), isinstance(strategy, Full)
         reason = ""
         if not self.phases and not (plain and strategy.is_plain):
@@ -305,10 +313,35 @@ class Adapter(nn.Module):
         """Called before each epoch; `loaders["target"]` yields every case once, in order, without augmentation."""
 
     def on_step_end(self) -> None:
-        """Called after each optimiser step."""
+        """Called after each optimiser step, while the model holds all that it has learnt."""
+
+    def begin(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+        """To be called once before the first step: the strategy's part, then `on_fit_start`.
+
+        Args:
+            loaders: see `on_fit_start`.
+        """
+        self.strategy.on_fit_start(loaders, self.criterion)
+        self.on_fit_start({k: Unlabelled(v) if k == "target" else v for k, v in loaders.items()})
+
+    def finish(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+        """To be called once after the last step: the strategy's part, then `on_fit_end`.
+
+        Args:
+            loaders: see `on_fit_end`.
+        """
+        self.strategy.finish()
+        self.on_fit_end(loaders)
+
+    def end_step(self) -> None:
+        """To be called after each optimiser step: the strategy's part, then `on_step_end`."""
+        self.strategy.on_step_end()
+        if type(self).on_step_end is not _NOTHING:
+            with self.strategy.applied():
+                self.on_step_end()
 
     def on_fit_end(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
-        """Called once after training; finishes the strategy, and sets the target's statistics if `statistics=target`.
+        """Called once after training; sets the target's statistics if `statistics=target`.
 
         Args:
             loaders: `target` yields every case once.
@@ -316,7 +349,6 @@ class Adapter(nn.Module):
         Raises:
             ConfigError: there is no target to take statistics from.
         """
-        self.strategy.finish()
         if self.statistics == "target":
             if "target" not in loaders:
                 raise ConfigError(
@@ -474,6 +506,24 @@ class Adapter(nn.Module):
                 "Wrap it: with_features(model)."
             )
         return width
+
+
+_NOTHING = Adapter.on_step_end
+
+
+class Unlabelled:
+    """Batches without labels: what the target's labels are is not a method's to know."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(unlabelled, self._batches)
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """The batch without its labels, which no method may see where they are the target's."""
+    return batch if batch.label is None else dataclasses.replace(batch, label=None)
 
 
 def warm_cosine(progress: float, warmup: float = 0.1) -> float:

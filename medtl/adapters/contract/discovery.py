@@ -71,12 +71,11 @@ def build_adapter(
         ConfigError: there is no such method or strategy, the two do not go together, or one does not support what is
             asked; the message gives the reason.
     """
-    kind = adapter_class(name)
-    chosen = build_strategy(strategy, model, seed=seed, **(strategy_hparams or {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapter = kind(model, **hparams)
-    adapter.hold(chosen)
+        adapter = adapter_class(name)(model, **hparams)
+    # The strategy comes second: it must see the model as the method leaves it, such as with another head.
+    adapter.hold(build_strategy(strategy, model, seed=seed, **(strategy_hparams or {})))
     adapter.criterion = criterion
     adapter.check()
     return adapter

@@ -46,6 +46,7 @@ def collect_cases(
     masks: Sequence[Path] = (),
     target_masks: Path | None = None,
     structures: Sequence[str] = (),
+    few_labels: Path | None = None,
     val_fraction: float = 0.25,
     test_fraction: float = 0.0,
     seed: int = 0,
@@ -54,7 +55,8 @@ def collect_cases(
 
     Source cases without a label or a usable mask, or with a label that is not in `classes`, are excluded.
     Target cases are all used, in the split `test`: their labels and masks reach evaluation alone and decide
-    nothing here, so a target label that is not in `classes` is dropped with a warning.
+    nothing here, so a target label that is not in `classes` is dropped with a warning. The cases of `few_labels` are in
+    the split `train`, and no other case of their patients is used.
 
     With `masks` or `structures` the task is segmentation: the classes are the background and the structures.
 
@@ -70,6 +72,8 @@ def collect_cases(
         target_masks: Folder of the target's masks, for evaluation.
         structures: `NAME=VALUE` pairs, or names to select from `labels.json` in the masks' folder, its
             parent or the site's folder. By default everything named there, else every value found.
+        few_labels: The few cases of the target that training may use, with their labels; in segmentation their names,
+            and `target_masks` holds their masks.
         val_fraction: Share of each source's patients for validation.
         test_fraction: Share of each source's patients kept for test.
         seed: Seed of the split.
@@ -100,6 +104,7 @@ def collect_cases(
         flags = [" (--labels)", " (--target-labels)"]  # a file of every site's is often called the same
     for there, path, flag in zip((named, targets), (labels, target_labels), flags, strict=True):
         _attach(drafts, there, path, faults, warnings, flag=flag, with_label=not segmentation)
+    few = _few(drafts, targets, few_labels, faults, warnings, with_label=not segmentation)
     _set_patients(drafts, faults, warnings)
     joined = Joined()
     if segmentation:
@@ -111,6 +116,7 @@ def collect_cases(
         names = _set_classes(drafts, classes, faults, warnings)
         if sources and labels is None:
             faults.append("the sources have no labels: give --labels CSV with the columns case and label")
+    _set_few(few, drafts, names, segmentation, faults, warnings)
     used = [d for d in drafts if d.domain == "source" and not d.reason]
     if sources and not faults:
         check = _check_patients if segmentation else _check_classes
@@ -249,6 +255,73 @@ def _attach(
             draft.label = draft.rows[0].label
 
 
+def _few(
+    drafts: Sequence[_Draft],
+    targets: Mapping[str, Catalog],
+    path: Path | None,
+    faults: list[str],
+    warnings: list[str],
+    *,
+    with_label: bool,
+) -> list[_Draft]:
+    """The target's cases whose labels training may use, with those labels."""
+    if path is None:
+        return []
+    if not targets:
+        faults.append(f"{Path(path).name} names cases of the target, and there is none: give --target DIR")
+        return []
+    own = [_Draft(d.item, d.site, d.domain, []) for d in drafts if d.domain == "target"]
+    _attach(own, targets, path, faults, warnings, flag=" (--few-labels)", with_label=with_label)
+    place = {(d.site, d.item.files): d for d in drafts}
+    found = []
+    for one in own:
+        if not one.rows:
+            continue
+        draft = place[one.site, one.item.files]
+        if draft.label and one.label and draft.label != one.label:
+            faults.append(
+                f"{Path(path).name} and the target's labels differ for case {draft.item.name!r}: {one.label!r} and "
+                f"{draft.label!r}"
+            )
+        draft.label = one.label or draft.label
+        draft.rows = draft.rows or one.rows
+        found.append(draft)
+    return found
+
+
+def _set_few(
+    few: Sequence[_Draft],
+    drafts: Sequence[_Draft],
+    names: Sequence[str],
+    segmentation: bool,
+    faults: list[str],
+    warnings: list[str],
+) -> None:
+    """Puts the few labelled cases into training, and leaves out all others of their patients."""
+    if segmentation:
+        lacking, what = [d for d in few if d.mask is None], "a mask (--target-masks)"
+    else:
+        lacking, what = [d for d in few if d.label not in names], "a label that is among the classes"
+    if lacking:
+        faults.append(
+            f"{len(lacking)} of the {len(few)} cases of --few-labels have no {what.removeprefix('a ')}, such as "
+            f"{lacking[0].item.name!r}"
+        )
+    for draft in few:
+        draft.split = "train"
+    keys = {d.key for d in few}
+    others = [d for d in drafts if d.domain == "target" and d.key in keys and d.split != "train"]
+    for draft in others:
+        draft.reason = draft.reason or "patient_in_few_labels"
+    if others:
+        warnings.append(
+            f"{len(others)} further cases of the patients of --few-labels are left out: a patient that training has "
+            "seen is not tested."
+        )
+    if few and not any(d.domain == "target" and not d.split and not d.reason for d in drafts):
+        faults.append("--few-labels names every patient of the target, so none is left to test on")
+
+
 def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[str]) -> None:
     """Assigns patients: by the labels' column, else by PatientID; without either, a case is its own patient."""
     without: Counter[str] = Counter()
@@ -385,7 +458,7 @@ def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
             path=d.item.path,
             label=d.label,
             mask=d.mask.path if d.mask else None,
-            split="" if d.reason else "test" if d.domain == "target" else d.split,
+            split="" if d.reason else d.split or "test",
             status="excluded" if d.reason else "used",
             reason=d.reason,
             groups=d.rows[0].groups if d.rows else {},

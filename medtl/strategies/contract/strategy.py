@@ -124,6 +124,7 @@ class Strategy(nn.Module):
         self.parts, self.knows_parts = model_parts(model)
         # By name: a spawned process has other parameter objects.
         self._learns = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._waiting: set[str] = set()  # of these, those that are frozen for now
         self._ema, self._dropout = ema, dropout
         self.average: Average | None = None
         if ema:
@@ -264,10 +265,18 @@ class Strategy(nn.Module):
         module.requires_grad_(False)
         self._learns -= {name for name, p in self.model.named_parameters() if id(p) in kept}
 
+    def learns(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a parameter of the model learns at some time of the training.
+
+        Args:
+            name: in the model.
+            parameter: of that name.
+        """
+        return name in self._learns and (parameter.requires_grad or name in self._waiting)
+
     def learning(self) -> list[nn.Parameter]:
         """The model's parameters that learn at some time of the training, and those that the strategy adds."""
-        own = dict(self.model.named_parameters())
-        return [own[name] for name in own if name in self._learns] + list(self.parameters())
+        return [p for n, p in self.model.named_parameters() if self.learns(n, p)] + list(self.parameters())
 
     def param_groups(self, lr: float, scale: Callable[[Part], float] = lambda _: 1.0) -> list[dict[str, Any]]:
         """Trainable parameters, grouped by learning rate and weight decay.
@@ -279,7 +288,7 @@ class Strategy(nn.Module):
         groups: dict[Any, dict[str, Any]] = {}
         for part in self.parts:
             for name, parameter in part.parameters.items():
-                if name not in self._learns:
+                if not self.learns(name, parameter):
                     continue
                 settings = self.group(part, lr * scale(part))
                 if parameter.ndim < 2 or self._exempt(name):
