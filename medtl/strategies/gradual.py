@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import nn
 
@@ -19,6 +19,8 @@ class Gradual(Strategy):
         until: share of training after which all stages are unfrozen.
         common: see `Strategy`.
     """
+
+    head_first: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, *, until: float = 0.6, **common: Unpack[Common]) -> None:
         super().__init__(model, **common)

@@ -213,6 +213,8 @@ class Adapter(nn.Module):
             reason = "mixup and cutmix mix labelled cases of the source, and the method gets none"
         elif strategy.by_batch and self.norm == "frozen":
             reason = "norm=frozen keeps BatchNorm in eval mode, in which the strategy changes nothing"
+        elif strategy.head_first and not strategy.head_learns:
+            reason = "the strategy begins with the head, which the method keeps"
         elif self.aligns and not self._learns_below_head(strategy):
             reason = "the method moves the features, and with the strategy nothing below the head learns"
         if reason:

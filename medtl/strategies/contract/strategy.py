@@ -65,6 +65,7 @@ class Strategy(nn.Module):
         alone: why no adaptation method can hold it; "" if one can.
         sets_head: whether it sets the head before the first step, so that no trained head may be there.
         by_batch: whether it acts on BatchNorm layers in training mode.
+        head_first: whether nothing but the head learns at first.
         argument: the hyper-parameter that may follow a colon in the name, as in `last:2`.
         views: number of augmented views of each case that a strategy on features uses.
         parts: the encoder's stages, stem first, then the new parts.
@@ -81,6 +82,7 @@ class Strategy(nn.Module):
     alone: ClassVar[str] = ""
     sets_head: ClassVar[bool] = False
     by_batch: ClassVar[bool] = False
+    head_first: ClassVar[bool] = False
     argument: ClassVar[str | None] = None
     trained_part: ClassVar[str] = "some"
     views: int = 1
@@ -273,6 +275,12 @@ class Strategy(nn.Module):
             parameter: of that name.
         """
         return name in self._learns and (parameter.requires_grad or name in self._waiting)
+
+    @property
+    def head_learns(self) -> bool:
+        """Whether any part above the encoder learns."""
+        new = (part.parameters for part in self.parts if not part.pretrained)
+        return any(self.learns(name, p) for parameters in new for name, p in parameters.items())
 
     def learning(self) -> list[nn.Parameter]:
         """The model's parameters that learn at some time of the training, and those that the strategy adds."""
