@@ -5,6 +5,9 @@ from .adapters.contract.discovery import (
     build_adapter as build_adapter,
     parse_hparams as parse_hparams,
 )
+from .adapters.contract.facts import Facts as Facts
+from .adapters.contract.phase import Phase as Phase
+from .adapters.contract.test_time import TestTimeAdapter as TestTimeAdapter
 from .adapters.dann import DANN as DANN
 from .adapters.finetune import FineTune as FineTune
 from .checkpoints import restore_weights as restore_weights
@@ -75,7 +78,9 @@ from .strategies.contract.strategy import Strategy as Strategy
 from .tasks.study import Fitted as Fitted, Study as Study, check_ways as check_ways
 from .tasks.task import Task as Task, task_of as task_of
 from .tasks.ways import Way as Way, ways_of as ways_of
-from .training.fit import FitConfig as FitConfig, FitResult as FitResult, fit as fit
+from .training.fit import FitResult as FitResult, fit as fit
+from .training.lightning import make_trainer as make_trainer
+from .training.settings import FitConfig as FitConfig
 
 __version__: str
 

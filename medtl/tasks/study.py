@@ -15,7 +15,7 @@ from medtl.data.cases.table import Case, CaseTable
 from medtl.data.cohort import Cohort
 from medtl.data.tensors.dataset import CaseDataset
 from medtl.data.tensors.spec import Preprocess
-from medtl.errors import DataError
+from medtl.errors import ConfigError, DataError
 from medtl.evaluation import Cost, Results, RunContext
 from medtl.prediction.trained import model_header, save_state
 from medtl.report.run import report_run
@@ -359,7 +359,11 @@ def check_ways(
         ConfigError: a method, strategy, encoder or loss that does not fit the others.
         WeightsError: the weights are missing or belong to another encoder.
     """
-    FitConfig.of_recipe(task.config)
+    if FitConfig.of_recipe(task.config).num_nodes > 1:
+        raise ConfigError(
+            "--fit num_nodes: a recipe writes one run folder and belongs on one machine. Start one job a seed, or "
+            "train over several machines with medtl.fit in a script of your own."
+        )
     plans = {}
     for way in ways:
         model = task.build(way.encoder, len(cases.classes), preprocess, task.config.seed)

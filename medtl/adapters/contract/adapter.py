@@ -198,8 +198,8 @@ class Adapter(nn.Module):
         known = {id(p) for part in strategy.parts for p in part.parameters.values()}
         if known != {id(p) for p in self.model.parameters()}:
             raise ConfigError(
-                f"{name} has changed the model since the strategy {other} was made for it. Make the adapter first, then the "
-                "strategy, and hand it over with hold(strategy)."
+                f"{name} has changed the model since the strategy {other} was made for it. Make the adapter first, "
+                "then the strategy, and hand it over with hold(strategy)."
             )
         mixes, plain = bool(strategy.mixup or strategy.cutmix), isinstance(strategy, Full)
         reason = ""
