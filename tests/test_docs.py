@@ -25,10 +25,12 @@ import yaml
 import medtl
 from medtl import adapters, cli, strategies
 from medtl.cli import flags as command_flags
+from medtl.config import listed
 from medtl.data.tensors.spec import CT_WINDOWS
 from medtl.evaluation.tables.predictions import REQUIRED
 from medtl.models.losses.classification import IMBALANCE
 from medtl.scans.items import CODES
+from medtl.tasks.ways import ways_of
 from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,11 +140,13 @@ def parse(command: str, words: list[str]) -> None:
         command_flags.parse(cli.command(command).Options, words)
         return
     config = cli.parse_config(cli.load_recipe(words[0]), words[1:], "medtl run")
-    hparams = getattr(config, "hparams", ())
-    if hasattr(config, "strategy"):
-        strategies.parse_strategy_hparams(config.strategy, hparams)
-    elif getattr(config, "method", "finetune") in adapters.available() and not hasattr(config, "strategies"):
-        adapters.parse_hparams(getattr(config, "method", "finetune"), hparams)
+    if not hasattr(config, "hparams"):
+        return
+    methods = getattr(config, "method", getattr(config, "methods", ()))
+    methods = [m for m in methods if m in adapters.available()]  # the page's own file is not there
+    learning = getattr(config, "strategies", None) or (getattr(config, "strategy", "full"),)
+    if methods or not getattr(config, "method", ()):
+        ways_of(("r",), methods=methods, strategies=listed(learning, "--strategy"), hparams=config.hparams)
 
 
 def test_other_output_is_found() -> None:

@@ -547,6 +547,7 @@ class _Module(pl.LightningModule):
     def _log(self, values: Mapping[str, float]) -> None:
         for each in self.loggers:
             each.log_metrics(dict(values), step=self._step(self.steps_per_epoch))
+            each.save()
 
 
 def _used_sites(data: CaseData | None) -> tuple[str, ...]:

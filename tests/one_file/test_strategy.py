@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from medtl.strategies.contract.stages import Part
 from medtl.strategies.contract.strategy import Strategy
 
 
@@ -28,29 +29,26 @@ class TwoRates(Strategy):
         super().__init__(model, **common)
         self.slower = slower
 
-    def param_groups(self, lr: float) -> list[dict[str, Any]]:
-        return [
-            {"params": list(part.parameters.values()), "lr": lr * (self.slower if part.pretrained else 1.0)}
-            for part in self.parts
-        ]
+    def group(self, part: Part, lr: float) -> dict[str, Any]:
+        return {"lr": lr * (self.slower if part.pretrained else 1.0)}
 '''
 STEP = """
 import torch
 from torch import nn
-from medtl import build_strategy, parse_strategy_hparams, with_features
+from medtl import build_adapter, parse_strategy_hparams, with_features
 from medtl.adapters import Batch
 
 torch.manual_seed(0)
-given = parse_strategy_hparams("two_rates", ["slower=0", "two_rates.label_smoothing=0.1"])
+given = parse_strategy_hparams("two_rates", ["slower=0", "two_rates.mixup=0.1"])
 model = with_features(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)))
-strategy = build_strategy("two_rates", model, **given)
+adapter = build_adapter("dann", model, strategy="two_rates", strategy_hparams=given)
 before = [p.detach().clone() for p in model.parameters()]
-optimizer = torch.optim.SGD(strategy.param_groups(0.1))
+optimizer = torch.optim.SGD(adapter.param_groups(0.1))
 source = Batch(torch.rand(6, 1, 4, 4), label=torch.tensor([0, 1] * 3))
-losses = strategy(source, None, progress=0.0)
+losses = adapter(source, source, progress=0.5)
 losses["loss"].backward()
 optimizer.step()
-print(type(strategy).__name__, strategy.slower, strategy.label_smoothing)
+print(type(adapter.strategy).__name__, adapter.strategy.slower, adapter.strategy.mixup)
 print([bool((p != q).any()) for p, q in zip(before, model.parameters())])
 """
 
@@ -61,5 +59,5 @@ def test_one_file_adds_a_strategy(copy: Copy) -> None:
     (row,) = [line for line in copy.medtl("list", "strategies").splitlines() if "two_rates" in line]
     assert "Trains everything, the encoder more slowly than the head." in row
     shown = copy.medtl("list", "strategies", "two_rates")
-    assert all(name in shown for name in ("slower", "label_smoothing", "ema"))
+    assert all(name in shown for name in ("slower", "mixup", "ema"))
     assert copy.python(STEP).splitlines() == ["TwoRates 0.0 0.1", "[False, False, True, True]"]

@@ -14,7 +14,7 @@ from monai.data.utils import compute_importance_map
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
-from medtl.adapters import build_adapter
+from medtl.adapters import TestTimeAdapter, build_adapter
 from medtl.data.cases.table import Case
 from medtl.data.tensors.cache import VolumeCache
 from medtl.data.tensors.dataset import CaseDataset
@@ -305,37 +305,36 @@ def test_rows_overlap_no_more_than_the_network_needs(tmp_path, network, neighbou
     np.testing.assert_allclose(found.probabilities, whole, atol=1e-3 if neighbours == 0 else 0.06)
 
 
-class TestTime(nn.Module):
+class Shifting(TestTimeAdapter):
     """Counts what it is given; adapting shifts its model."""
 
-    __test__ = False
-    test_time = True
-
     def __init__(self, per: str) -> None:
-        super().__init__()
-        self.model = Pointwise()
-        self.start = copy.deepcopy(self.model.state_dict())
-        self.reset_per = per
+        model = Pointwise()
+        super().__init__(model, [model.gain], lr=1.0, reset=per)
         self.log: list[object] = []
 
+    def losses(self, image: Tensor) -> dict[str, Tensor]:
+        return {"loss": -self.model.gain * image.mean()}
+
     def reset(self) -> None:
-        self.model.load_state_dict(self.start)
-        self.log.append("reset")
+        log = self.log
+        super().reset()
+        self.log = [*log, "reset"]
 
     def adapt_batch(self, image: Tensor) -> Output:
-        assert torch.is_grad_enabled()
         self.log.append(tuple(image.shape))
-        with torch.no_grad():
-            self.model.gain += image.mean()
-        return self.model(image)
+        return super().adapt_batch(image)
 
 
-@pytest.mark.parametrize(("per", "groups"), [("patient", [[0, 2], [1], [3]]), ("site", [[0, 2, 3], [1]])])
+@pytest.mark.parametrize(
+    ("per", "groups"),
+    [("case", [[0], [1], [2], [3]]), ("patient", [[0, 2], [1], [3]]), ("site", [[0, 2, 3], [1]])],
+)
 def test_test_time_methods_adapt_to_each_group_by_itself(tmp_path, per, groups):
     data = dataset(
         tmp_path, [(16, 16)] * 4, IMAGES, sites=["a", "b", "a", "a"], patients=["p1", "p1", "p1", "p2"]
     )
-    adapter = TestTime(per)
+    adapter = Shifting(per)
     found = list(adapt_cases(adapter, data, patch=(16, 16)))
     order = [n for group in groups for n in group]
     assert [f.case.case for f in found] == [f"c{n}" for n in order]
@@ -345,7 +344,7 @@ def test_test_time_methods_adapt_to_each_group_by_itself(tmp_path, per, groups):
     alone = dataset(tmp_path / "x", [(16, 16)] * 4, IMAGES)
     last = groups[-1][-1]
     single = CaseDataset([alone.cases[last]], alone.cache, classes=("a",), with_labels=False)
-    (again,) = adapt_cases(TestTime(per), single, patch=(16, 16))
+    (again,) = adapt_cases(Shifting(per), single, patch=(16, 16))
     np.testing.assert_array_equal(found[-1].probabilities, again.probabilities)
 
 
@@ -372,7 +371,7 @@ def test_patches_to_adapt_on_cover_the_scan_and_leave_air_out(tmp_path):
     array = data.cache.get(item).copy()
     array[..., :, :8] = 0  # a third of it is air
     data.cache.get = lambda _: array  # type: ignore[method-assign, assignment]
-    adapter = TestTime("patient")
+    adapter = Shifting("patient")
     list(adapt_cases(adapter, data, patch=(8, 8, 8)))
     shapes = [x for x in adapter.log if x != "reset"]
     assert sum(s[0] for s in shapes) == 6
@@ -382,18 +381,34 @@ def test_patches_to_adapt_on_cover_the_scan_and_leave_air_out(tmp_path):
 def test_a_large_site_gives_few_patches_a_case(tmp_path, monkeypatch):
     monkeypatch.setattr(segmenting, "_ADAPT_GROUP", 8)
     data = dataset(tmp_path, [(8, 24, 24)] * 4, VOLUMES)
-    adapter = TestTime("site")
+    adapter = Shifting("site")
     list(adapt_cases(adapter, data, patch=(8, 8, 8)))
     assert sum(x[0] for x in adapter.log if x != "reset") == 8
 
 
+def test_a_method_that_is_never_reset_goes_on(tmp_path):
+    data = dataset(tmp_path, [(16, 16)] * 40, IMAGES)
+    adapter = Shifting("never")
+    found = list(adapt_cases(adapter, data, patch=(16, 16)))
+    assert len(found) == 40
+    assert [x if x == "reset" else x[0] for x in adapter.log] == ["reset", *[10] * 4, "reset"]
+    kept = float(adapter.kept["model.gain"])
+    assert kept == pytest.approx(16, abs=0.1)  # four steps of Adam, each of the learning rate
+    again = Shifting("never")
+    again.kept = adapter.kept
+    list(adapt_cases(again, data, patch=(16, 16)))
+    assert float(again.kept["model.gain"]) > kept + 3
+
+
 def test_other_adapters_predict_with_their_model(tmp_path):
     data = dataset(tmp_path, [(16, 16)], IMAGES)
-    adapter = nn.Module()
-    adapter.model = Pointwise()
+    adapter = build_adapter("finetune", Pointwise())
     (one,), (other,) = (
         list(f)
-        for f in (adapt_cases(adapter, data, patch=(8, 8)), segment_cases(adapter.model, data, patch=(8, 8)))
+        for f in (
+            adapt_cases(adapter, data, patch=(8, 8)),
+            segment_cases(adapter.predictor, data, patch=(8, 8)),
+        )
     )
     np.testing.assert_array_equal(one.mask, other.mask)
 

@@ -57,6 +57,9 @@ class TestTimeAdapter(Adapter):
         step: number of updates since the last reset.
         kept: the state after the last group, with which a finished run goes on; None before there was one.
         remarks: what the report must say about the groups that were predicted.
+
+    Raises:
+        ConfigError: a hyper-parameter out of its range.
     """
 
     __test__: ClassVar[bool] = False  # tells pytest that this is no test class, despite its name
