@@ -24,7 +24,7 @@ T = TypeVar("T", bound="TrainingConfig")
 STAMPS = "stamps"
 """Key of `config.yaml` that says which labels of the target a run has read in training."""
 MAX_FIELDS = 34
-"""A recipe with more flags is two recipes; at most 27 apply to one task (see `LABELS_ALONE`, `MASKS_ALONE`)."""
+"""A recipe with more flags is two recipes; at most 29 apply to one task (see `LABELS_ALONE`, `MASKS_ALONE`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

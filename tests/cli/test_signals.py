@@ -144,7 +144,7 @@ class TestSentence:
 
         command(body)
         assert main(["run", "adapt"]) == 143
-        assert "continue it with --resume runs/one." in capsys.readouterr().err
+        assert "continue it with --resume runs/one." in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "runs" / "one" / "DONE").exists()
 
     @pytest.mark.parametrize(
