@@ -158,8 +158,10 @@ def test_each_location_of_a_map_is_a_sample() -> None:
     source, target, _ = masks(4, 0)
     losses = adapter(source, target, progress=0.5)
     maps = [adapter.model(batch.image).features for batch in (source, target)]
-    assert maps[0].shape == (4, 8, 8, 8)
-    rows = [torch.stack([m[n, :, i, j] for n in range(4) for i in range(8) for j in range(8)]) for m in maps]
+    assert maps[0].shape == (4, 8, 16, 16)
+    rows = [
+        torch.stack([m[n, :, i, j] for n in range(4) for i in range(16) for j in range(16)]) for m in maps
+    ]
     logits = [adapter.discriminator(r).squeeze(1) for r in rows]
     expected = 0.5 * (
         torch.nn.functional.softplus(-logits[0]).mean() + torch.nn.functional.softplus(logits[1]).mean()

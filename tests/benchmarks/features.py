@@ -16,7 +16,7 @@ import timm
 import torch
 from torch.utils.data import DataLoader
 
-from medtl import FitConfig, build_classifier, build_strategy, extract_features, fit
+from medtl import FitConfig, build_adapter, build_classifier, extract_features, fit
 from medtl.cli import table
 from medtl.data.tensors.batch import collate
 from tests.benchmarks.training import BATCH, CASES, SIZE, WEIGHTS, medtl_data, seconds, write_images
@@ -46,7 +46,7 @@ def per_epoch(strategy: str, data: Any) -> float:
         config = FitConfig(epochs=epochs, batch_size=BATCH, accelerator="cpu", tensorboard=False)
         with tempfile.TemporaryDirectory() as folder:
             work: Callable[[], Any] = lambda: fit(  # noqa: E731
-                build_strategy(strategy, model),  # noqa: B023
+                build_adapter("finetune", model, strategy=strategy),  # noqa: B023
                 data,
                 folder=Path(folder) / "m",
                 config=config,  # noqa: B023

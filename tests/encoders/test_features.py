@@ -226,7 +226,7 @@ def test_probe_is_the_same_on_features_and_on_images(cohort: medtl.Cohort, tmp_p
     logits = []
     for place in ("features", "images"):
         model = medtl.build_classifier("test_resnet", 2, weights="random", bottleneck=16, seed=0)
-        strategy = medtl.build_strategy("probe", model)
+        strategy = medtl.build_adapter("finetune", model, strategy="probe")
         given = scans if place == "images" else extract_features(model.encoder, scans, tmp_path / "f")
         medtl.fit(strategy, given, folder=tmp_path / place, config=config)
         logits.append(predict_cases(model, given))

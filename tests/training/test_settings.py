@@ -47,12 +47,8 @@ class Seen(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         parts = {"model": pl_module.adapter.model, "discriminator": pl_module.adapter.discriminator}
-        self.norms.append(
-            {
-                k: float(nn.utils.get_total_norm([p.grad for p in m.parameters() if p.grad is not None]))
-                for k, m in parts.items()
-            }
-        )
+        gradients = {k: [p.grad for p in m.parameters() if p.grad is not None] for k, m in parts.items()}
+        self.norms.append({k: float(nn.utils.get_total_norm(found)) for k, found in gradients.items()})
 
 
 class TestOptimiser:
@@ -134,10 +130,6 @@ class TestOthersLoops:
         assert torch.get_num_threads() == before
 
 
-def case(name: str, domain: str) -> Case:
-    return Case(case=name, patient=name, site=f"of {domain}", domain=domain, path=name)
-
-
 class Sited(ToyData):
     """With cases, of one or of several sites."""
 
@@ -203,13 +195,8 @@ class TestData:
                 return {"loss": self.supervised_loss(self.forward_source(source).logits, source.label)}
 
         labelled = ToyData("target", 16)
-        fit(
-            Peeps(network()),
-            ToyData("source", 24),
-            labelled,
-            folder=tmp_path / "m",
-            config=FitConfig(**QUICK, epochs=1),
-        )
+        config = FitConfig(**QUICK, epochs=1)
+        fit(Peeps(network()), ToyData("source", 24), labelled, folder=tmp_path / "m", config=config)
         assert len(seen) > 4
         assert all(label is None for label in seen)
 
@@ -223,7 +210,7 @@ class TestData:
             first: Any = source,
             patience: int | None = None,
             **given: Any,
-        ):
+        ) -> tuple[str, ...]:
             settings = FitConfig(**QUICK, epochs=1, patience=patience)
             made = build_adapter(adapter, network())
             result = fit(made, first, folder=tmp_path / name, config=settings, **given)
