@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+MODEL_TASKS = frozenset({"binary", "multiclass", "multilabel", "segmentation"})
+"""What a model may be for: its attribute `task`, if it has one."""
+
 
 class Output(NamedTuple):
     """The output for a batch of B images or volumes.

@@ -21,7 +21,7 @@ from medtl.data.tensors.dataset import CaseDataset
 from medtl.errors import DataError
 from medtl.models.device import default_device
 from medtl.models.parts import modes_kept
-from medtl.prediction.groups import begin_group, end_group, groups_of, remark, unadapted
+from medtl.prediction.groups import begin_group, end_group, groups_of, unadapted, unadapted_remark
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ def predict_adapted(
         logits[places] = found
     if alone:
         if must_adapt and not adapted and adapter.kept is None:
-            raise DataError(remark(adapter, alone))
-        adapter.remarks.append(remark(adapter, alone))
+            raise DataError(unadapted_remark(adapter, alone))
+        adapter.remarks.append(unadapted_remark(adapter, alone))
         logger.warning(adapter.remarks[-1])
     adapter.reset()
     return np.empty((0, 0)) if logits is None else logits

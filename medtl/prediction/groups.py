@@ -54,7 +54,7 @@ def unadapted(adapter: TestTimeAdapter) -> None:
         adapter.resume()
 
 
-def remark(adapter: TestTimeAdapter, alone: int) -> str:
+def unadapted_remark(adapter: TestTimeAdapter, alone: int) -> str:
     """What is said of cases that were predicted without being adapted to."""
     from_run = adapter.reset_per in ("site", "never") and adapter.kept is not None
     how = "as the run left it after its own target" if from_run else "unadapted"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medtl.models.output import Output
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class BSS(Strategy):
@@ -29,7 +29,9 @@ class BSS(Strategy):
     tasks: ClassVar[frozenset[str]] = frozenset({"binary", "multiclass", "multilabel"})
     why_not: ClassVar[str] = "it takes one vector of features per case"
 
-    def __init__(self, model: nn.Module, *, eta: float = 1e-3, k: int = 1, **common: Unpack[Common]) -> None:
+    def __init__(
+        self, model: nn.Module, *, eta: float = 1e-3, k: int = 1, **common: Unpack[StrategyOptions]
+    ) -> None:
         super().__init__(model, **common)
         self._check("eta", eta, eta >= 0, "at least 0")
         self._check("k", k, k >= 1, "at least 1")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medtl.errors import ConfigError
 from medtl.models.parts import encoder_of
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 MAPS = 4
 """At most this many feature maps are compared, spread over the depth of the encoder."""
@@ -33,7 +33,7 @@ class Delta(Strategy):
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, weight: float = 0.1, **common: Unpack[Common]) -> None:
+    def __init__(self, model: nn.Module, *, weight: float = 0.1, **common: Unpack[StrategyOptions]) -> None:
         super().__init__(model, **common)
         self._check("weight", weight, weight >= 0, "at least 0")
         encoder = encoder_of(model)

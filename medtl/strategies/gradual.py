@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import nn
 
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class Gradual(Strategy):
@@ -22,7 +22,7 @@ class Gradual(Strategy):
 
     head_first: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, *, until: float = 0.6, **common: Unpack[Common]) -> None:
+    def __init__(self, model: nn.Module, *, until: float = 0.6, **common: Unpack[StrategyOptions]) -> None:
         super().__init__(model, **common)
         self._check("until", until, 0 < until <= 1, "above 0 and at most 1")
         self.until = until

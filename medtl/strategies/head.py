@@ -7,7 +7,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class Head(Strategy):
@@ -20,7 +20,9 @@ class Head(Strategy):
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, lr_factor: float | None = None, **common: Unpack[Common]) -> None:
+    def __init__(
+        self, model: nn.Module, *, lr_factor: float | None = None, **common: Unpack[StrategyOptions]
+    ) -> None:
         super().__init__(model, **common)
         if lr_factor is None:
             lr_factor = 3.0 if getattr(model, "task", None) == "segmentation" else 10.0

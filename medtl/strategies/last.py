@@ -6,7 +6,7 @@ from typing import ClassVar, Unpack
 
 from torch import nn
 
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class Last(Strategy):
@@ -20,7 +20,7 @@ class Last(Strategy):
 
     argument: ClassVar[str] = "stages"
 
-    def __init__(self, model: nn.Module, *, stages: int = 1, **common: Unpack[Common]) -> None:
+    def __init__(self, model: nn.Module, *, stages: int = 1, **common: Unpack[StrategyOptions]) -> None:
         super().__init__(model, **common)
         known = self.stages()
         self._check("stages", stages, 0 < stages <= len(known), f"1 to {len(known)}, the encoder's stages")

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class LayerDecay(Strategy):
@@ -21,7 +21,7 @@ class LayerDecay(Strategy):
         common: see `Strategy`.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.7, **common: Unpack[Common]) -> None:
+    def __init__(self, model: nn.Module, *, decay: float = 0.7, **common: Unpack[StrategyOptions]) -> None:
         super().__init__(model, **common)
         self._check("decay", decay, 0 < decay < 1, "above 0 and below 1")
         self.decay = decay

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medtl.errors import ConfigError
 from medtl.strategies.contract.average import Average
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class LoRA(Strategy):
@@ -38,7 +38,7 @@ class LoRA(Strategy):
         rank: int = 8,
         alpha: float = 16.0,
         lr_factor: float = 3.0,
-        **common: Unpack[Common],
+        **common: Unpack[StrategyOptions],
     ) -> None:
         super().__init__(model, **common)
         self._check("rank", rank, rank >= 1, "at least 1")

@@ -14,7 +14,7 @@ from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
 from medtl.models.parts import batch_norms, modes_kept
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 _BALANCED = ("balanced_sampling", "class_weights", "logit_adjusted")
 """Remedies for class imbalance under which the probe, too, must weigh classes equally."""
@@ -38,7 +38,12 @@ class LpFt(Strategy):
     sets_head: ClassVar[bool] = True
 
     def __init__(
-        self, model: nn.Module, *, penalty: float = 1.0, lr_factor: float = 0.3, **common: Unpack[Common]
+        self,
+        model: nn.Module,
+        *,
+        penalty: float = 1.0,
+        lr_factor: float = 0.3,
+        **common: Unpack[StrategyOptions],
     ) -> None:
         super().__init__(model, **common)
         self._check("penalty", penalty, penalty > 0, "above 0")

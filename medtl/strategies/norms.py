@@ -9,7 +9,7 @@ from torch import nn
 from medtl.errors import ConfigError
 from medtl.models.parts import is_norm
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class Norms(Strategy):
@@ -23,7 +23,9 @@ class Norms(Strategy):
 
     trained_part: ClassVar[str] = "norms"
 
-    def __init__(self, model: nn.Module, *, lr_factor: float = 3.0, **common: Unpack[Common]) -> None:
+    def __init__(
+        self, model: nn.Module, *, lr_factor: float = 3.0, **common: Unpack[StrategyOptions]
+    ) -> None:
         super().__init__(model, **common)
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")
         self.lr_factor = lr_factor

@@ -8,7 +8,7 @@ from torch import nn
 
 from medtl.errors import ConfigError
 from medtl.strategies.contract.stages import Part
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class Probe(Strategy):
@@ -32,7 +32,7 @@ class Probe(Strategy):
     )
 
     def __init__(
-        self, model: nn.Module, *, views: int = 4, lr_factor: float = 10.0, **common: Unpack[Common]
+        self, model: nn.Module, *, views: int = 4, lr_factor: float = 10.0, **common: Unpack[StrategyOptions]
     ) -> None:
         super().__init__(model, **common)
         self._check("lr_factor", lr_factor, lr_factor > 0, "above 0")

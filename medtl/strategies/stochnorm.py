@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from medtl.errors import ConfigError
 from medtl.models.parts import batch_norms
-from medtl.strategies.contract.strategy import Common, Strategy
+from medtl.strategies.contract.strategy import Strategy, StrategyOptions
 
 
 class StochNorm(Strategy):
@@ -29,7 +29,7 @@ class StochNorm(Strategy):
 
     by_batch: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, *, p: float = 0.5, **common: Unpack[Common]) -> None:
+    def __init__(self, model: nn.Module, *, p: float = 0.5, **common: Unpack[StrategyOptions]) -> None:
         super().__init__(model, **common)
         self._check("p", p, 0 < p <= 1, "above 0 and at most 1")
         self.p = p

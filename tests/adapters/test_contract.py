@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from medtl.adapters import Adapter, Batch, adapter_class, available, hyper_parameters
-from medtl.adapters.contract.adapter import NEEDS, TASKS
+from medtl.adapters.contract.adapter import NEEDS
 from medtl.adapters.dann import DANN
 from medtl.errors import ConfigError, DataError
+from medtl.models.output import MODEL_TASKS as TASKS_OF_MODELS
 from medtl.models.parts import batch_norms, head_of
 from tests.adapters.toys import dice, domains, masks, network, segmenter
 from tests.adapters.training import TASKS as TOYS
@@ -85,7 +86,7 @@ class TestEveryMethod:
         assert method.needs
         assert method.needs <= NEEDS
         assert method.tasks
-        assert method.tasks <= TASKS
+        assert method.tasks <= TASKS_OF_MODELS
         assert all(p.default is not inspect.Parameter.empty for p in hyper_parameters(method).values())
 
     def test_documents_its_hyper_parameters(self, name: str) -> None:

@@ -170,9 +170,7 @@ def test_a_small_scan_has_the_same_surroundings_as_in_training(tmp_path, shape, 
     expected = model(torch.from_numpy(array[None].astype(np.float32))).logits[0].softmax(0)
     np.testing.assert_allclose(found.probabilities, expected.detach().numpy(), atol=2e-3)
     seen.clear()
-    adapter = TestTime("patient")
-    adapter.model = model
-    adapter.start = copy.deepcopy(model.state_dict())
+    adapter = Shifting("patient", model)
     list(adapt_cases(adapter, data, patch=patch))
     assert seen[0].shape == training.image.shape
     assert float((seen[0] == found.grid.beyond(array)[0]).float().mean()) > 0.2
@@ -308,8 +306,8 @@ def test_rows_overlap_no_more_than_the_network_needs(tmp_path, network, neighbou
 class Shifting(TestTimeAdapter):
     """Counts what it is given; adapting shifts its model."""
 
-    def __init__(self, per: str) -> None:
-        model = Pointwise()
+    def __init__(self, per: str, model: Pointwise | None = None) -> None:
+        model = model or Pointwise()
         super().__init__(model, [model.gain], lr=1.0, reset=per)
         self.log: list[object] = []
 

@@ -27,9 +27,9 @@ from medtl.adapters.contract.norm import DomainStatistics, Norm, Statistics, ree
 from medtl.adapters.contract.phase import Phase
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError, DataError
-from medtl.models.output import Output
+from medtl.models.output import MODEL_TASKS, Output
 from medtl.models.parts import batch_norms
-from medtl.strategies.contract.strategy import TASKS, Strategy
+from medtl.strategies.contract.strategy import Strategy
 from medtl.strategies.full import Full
 
 NEEDS = frozenset({"source", "target", "labelled_target", "index", "strong_view"})
@@ -90,7 +90,7 @@ class Adapter(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
     starts_from: ClassVar[StartsFrom] = "imagenet"
-    tasks: ClassVar[frozenset[str]] = TASKS
+    tasks: ClassVar[frozenset[str]] = MODEL_TASKS
     why_not: ClassVar[str] = "the method is not defined for it"
     norms: ClassVar[frozenset[str]] = frozenset(get_args(Norm))
     phases: ClassVar[tuple[Phase, ...]] = (Phase(),)
@@ -489,7 +489,7 @@ class Adapter(nn.Module):
 
     def _check_task(self, task: str | None) -> None:
         """Refuses a task that the method does not support; None: unknown until the logits are seen."""
-        if task in TASKS - self.tasks:
+        if task in MODEL_TASKS - self.tasks:
             raise ConfigError(
                 f"{type(self).__name__} does not support the task {task}: {self.why_not}. It is for "
                 f"{', '.join(sorted(self.tasks))}; see `medtl list {self.kind}` for others."

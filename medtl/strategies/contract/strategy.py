@@ -13,11 +13,10 @@ from torch.distributions import Beta
 
 from medtl.data.tensors.batch import Batch
 from medtl.errors import ConfigError
+from medtl.models.output import MODEL_TASKS
 from medtl.models.parts import batch_norms, modes_kept
 from medtl.strategies.contract.average import Average
 from medtl.strategies.contract.stages import Part, model_parts
-
-TASKS = frozenset({"binary", "multiclass", "multilabel", "segmentation"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Mixture:
     share: float
 
 
-class Common(TypedDict, total=False):
-    """The hyper-parameters of `Strategy`, which a strategy passes on as `**common: Unpack[Common]`."""
+class StrategyOptions(TypedDict, total=False):
+    """The hyper-parameters of `Strategy`, which a strategy passes on as `**common: Unpack[StrategyOptions]`."""
 
     dropout: float | None
     weight_decay: float | None
@@ -75,7 +74,7 @@ class Strategy(nn.Module):
     """
 
     kind: ClassVar[str] = "strategies"
-    tasks: ClassVar[frozenset[str]] = TASKS
+    tasks: ClassVar[frozenset[str]] = MODEL_TASKS
     why_not: ClassVar[str] = "the strategy is not defined for it"
     trains: ClassVar[bool] = True
     on_features: ClassVar[bool] = False
@@ -99,7 +98,7 @@ class Strategy(nn.Module):
     ) -> None:
         super().__init__()
         self._held = (model,)  # not registered: the adapter registers it
-        if (task := getattr(model, "task", None)) in TASKS - self.tasks:
+        if (task := getattr(model, "task", None)) in MODEL_TASKS - self.tasks:
             raise ConfigError(
                 f"{type(self).__name__} does not support the task {task}: {self.why_not}. It is for "
                 f"{', '.join(sorted(self.tasks))}; see `medtl list strategies` for others."
