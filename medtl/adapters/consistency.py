@@ -51,7 +51,8 @@ class Consistency(TestTimeAdapter):
     A constant prediction also agrees with itself: if the learning rate is too high or there are too many steps,
     structures vanish. Compare their volumes before and after.
 
-    Two differences from the paper: contrast changes replace its random networks, and there is no ensemble.
+    Three differences from the paper and its code: contrast changes replace its random networks, there is no ensemble,
+    and the soft Dice has squared probabilities in its denominator, see `soft_dice`.
 
     Args:
         model: trained on the source.
