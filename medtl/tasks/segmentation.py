@@ -69,8 +69,8 @@ class Segmentation(Task):
         with modes_kept(adapter):
             adapter.to(device).eval()
             for batch in DataLoader(data.plain(), batch_size=batch_size, collate_fn=collate):
-                if batch.label is not None:
-                    tally.add(adapter.predictor(batch.image.to(device)).logits, batch.label.to(device))
+                if (label := batch.inner_label) is not None:
+                    tally.add(adapter.predictor(batch.image.to(device)).logits, label.to(device))
         return tally.compute().get("validation_dice")
 
     def predict_some(self, adapter: Adapter, data: CaseDataset, **samples: Any) -> int:

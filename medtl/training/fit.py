@@ -519,10 +519,10 @@ class _Module(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch of source validation."""
-        if batch.label is not None:
+        if (label := batch.inner_label) is not None:
             with self.adapter.on_source():
                 logits = self.adapter.predictor(batch.image).logits
-            self._validation.add(logits, batch.label)
+            self._validation.add(logits, label)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the figures of source validation."""

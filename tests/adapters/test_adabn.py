@@ -44,6 +44,34 @@ def test_any_batch_size_and_order_give_the_same(sizes: list[int]) -> None:
             torch.testing.assert_close(value, models[1][key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_lies_beyond_the_scan_does_not_count(dims: int) -> None:
+    """A margin of any value leaves the statistics as they are without it."""
+    image = domains(6, 0, dims)[1].image
+    wide = torch.nn.functional.pad(image, (0, 8), value=0.9)
+    outside = torch.nn.functional.pad(torch.zeros_like(image[:, 0], dtype=torch.bool), (0, 8), value=True)
+    model = with_features(
+        nn.Sequential(
+            *(
+                (nn.Conv2d if dims == 2 else nn.Conv3d)(1, 4, 1),
+                (nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d)(4),
+            ),
+            *(
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1) if dims == 2 else nn.AdaptiveAvgPool3d(1),
+                nn.Flatten(),
+                nn.Linear(4, 2),
+            ),
+        )
+    )
+    found = []
+    for batch in (Batch(image), Batch(wide, outside=outside), Batch(wide)):
+        reestimate_statistics(model, [batch])
+        found.append(model.module[1].running_mean.clone())
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
 def test_batches_without_axes_count_by_their_size() -> None:
     model = with_features(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
     images = torch.randn(13, 1, 2, 2)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medtl.data.tensors.batch import Batch
@@ -36,7 +37,8 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
 
     Mean and variance are pooled over all cases, whatever the size of a batch and the order of cases; the mean of batch
     variances would lose the variance between batches. What a layer sees depends on the layers before it, so the cases
-    are passed until nothing changes: pass n makes layer n exact. All modes are restored, and dropout stays off.
+    are passed until nothing changes: pass n makes layer n exact. What lies beyond a scan (`Batch.outside`) does not
+    count. All modes are restored, and dropout stays off.
 
     Args:
         model: any network.
@@ -53,12 +55,13 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     with modes_kept(model):
         model.eval()
         for _ in range(min(len(layers), MOST_PASSES)):
-            tallies = [_Tally() for _ in layers]
+            margin = _Margin()
+            tallies = [_Tally(margin) for _ in layers]
             handles = [
                 layer.register_forward_pre_hook(tally) for layer, tally in zip(layers, tallies, strict=True)
             ]
             try:
-                seen = sum(_passed(model, batch.image.to(device)) for batch in batches)
+                seen = sum(_passed(model, batch.to(device), margin) for batch in batches)
             finally:
                 for handle in handles:
                     handle.remove()
@@ -68,21 +71,49 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     return seen
 
 
-def _passed(model: nn.Module, image: Tensor) -> int:
-    model(image)
-    return len(image)
+def _passed(model: nn.Module, batch: Batch, margin: _Margin) -> int:
+    margin.outside = batch.outside
+    model(batch.image)
+    return len(batch)
+
+
+class _Margin:
+    """What of the present batch lies beyond the scan."""
+
+    def __init__(self) -> None:
+        self.outside: Tensor | None = None
+
+    def inside(self, maps: Tensor) -> Tensor | None:
+        """(N, *s) bool: which places of maps (N, F, *s) show the scan, at least in part; None if all count.
+
+        Also of slices as images, (N D, F, h, w). Maps that are no finer or coarser version of the scan count whole.
+        """
+        if self.outside is None or maps.ndim < 4 or not bool(self.outside.any()):
+            return None
+        seen = (~self.outside).float()
+        if maps.ndim == 4 and seen.ndim == 4:
+            seen = seen.flatten(0, 1)
+        if len(seen) != len(maps) or seen.ndim != maps.ndim - 1:
+            return None
+        pooled = F.adaptive_max_pool3d if seen.ndim == 4 else F.adaptive_max_pool2d
+        chosen = pooled(seen[:, None], maps.shape[2:])[:, 0] > 0
+        return chosen if bool(chosen.any()) else None
 
 
 class _Tally:
     """Count, mean and sum of squared deviations of each channel that a layer sees (Chan et al. 1979), in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, margin: _Margin) -> None:
+        self.margin = margin
         self.count = 0
         self.mean: Any = 0.0
         self.squares: Any = 0.0
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].detach().movedim(1, -1).flatten(0, -2)
+        maps = inputs[0].detach()
+        inside = self.margin.inside(maps)
+        rows = maps.movedim(1, -1)
+        rows = rows.flatten(0, -2) if inside is None else rows[inside]
         more = len(rows)
         var, mean = torch.var_mean(rows.float(), dim=0, correction=0)
         mean, step = mean.double(), mean.double() - self.mean

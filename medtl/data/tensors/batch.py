@@ -32,6 +32,13 @@ class Batch:
     strong: Tensor | None = None
     outside: Tensor | None = None
 
+    @property
+    def inner_label(self) -> Tensor | None:
+        """The label; of masks, with -1 beyond the scan, where evaluation counts nothing either."""
+        if self.label is None or self.outside is None or self.label.shape != self.outside.shape:
+            return self.label
+        return self.label.masked_fill(self.outside, -1)
+
     def __len__(self) -> int:
         return int(self.image.shape[0])
 
