@@ -359,6 +359,14 @@ def check_ways(
         ConfigError: a method, strategy, encoder or loss that does not fit the others.
         WeightsError: the weights are missing or belong to another encoder.
     """
+    learners = [way.name for way in ways if "labelled_target" in way.kind.needs]
+    if task.config.few_labels is not None and not learners:
+        raise ConfigError(
+            "--few-labels: no model of this run learns from labels of the target, so the flag would only take cases "
+            "out of the test. Add the method few_labels (adapt, compare or data_efficiency), or leave the flag out."
+        )
+    if learners and task.config.few_labels is None:
+        raise ConfigError(f"{learners[0]} learns from a few labels of the target: give --few-labels CSV.")
     if FitConfig.of_recipe(task.config).num_nodes > 1:
         raise ConfigError(
             "--fit num_nodes: a recipe writes one run folder and belongs on one machine. Start one job a seed, or "

@@ -147,3 +147,29 @@ def test_a_run_says_how_training_went_and_what_it_cost(
     again = json.loads((tmp_path / "r/report/results.json").read_text())["context"]["costs"]
     assert [c["train_seconds"] for c in again] == [c["train_seconds"] for c in context["costs"]]
     assert kept["model"] == "probe"
+
+
+def test_few_labels_that_nobody_learns_from_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_site(tmp_path / "a", 12)
+    write_site(tmp_path / "b", 12, offset=100)
+    (tmp_path / "few.csv").write_text("case,label\nc100,class0\nc101,class1\n")
+    words = ["--source", "a", "--labels", "a/labels.csv", "--target", "b", "--weights", "random"]
+    words += ["--encoder", "test_resnet", "--image-size", "32"]
+    for recipe, more, message in (
+        ("adapt", ["--method", "dann", "--few-labels", "few.csv"], "no model of this run learns from labels"),
+        ("finetune", ["--few-labels", "few.csv"], "no model of this run learns from labels"),
+        ("adapt", ["--method", "few_labels"], "give --few-labels CSV"),
+    ):
+        assert main(["run", recipe, *words, *more]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "few.csv").write_text("case,label\nc100,other\nc999,class0\n")
+    assert main(["run", "adapt", *words, "--method", "few_labels", "--few-labels", "few.csv"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a label that is among the classes, such as 'c100'" in said.replace(
+        "have no label", "have a label"
+    )
+    assert "few.csv (--few-labels) labels 1 cases for which there is no scan" in said
+    assert not (tmp_path / "runs").exists()
