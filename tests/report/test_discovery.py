@@ -56,6 +56,7 @@ def test_a_section_is_called_like_its_file(module: ModuleType, views: list[View]
         assert made is None or made.text or made.items or made.tables
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_figure_and_each_metric_is_on_a_page(views: list[View]) -> None:
     pages = [make_sections(view) for view in views]
     shown = {figure.name for page in pages for section in page for figure in section.figures}

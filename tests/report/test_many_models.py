@@ -135,6 +135,7 @@ def test_what_is_compared_with_what() -> None:
     assert size_groups(("a", "b"), {"a": 7, "b": 7}) == {}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_round_trip_and_older_files(nine: Results, tmp_path: Path) -> None:
     path = nine.save(tmp_path / "results.json")
     assert Results.load(path) == nine
@@ -254,6 +255,7 @@ def test_a_learning_curve_each(out: Path) -> None:
     assert rows[1][1] == "2, 2 of 3"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_target_models_are_ranked_at_home(tmp_path: Path) -> None:
     frame = make(LEARNED, target=False, seeds=("0",))
     results = evaluate(PredictionTable.from_frame(frame), context=context_of(NINE), replicates=100)
@@ -265,6 +267,7 @@ def test_without_a_target_models_are_ranked_at_home(tmp_path: Path) -> None:
     assert table_of(write_report(results, tmp_path / "v"), "Internal, tuning cases, the best first")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("gone", ["vgg16/full", "resnet50/probe"])
 def test_a_model_that_never_went_abroad(gone: str, tmp_path: Path) -> None:
     frame = make(LEARNED, seeds=("0",))
@@ -279,6 +282,7 @@ def test_a_model_that_never_went_abroad(gone: str, tmp_path: Path) -> None:
     assert "External testing: 50 patients, 50 cases, south" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_models_one_abroad(tmp_path: Path) -> None:
     frame = make({"a": 1.0, "b": 1.2}, seeds=("0",))
     frame = frame[(frame.model == "b") | (frame.domain == "source")]
@@ -287,6 +291,7 @@ def test_two_models_one_abroad(tmp_path: Path) -> None:
     assert write_report(results, tmp_path / "r").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_upper_bounds_are_no_candidates(tmp_path: Path) -> None:
     bound = "efficientnet_b0/full"
     context = RunContext(target_trained=(bound,), reference_model="resnet50/probe")
@@ -326,12 +331,14 @@ def test_sizes_are_compared_step_by_step(tmp_path: Path) -> None:
     assert "All models against the reference" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_strategy_over_sizes(tmp_path: Path) -> None:
     results = sized(("probe",))
     assert {c.kind for c in results.comparisons} == {"previous_size"}
     assert "with as many patients" not in text_of(write_report(results, tmp_path / "r"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sizes_from_the_context(tmp_path: Path) -> None:
     frame = make({"small": 0.6, "large": 1.5}, seeds=("0",))
     context = RunContext(sizes={"small": 8, "large": 90})
@@ -341,6 +348,7 @@ def test_sizes_from_the_context(tmp_path: Path) -> None:
     )  # one size a name
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_few_models_keep_their_page_and_gain_sections(tmp_path: Path) -> None:
     models = ("probe", "full")
     frame = make({"probe": 0.8, "full": 1.3})
@@ -358,6 +366,7 @@ def test_few_models_keep_their_page_and_gain_sections(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_missing_costs_and_losses(tmp_path: Path) -> None:
     curve = LearningCurve("probe", "0", (1, 2), (None, 0.5), (), None)
     context = RunContext(
@@ -371,6 +380,7 @@ def test_missing_costs_and_losses(tmp_path: Path) -> None:
     assert table_of(out, "Cost beside quality")[1][0] == "full"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     skill = {f"{m}{HOSTILE}": s for m, s in LEARNED.items()}
     context = context_of(tuple(skill))
@@ -382,6 +392,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_findings(tmp_path: Path) -> None:
     frame = make(LEARNED, seeds=("0",))
     other = frame.assign(finding="mass", logit_lesion=-frame.logit_lesion, logit_normal=-frame.logit_normal)

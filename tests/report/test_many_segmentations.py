@@ -104,6 +104,7 @@ def test_numbers_of_every_structure_are_there(eight: Results, page: Path) -> Non
                 assert measure.estimate.value in shown, (model, name, cls)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_growing_numbers_of_patients(segmented: Maker, tmp_path: Path) -> None:
     models = tuple(f"{s}@{n}" for s in ("full", "probe") for n in (5, 20, 100))
     results = made(segmented, models)
@@ -117,6 +118,7 @@ def test_growing_numbers_of_patients(segmented: Maker, tmp_path: Path) -> None:
     assert (page.parent / "figures" / "sizes.svg").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_structure(segmented: Maker, tmp_path: Path) -> None:
     results = made(segmented, EIGHT, structures=("nucleus",))
     page = write_report(results, tmp_path / "r")
@@ -125,6 +127,7 @@ def test_one_structure(segmented: Maker, tmp_path: Path) -> None:
     assert len(rows) == len(EIGHT)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_without_comparisons_keep_their_differences(eight: Results, tmp_path: Path) -> None:
     page = write_report(replace(eight, comparisons=()), tmp_path / "r")
     assert table_of(page, "External testing, the best first")[0][:2] == ["Model", "Mean Dice"]

@@ -34,6 +34,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "modules", lambda folder: [] if folder == "figures" else find(folder))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("number", "domain", "lacking"), [(2, "target", 0), (8, "target", 0), (2, "source", 0), (2, "target", 1)]
 )
@@ -48,7 +49,7 @@ def test_all_results_are_shown(
     domain: str,
     lacking: int,
 ) -> None:
-    if (domain, lacking) != ("target", 0):  # drawing takes seconds
+    if (domain, lacking) != ("target", 0):
         without_figures(monkeypatch)
     models = tuple(f"m{k}" for k in range(number))
     frame = (segmented if masks else binary)(models=models, seeds=("0",))

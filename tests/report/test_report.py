@@ -208,6 +208,7 @@ def test_markdown_card(out: Path) -> None:
     assert " \n" not in card
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_harm_is_as_plain_as_gain(binary: Maker, tmp_path: Path) -> None:
     frame = binary()
     frame["model"] = frame["model"].map({"source_only": "dann", "dann": "source_only"})
@@ -217,6 +218,7 @@ def test_harm_is_as_plain_as_gain(binary: Maker, tmp_path: Path) -> None:
     assert "external testing shows that it is worse than source_only there. The rule was wrong" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_upper_bounds_are_stamped(binary: Maker, tmp_path: Path) -> None:
     frame = binary(seeds=("0",), models=("source_only", "dann", "target_trained"))
     context = RunContext(keep=KEEP, target_trained=("target_trained",))
@@ -278,6 +280,7 @@ def test_poor_tables_still_make_a_report(binary: Maker, tmp_path: Path, options:
     assert "nan" not in re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL).lower().split()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_source_only_tables_and_four_classes(binary: Maker, four: Maker, tmp_path: Path) -> None:
     alone = evaluate(PredictionTable.from_frame(binary(sites=())), replicates=100)
     assert "There is no external site in this table" in write_report(alone, tmp_path / "a").read_text()
@@ -289,6 +292,7 @@ def test_source_only_tables_and_four_classes(binary: Maker, four: Maker, tmp_pat
         assert expected in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_findings_stand_side_by_side(binary: Maker, tmp_path: Path) -> None:
     one = binary(seeds=("0",))
     other = one.assign(finding="mass", logit_lesion=-one.logit_lesion, logit_normal=-one.logit_normal)
@@ -300,6 +304,7 @@ def test_findings_stand_side_by_side(binary: Maker, tmp_path: Path) -> None:
         assert expected in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_drawing_leaves_the_old_report(results: Results, tmp_path: Path, monkeypatch: Any) -> None:
     out = tmp_path / "r"
     old = write_report(results, out).read_text()

@@ -32,6 +32,7 @@ RULES = SegmentationRules(
     "A structure in neither mask: no value.",
     band="voxels within 5 mm",
 )
+UNDRAWN = pytest.mark.usefixtures("undrawn")
 KEEP = {"model": "dann", "reason": "Its masks are surer.", "evidence": []}
 
 
@@ -152,11 +153,11 @@ def test_the_page_reads_from_disk_alone(out: Path, tmp_path: Path) -> None:
     "options",
     [
         {"referenced": False},
-        {"models": ("one",), "seeds": ("7",)},
+        pytest.param({"models": ("one",), "seeds": ("7",)}, marks=UNDRAWN),
         {"structures": ("nucleus",), "cases": 1},
-        {"sites": ()},
-        {"sites": (), "internal": 0, "validation": 5},
-        {"sites": ("b", "c", "d"), "cases": 6, "unit": "px"},
+        pytest.param({"sites": ()}, marks=UNDRAWN),
+        pytest.param({"sites": (), "internal": 0, "validation": 5}, marks=UNDRAWN),
+        pytest.param({"sites": ("b", "c", "d"), "cases": 6, "unit": "px"}, marks=UNDRAWN),
         {"structures": tuple(f"organ {k}" for k in range(9)), "seeds": ("0",), "cases": 8},
     ],
 )
@@ -177,6 +178,7 @@ def test_poor_and_rich_tables_still_make_a_report(
         assert "The images carry no pixel size" in seen
 
 
+@UNDRAWN
 def test_hostile_names_stay_text(segmented: Maker, tmp_path: Path) -> None:
     frame = segmented(models=("source_only", "dann"), seeds=("0",), cases=6, internal=0, sites=("b", "c"))
     names = {"b": f"s{HOSTILE}", "dann": f"m{HOSTILE}", "nucleus": f"c{HOSTILE}"}
@@ -231,6 +233,7 @@ def write_masks(folder: Path, *, image: bool = True, volumes: bool = True) -> Pa
     return folder / "masks.csv"
 
 
+@UNDRAWN
 def test_an_upper_bound_that_was_tried_at_the_target_alone(
     segmented: Maker, voxels: Callable[[pd.DataFrame], VoxelTable], tmp_path: Path
 ) -> None:
@@ -251,6 +254,7 @@ def test_an_upper_bound_that_was_tried_at_the_target_alone(
     assert "None" not in re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL)
 
 
+@UNDRAWN
 @pytest.mark.parametrize("volumes", [True, False])
 def test_overlays_on_request(tmp_path: Path, volumes: bool) -> None:
     import io
@@ -277,6 +281,7 @@ def test_overlays_on_request(tmp_path: Path, volumes: bool) -> None:
     assert "base64" not in (tmp_path / "r/results.json").read_text()
 
 
+@UNDRAWN
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_masks(tmp_path))
     out = ["--replicates", "100", "--out"]
@@ -307,6 +312,7 @@ def test_flags_that_do_not_fit(tmp_path: Path, binary: Maker, capsys: pytest.Cap
     assert "a column image" in capsys.readouterr().err
 
 
+@UNDRAWN
 def test_learning_curves_and_costs_of_segmentations(segmented: Maker, tmp_path: Path) -> None:
     for structures in (("nucleus",), ("nucleus", "cytoplasm")):
         frame = segmented(models=("source_only", "dann"), seeds=("0",), structures=structures, validation=12)
