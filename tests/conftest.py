@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import processes
+from tests.helpers import figures, processes
 
 # One worker a core, so one thread a worker: said before NumPy and torch ask.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -40,8 +40,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves a report's figures empty, which take a third of the time of a tiny run; `tests/report` draws them."""
-    monkeypatch.setattr("medtl.report.kit.to_svg", lambda figure, name, title: '<svg role="img"></svg>')
+    """Leaves the figures of a test's reports empty; fixtures of a wider scope do so themselves."""
+    figures.leave_out(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ class TestEveryRecipe:
             assert recipe == name
             assert isinstance(parse_config(module, words, name), module.Config)
 
+    @pytest.mark.usefixtures("undrawn")
     @pytest.mark.parametrize("task", ["labels", pytest.param("masks", marks=pytest.mark.slow)])
     def test_smoke(self, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

@@ -19,6 +19,7 @@ from medtl.checkpoints import load_weights
 from medtl.cli import main
 from medtl.data.tensors.dataset import CaseDataset
 from tests.cli.test_cli import error_of
+from tests.helpers.figures import leave_out
 from tests.helpers.masks import write_masked_site
 
 TINY = [
@@ -51,6 +52,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_masked_site(root / "b", 6, offset=100, shade=60)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        leave_out(patch)
         assert main(adapt("--seeds", "2", "--target-trained")) == 0
     return root
 
@@ -63,6 +65,7 @@ def made_by_every_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_masked_site(root / "b", 6, offset=100, shade=60)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        leave_out(patch)
         assert main(adapt("--method", *METHODS, "--hparams", "tent.lr=0.01")) == 0
     return root
 

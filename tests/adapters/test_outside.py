@@ -15,6 +15,7 @@ from medtl.adapters import Adapter, Batch, TestTimeAdapter, adapter_class, build
 from medtl.cli import main
 from medtl.training.fit import FitConfig, fit
 from tests.adapters.toys import domains, masks, network, segmenter, shift
+from tests.helpers.figures import leave_out
 from tests.helpers.sites import write_site
 
 OUTSIDE = Path(__file__).parent / "outside"
@@ -193,40 +194,46 @@ def test_a_discriminator_is_made_for_the_sites(tmp_path: Path) -> None:
     assert adapter.discriminator[-1].out_features == 2
 
 
+FEW = ("mme",)
+"""Methods that take a few labels of the target, and with them a run of their own."""
+
+
+@pytest.fixture(scope="module")
+def made_by_the_command_line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites, one run of the methods without labels of the target and one of those with a few."""
+    root = tmp_path_factory.mktemp("outside")
+    write_site(root / "a", 16)
+    write_site(root / "b", 14, offset=100, shade=40)
+    (root / "few.csv").write_text("case,label\nc100,class0\nc101,class1\n")
+    words = ["run", "adapt", "--source", "a", "--labels", "a/labels.csv", "--target", "b"]
+    words += ["--target-labels", "b/labels.csv", "--encoder", "test_resnet", "--weights", "random"]
+    words += ["--image-size", "32", "--epochs", "1", "--batch-size", "8"]
+    others = [str(OUTSIDE / f"{name}.py") for name in METHODS if name not in FEW]
+    few = [str(OUTSIDE / f"{name}.py") for name in FEW]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        leave_out(patch)
+        assert main([*words, "--method", *others, "--out", "run"]) == 0
+        assert main([*words, "--method", *few, "--few-labels", "few.csv", "--out", "run_few"]) == 0
+    return root
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_command_line_predicts_with_it(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    name: str, made_by_the_command_line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run holds no code: what adapts while predicting, or has a head of its own, is named again."""
-    monkeypatch.chdir(tmp_path)
-    write_site(tmp_path / "a", 16)
-    write_site(tmp_path / "b", 14, offset=100, shade=40)
-    (tmp_path / "few.csv").write_text("case,label\nc100,class0\nc101,class1\n")
-    file = str(OUTSIDE / f"{name}.py")
-    words = ["run", "adapt", "--source", "a", "--labels", "a/labels.csv", "--target", "b", "--target-labels"]
-    words += [
-        "b/labels.csv",
-        "--method",
-        file,
-        "--encoder",
-        "test_resnet",
-        "--weights",
-        "random",
-        "--image-size",
-        "32",
-    ]
-    if name == "mme":
-        words += ["--few-labels", "few.csv"]
-    assert main([*words, "--epochs", "1", "--batch-size", "8", "--out", "run"]) == 0
-    predict = ["predict", "run", "b", "--model", name]
+    run = made_by_the_command_line / ("run_few" if name in FEW else "run")
+    predict = ["predict", str(run), str(made_by_the_command_line / "b"), "--model", name]
     adapts = name in ("cotta", "eata", "mme")
-    assert main([*predict, "--out", "first"]) == (1 if adapts else 0)
+    assert main([*predict, "--out", str(tmp_path / "first")]) == (1 if adapts else 0)
     if adapts:
         assert f"--method {name}.py" in capsys.readouterr().err
-    assert main([*predict, "--method", file, "--out", "second"]) == 0
-    found = pd.read_csv("second/predictions.csv").set_index("case")
+    file = str(OUTSIDE / f"{name}.py")
+    assert main([*predict, "--method", file, "--out", str(tmp_path / "second")]) == 0
+    found = pd.read_csv(tmp_path / "second" / "predictions.csv").set_index("case")
     table = (
-        pd.read_csv("run/predictions.csv")
+        pd.read_csv(run / "predictions.csv")
         .query(f"model == '{name}' and domain == 'target'")
         .set_index("case")
     )
@@ -234,11 +241,10 @@ def test_the_command_line_predicts_with_it(
         calls = table[["logit_class0", "logit_class1"]].to_numpy().argmax(1)
         order = found.loc[table.index][["prob_class0", "prob_class1"]].to_numpy().argmax(1)
         assert (calls == order).all()
-    kept = tmp_path / "run/checkpoints" / f"{name}-seed0" / "state.safetensors"
+    kept = run / "checkpoints" / f"{name}-seed0" / "state.safetensors"
     assert kept.is_file() == (name in ("cotta", "eata"))
-    assert len(table) == (12 if name == "mme" else 14)
-    stamps = "few_labels" if name == "mme" else ""
-    config = (tmp_path / "run/config.yaml").read_text()
-    assert ("stamps: [few_labels]" in config) == bool(stamps)
-    page = (tmp_path / "run/report/index.html").read_text()
-    assert ("Few labels:" in page) == bool(stamps)
+    assert len(table) == (12 if name in FEW else 14)
+    config = (run / "config.yaml").read_text()
+    assert ("stamps: [few_labels]" in config) == (name in FEW)
+    page = (run / "report" / "index.html").read_text()
+    assert ("Few labels:" in page) == (name in FEW)

@@ -13,8 +13,13 @@ from medtl.adapters import Adapter, Batch, TestTimeAdapter, adapter_class, build
 from tests.adapters.toys import domains, masks, network, segmenter, shift
 
 EPOCH = 3
-SMALL = {"advent": {"width": 8}, "fda": {"beta": 0.1}, "consistency": {"statistics": "target"}}
-"""Hyper-parameters for toys: a small discriminator; a block of frequencies that is more than the mean of 16 pixels;
+SMALL = {
+    "advent": {"width": 4},
+    "dann": {"locations": 256},
+    "fda": {"beta": 0.1},
+    "consistency": {"statistics": "target"},
+}
+"""Hyper-parameters for toys: small discriminators; a block of frequencies that is more than the mean of 16 pixels;
 statistics of a group of many images."""
 
 TASKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., tuple[Batch, Batch, Tensor]]]] = {

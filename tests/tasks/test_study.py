@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from medtl.cli import main
+from tests.helpers.figures import leave_out
 from tests.helpers.masks import write_masked_site
 from tests.helpers.sites import write_site
 
@@ -99,6 +100,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         words += [ENCODER[recipe], "test_resnet"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        leave_out(patch)
         assert main([*words, *flags]) == 0
         yield root / "run", request.param, models
 
