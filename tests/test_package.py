@@ -73,6 +73,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_wheel_holds_recipes_templates_and_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "medtl/recipes/adapt.py" in names
@@ -81,6 +82,7 @@ def test_wheel_holds_recipes_templates_and_types(wheel: Path) -> None:
     assert not [n for n in names if n.startswith(("recipes/", "tests/", "sample_data/"))]
 
 
+@pytest.mark.slow
 def test_wheel_runs_elsewhere(wheel: Path, tmp_path: Path) -> None:
     """Installed without the checkout: a recipe runs from the wheel alone."""
     target = tmp_path / "site"

@@ -367,37 +367,33 @@ class TestStrategies:
 
 
 class TestBadInput:
-    def test_masks_of_another_geometry_are_listed_and_left_out(
-        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
+    def test_what_does_not_end_a_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        """Images of unequal size, masks of another geometry, a mask of zeros; at the target colour, and no core."""
+        monkeypatch.chdir(tmp_path)
+        write_masked_site(tmp_path / "a", sizes=(32, 40, 27))
+        write_masked_site(tmp_path / "b", 6, offset=100, shade=60, sizes=(64, 50))
         for name in ("c000", "c001"):
-            Image.fromarray(np.zeros((16, 16), np.uint8)).save(two_sites / "a" / "masks" / f"{name}.png")
+            Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a" / "masks" / f"{name}.png")
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "a" / "masks" / "c003.png")
+        for path in (tmp_path / "b" / "scans").glob("*.png"):
+            Image.open(path).convert("RGB").save(path)
+        for path in (tmp_path / "b" / "masks").glob("*.png"):
+            array = np.asarray(Image.open(path))
+            Image.fromarray(np.where(array == 255, 128, array).astype(np.uint8)).save(path)
         assert main(adapt()) == 0
         text = capsys.readouterr().out
         assert "2 mask_geometry" in text
+        assert "1 of the 8 masks" in text
         cases = pd.read_csv("run/cases.csv")
         assert set(cases[cases.reason == "mask_geometry"].case) == {"c000", "c001"}
-
-    def test_a_mask_of_zeros_is_a_case_without_structures(
-        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        Image.fromarray(np.zeros((32, 32), np.uint8)).save(two_sites / "a" / "masks" / "c000.png")
-        assert main(adapt()) == 0
-        assert "1 of the 10 masks" in capsys.readouterr().out
+        results = json.loads(Path("run/report/results.json").read_text())
+        assert results["task"] == "segmentation"
 
     def test_a_structure_that_no_mask_has(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = error_of(adapt("--structures", "rim=128", "core=255", "vessel=7"), capsys, 1)
         assert "vessel" in text
-
-    def test_a_structure_missing_from_the_target(
-        self, two_sites: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        for path in (two_sites / "b" / "masks").glob("*.png"):
-            array = np.asarray(Image.open(path))
-            Image.fromarray(np.where(array == 255, 128, array).astype(np.uint8)).save(path)
-        assert main(adapt()) == 0
-        results = json.loads(Path("run/report/results.json").read_text())
-        assert results["task"] == "segmentation"
 
     def test_no_masks(self, two_sites: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (two_sites / "empty").mkdir()
@@ -414,14 +410,3 @@ class TestBadInput:
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert "core" in error_of(adapt("--structures", "cores"), capsys, 1)
-
-    def test_images_of_unequal_size(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        write_masked_site(tmp_path / "a", sizes=(32, 40, 27))
-        write_masked_site(tmp_path / "b", 6, offset=100, sizes=(64, 50))
-        assert main(adapt()) == 0
-
-    def test_colour_at_the_target_alone(self, two_sites: Path) -> None:
-        for path in (two_sites / "b" / "scans").glob("*.png"):
-            Image.open(path).convert("RGB").save(path)
-        assert main(adapt()) == 0

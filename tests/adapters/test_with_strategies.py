@@ -16,7 +16,7 @@ from medtl.models import Classifier, build_classifier, build_segmenter
 from medtl.strategies import available as strategies
 from medtl.strategies import strategy_class
 from medtl.strategies.lora import LoRA
-from tests.adapters.training import call
+from tests.adapters.training import build, call
 from tests.strategies.test_strategies import batch, classifier
 
 PAIRS = [(m, s) for m in available() for s in strategies()]
@@ -61,9 +61,9 @@ def expected_refusal(method: str, strategy: str) -> str:
 def test_each_pair_trains_or_says_why_not(method: str, strategy: str) -> None:
     if reason := expected_refusal(method, strategy):
         with pytest.raises(ConfigError, match=reason):
-            build_adapter(method, model_for(method), strategy=strategy)
+            build(method, model_for(method), strategy=strategy)
         return
-    adapter = build_adapter(method, model_for(method), strategy=strategy)
+    adapter = build(method, model_for(method), strategy=strategy)
     if not adapter.trains:
         return
     source = batch()

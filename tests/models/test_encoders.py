@@ -143,10 +143,14 @@ TORCHVISION = {
     "vit_b_32": ("vit_base_patch32_224", 224),
     "swin_t": ("swin_tiny_patch4_window7_224", 224),
 }
+LONG = ("efficientnet_b1", "vit_b_32", "swin_t")
+"""Those that take seconds: large ones, and one beside another of its family."""
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("theirs", TORCHVISION)
+@pytest.mark.parametrize(
+    "theirs", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in TORCHVISION]
+)
 def test_other_names_of_torchvision(tmp_path: Path, theirs: str) -> None:
     """Every parameter is drawn anew: scales that begin at 1e-6 would hide what stands behind them."""
     name, size = TORCHVISION[theirs]
@@ -213,8 +217,9 @@ def test_radimagenet_files(tmp_path: Path, name: str) -> None:
     body = torch.nn.Sequential(*list(theirs.children())[:-1])
     torch.save({f"backbone.{k}": v for k, v in body.state_dict().items()}, tmp_path / "rad.pth")
     ours = build_encoder(name, weights=str(tmp_path / "rad.pth"))
+    expected = theirs.state_dict()
     for key, value in ours.network.state_dict().items():
-        assert torch.equal(value, theirs.state_dict()[key])
+        assert torch.equal(value, expected[key])
     assert ours.key_report.ignored == ()
     assert (float(ours.mean.unique()), float(ours.std.unique())) == (0.5, 0.5)
     size = len(ours.network.state_dict())

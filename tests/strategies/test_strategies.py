@@ -22,8 +22,10 @@ from tests.strategies.tuning import output, tuned
 ENCODERS = ("test_resnet", "test_vit", "test_convnext")
 TRAINED = [name for name in available() if strategy_class(name).trains]
 """The other is in test_knn.py."""
+OF_STAGES = {"full", "gradual", "last", "layer_decay", "lora", "norms"}
+"""Strategies for which an encoder's layers or stages matter most; the others try the other encoders in slow tests."""
 PAIRS = [
-    (s, e)
+    pytest.param(s, e, marks=() if e == ENCODERS[0] or s in OF_STAGES else pytest.mark.slow)
     for s in TRAINED
     for e in ENCODERS
     if (s, e[5:]) not in {("stochnorm", "vit"), ("stochnorm", "convnext")}
@@ -123,7 +125,7 @@ def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("medtl.training.keeper.CHECKPOINT_SHARE", 1e9)
     monkeypatch.setattr("medtl.training.keeper.CHECKPOINT_SECONDS", 0.0)
     config = FitConfig(
-        epochs=3, batch_size=8, steps_per_epoch=3, accelerator="cpu", tensorboard=False, lr=1e-3
+        epochs=3, batch_size=8, steps_per_epoch=2, accelerator="cpu", tensorboard=False, lr=1e-3
     )
     made = []
     for place in ("whole", "cut"):
@@ -134,7 +136,7 @@ def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: p
             def stop(self: Adapter, step_end: Any = step_end) -> None:
                 nonlocal calls
                 calls += 1
-                if calls == 8:
+                if calls == 5:
                     raise KeyError("stopped")
                 step_end(self)
 

@@ -130,7 +130,7 @@ def test_a_run_says_how_training_went_and_what_it_cost(
     site = write_site(tmp_path / "site", 30)
     words = ["run", "compare", "--source", "site", "--labels", str(site / "labels.csv")]
     words += ["--encoders", "test_resnet", "--strategies", "probe,last:1", "--weights", "random"]
-    words += ["--image-size", "32", "--epochs", "2", "--seeds", "2", "--imbalance", "balanced_sampling"]
+    words += ["--image-size", "32", "--epochs", "1", "--seeds", "2", "--imbalance", "balanced_sampling"]
     assert main([*words, "--out", "r"]) == 0
     results = json.loads((tmp_path / "r/report/results.json").read_text())
     context = results["context"]
