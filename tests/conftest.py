@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the server of `helpers.processes`, once for all workers; it loads nothing until it is asked."""
+    # A shell starts jobs in the background with SIGINT ignored, and children inherit that; tests of Ctrl-C need it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if processes.ADDRESS in os.environ:
         return
     folder = tempfile.TemporaryDirectory(prefix="medtl-")
