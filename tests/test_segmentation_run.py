@@ -66,7 +66,14 @@ def made_by_every_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         leave_out(patch)
-        assert main(adapt("--method", *METHODS, "--hparams", "tent.lr=0.01")) == 0
+        assert (
+            main(
+                adapt(
+                    "--method", *METHODS, "--hparams", "tent.lr=0.01", "advent.width=8", "dann.locations=256"
+                )
+            )
+            == 0
+        )
     return root
 
 
@@ -157,7 +164,8 @@ class TestRun:
         )
         assert [b["measures"] for b in old["blocks"]] == [b["measures"] for b in new["blocks"]]
 
-    @pytest.mark.parametrize("method", ["mean_teacher", pytest.param("shot", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("method", ["mean_teacher", "shot"])
     def test_resume_after_a_stop_gives_the_same_run(
         self, two_sites: Path, monkeypatch: pytest.MonkeyPatch, method: str
     ) -> None:
@@ -313,7 +321,7 @@ class TestVolumes:
             nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), folder / "masks" / name)
 
     @pytest.mark.parametrize(
-        "network", ["unet_2.5d", pytest.param("unet_3d", marks=pytest.mark.slow), "unet"]
+        "network", ["unet_2.5d", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet_3d", "unet"))]
     )
     def test_volumes_smaller_than_the_patch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
