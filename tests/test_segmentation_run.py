@@ -66,14 +66,7 @@ def made_by_every_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         leave_out(patch)
-        assert (
-            main(
-                adapt(
-                    "--method", *METHODS, "--hparams", "tent.lr=0.01", "advent.width=8", "dann.locations=256"
-                )
-            )
-            == 0
-        )
+        assert main(adapt("--method", *METHODS, "--hparams", "tent.lr=0.01")) == 0
     return root
 
 
