@@ -22,6 +22,7 @@ from medtl.evaluation import (
 )
 from medtl.evaluation.engine.evaluate import evaluate_cases
 from medtl.report import images_of, worst_overlays, write_report
+from tests.helpers.figures import leave_out
 from tests.report.test_report import HOSTILE, Page, values
 
 Maker = Callable[..., pd.DataFrame]
@@ -153,18 +154,20 @@ def test_the_page_reads_from_disk_alone(out: Path, tmp_path: Path) -> None:
     "options",
     [
         {"referenced": False},
-        pytest.param({"models": ("one",), "seeds": ("7",)}, marks=UNDRAWN),
+        {"models": ("one",), "seeds": ("7",), "drawn": False},
         {"structures": ("nucleus",), "cases": 1},
-        pytest.param({"sites": ()}, marks=UNDRAWN),
-        pytest.param({"sites": (), "internal": 0, "validation": 5}, marks=UNDRAWN),
-        pytest.param({"sites": ("b", "c", "d"), "cases": 6, "unit": "px"}, marks=UNDRAWN),
+        {"sites": (), "drawn": False},
+        {"sites": (), "internal": 0, "validation": 5, "drawn": False},
+        {"sites": ("b", "c", "d"), "cases": 6, "unit": "px", "drawn": False},
         {"structures": tuple(f"organ {k}" for k in range(9)), "seeds": ("0",), "cases": 8},
     ],
 )
 def test_poor_and_rich_tables_still_make_a_report(
-    segmented: Maker, tmp_path: Path, options: dict[str, object]
+    segmented: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
 ) -> None:
-    frame = segmented(**{"seeds": ("0", "1")} | options)
+    if not options.get("drawn", True):
+        leave_out(monkeypatch)
+    frame = segmented(**{"seeds": ("0", "1")} | {k: v for k, v in options.items() if k != "drawn"})
     unit = str(options.get("unit", "mm"))
     rules = SegmentationRules(
         unit, "ml" if unit == "mm" else "px", dict.fromkeys(frame.structure, 2.0), "Rule."
