@@ -142,10 +142,11 @@ def parse(command: str, words: list[str]) -> None:
     config = cli.parse_config(cli.load_recipe(words[0]), words[1:], "medtl run")
     if not hasattr(config, "hparams"):
         return
-    methods = getattr(config, "method", getattr(config, "methods", ()))
-    methods = [m for m in methods if m in adapters.available()]  # the page's own file is not there
+    given = getattr(config, "method", getattr(config, "methods", ()))
+    given = given or config.defaults_of(config.task).get("method", ())
+    methods = [m for m in given if m in adapters.available()]  # the page's own file is not there
     learning = getattr(config, "strategies", None) or (getattr(config, "strategy", "full"),)
-    if methods or not getattr(config, "method", ()):
+    if methods or not given:
         ways_of(("r",), methods=methods, strategies=listed(learning, "--strategy"), hparams=config.hparams)
 
 
