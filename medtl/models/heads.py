@@ -17,6 +17,8 @@ from medtl.models.neighbours import NeighbourHead
 MOST_WIDTH = 1 << 20
 """A described layer is at most this wide: a weights file may come from anywhere."""
 MOST_LAYERS = 64
+MOST_VALUES = 1 << 28
+"""A described head holds at most this many values: 1 GB."""
 
 
 class CosineHead(nn.Module):
@@ -53,7 +55,7 @@ LAYERS: Mapping[str, type[nn.Module]] = {
         *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm),
         *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         *(nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Flatten),
-        *(nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Upsample),
+        *(nn.Dropout, nn.Dropout2d, nn.Dropout3d),
         *(CosineHead, NeighbourHead),
     )
 }
@@ -84,20 +86,31 @@ def describe_head(head: nn.Module) -> dict[str, Any] | None:
         return None
 
 
-def build_head(described: Any, *, _depth: int = 0) -> nn.Module:
+def build_head(described: Any) -> nn.Module:
     """Builds a head from its description, which is data from a file: nothing but known layers of sane sizes.
 
     Args:
         described: as `describe_head` returns it.
 
     Raises:
-        CheckpointError: it is not a description.
+        CheckpointError: it is not a description, or one of a head that is too large.
     """
+    with torch.device("meta"):  # takes no memory
+        layers = _build(described)
+    values = sum(each.numel() for each in (*layers.parameters(), *layers.buffers()))
+    if values > MOST_VALUES:
+        raise CheckpointError(
+            f"The head in the weights' header cannot be built (it would hold {values:,} values)."
+        )
+    return _build(described)
+
+
+def _build(described: Any, _depth: int = 0) -> nn.Module:
     reason = "it is no description"
     if isinstance(described, Mapping) and len(described) == 1 and _depth < 4:
         ((name, arguments),) = described.items()
         if name == "Sequential" and isinstance(arguments, list) and len(arguments) <= MOST_LAYERS:
-            return nn.Sequential(*(build_head(part, _depth=_depth + 1) for part in arguments))
+            return nn.Sequential(*(_build(part, _depth + 1) for part in arguments))
         reason = f"layer {str(name)[:40]!r} is unknown"
         if name in LAYERS and isinstance(arguments, Mapping):
             sizes = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medtl import __version__
 from medtl.adapters.contract.adapter import Adapter
-from medtl.adapters.contract.discovery import build_adapter
+from medtl.adapters.contract.discovery import available, build_adapter
 from medtl.adapters.contract.test_time import TestTimeAdapter
 from medtl.checkpoints import load_weights, save_weights
 from medtl.data.tensors.spec import Preprocess
@@ -143,7 +143,14 @@ def _own_method(header: Mapping[str, Any], method: str | None, adapts: bool) -> 
     """The method of a header: by its name, or the file that the user names."""
     name = str(header.get("method", ""))
     needed = adapts or dict(header.get("model") or {}).get("head", "") is None
-    if not header.get("own_file") or not needed:
+    if not needed:
+        return name
+    if not header.get("own_file"):
+        if name not in available():
+            raise CheckpointError(
+                f"This model needs a method that medtl {__version__} does not have ({name[:60]!r}): use the version "
+                "that trained it."
+            )
         return name
     if method is None:
         raise CheckpointError(
@@ -164,7 +171,10 @@ def _load_state(adapter: Adapter, path: Path, weights: Mapping[str, Tensor]) -> 
         state |= load_weights(beside)[1]
     adapter.load_state_dict(state, strict=beside.is_file())
     if isinstance(adapter, TestTimeAdapter) and ended.is_file():
-        adapter.kept = dict(load_weights(ended)[1])
+        kept = dict(load_weights(ended)[1])
+        if not adapter.fits(kept):
+            raise CheckpointError(f"{STATE} does not fit the model beside it: restore the run's own file.")
+        adapter.kept = kept
 
 
 def save_state(adapter: Adapter, folder: Path) -> None:

@@ -45,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 MIN_STEPS_PER_EPOCH = 10
 """Small folders are repeated until an epoch has this many steps, so that `epochs` means about the same for all."""
-ROLES = ("source", "target", "labelled_target")
 FEW_LABELS, ORACLE = "few_labels", "oracle"
 """Stamps of a training that read labels of the target: to learn from them, or to choose by them."""
 
@@ -426,10 +425,9 @@ class _Module(pl.LightningModule):
         model = [*self.adapter.model.parameters(), *self.adapter.strategy.parameters()]
         yield model
         taken = {id(p) for p in model}
-        for name, child in self.adapter.named_children():
-            if name not in ("model", "strategy") and (
-                own := [p for p in child.parameters() if id(p) not in taken]
-            ):
+        for each in (*self.adapter.children(), self.adapter):  # the adapter: what it holds without a network
+            if own := [p for p in each.parameters() if id(p) not in taken]:
+                taken |= {id(p) for p in own}
                 yield own
 
     def on_train_epoch_start(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from medtl.adapters import Batch, build_adapter
+from medtl.adapters.contract import norm
 from medtl.adapters.contract.norm import modes_kept, reestimate_statistics
 from medtl.errors import ConfigError
 from medtl.models import with_features
@@ -14,6 +15,7 @@ from tests.adapters.toys import domains, masks, network, segmenter
 from tests.adapters.training import train
 
 
+@pytest.mark.usefixtures("way")
 def test_statistics_are_those_of_all_cases_together() -> None:
     """Pooled: where cases of a kind lie together, the mean of batch variances would be too small."""
     model = network().train()
@@ -44,6 +46,57 @@ def test_any_batch_size_and_order_give_the_same(sizes: list[int]) -> None:
             torch.testing.assert_close(value, models[1][key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(params=["one pass", "a pass a layer"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Either way of setting the layers, whatever the number of cases."""
+    if request.param != "one pass":
+        monkeypatch.setattr(norm, "AT_ONCE", 0)
+    return str(request.param)
+
+
+def deep() -> nn.Module:
+    """16 BatchNorm layers one after the other, each with statistics of other images."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for step in range(16):
+        layers += [
+            nn.Conv2d(8 if step else 1, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8, momentum=None),
+            nn.SiLU(),
+        ]
+    body = nn.Sequential(*layers)
+    body.train()(torch.rand(32, 1, 12, 12))
+    return with_features(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
+
+
+@pytest.mark.parametrize("sizes", [[24], [8, 8, 8], [10, 13, 1]])
+@pytest.mark.usefixtures("way")
+def test_each_layer_of_a_deep_network_gets_the_statistics_of_what_arrives_at_it(sizes: list[int]) -> None:
+    """Errors of early layers grow from layer to layer: all must be exact, from a start that is far off."""
+    image = 0.4 * torch.rand(24, 1, 12, 12) + 0.5
+    model = deep()
+    assert reestimate_statistics(model, [Batch(part) for part in image.split(sizes)]) == 24
+    arrives = image
+    with torch.no_grad():
+        for layer in model.eval().module[0]:
+            if isinstance(layer, nn.BatchNorm2d):
+                var, mean = torch.var_mean(arrives, dim=(0, 2, 3))
+                torch.testing.assert_close(layer.running_mean, mean, rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(layer.running_var, var, rtol=1e-3, atol=1e-6)
+            arrives = layer(arrives)
+
+
+@pytest.mark.usefixtures("way")
+def test_batches_that_can_be_passed_once_are_enough() -> None:
+    image, models = 0.4 * torch.rand(24, 1, 12, 12) + 0.5, [deep(), deep()]
+    batches = [Batch(part) for part in image.split(8)]
+    assert reestimate_statistics(models[0], batches) == 24
+    assert reestimate_statistics(models[1], iter(batches)) == 24
+    for one, other in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dims", [2, 3])
 def test_what_lies_beyond_the_scan_does_not_count(dims: int) -> None:
     """A margin of any value leaves the statistics as they are without it."""
@@ -72,6 +125,7 @@ def test_what_lies_beyond_the_scan_does_not_count(dims: int) -> None:
     assert not torch.allclose(found[0], found[2])
 
 
+@pytest.mark.usefixtures("way")
 def test_batches_without_axes_count_by_their_size() -> None:
     model = with_features(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)))
     images = torch.randn(13, 1, 2, 2)
@@ -82,6 +136,7 @@ def test_batches_without_axes_count_by_their_size() -> None:
     torch.testing.assert_close(model.module[2].running_var, activations.var(0))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 1, 1], [1, 3], [1]])
 def test_volumes_may_come_one_by_one(sizes: list[int]) -> None:
     model = segmenter(3)
@@ -99,6 +154,7 @@ def test_scans_of_other_sizes_may_come_one_by_one() -> None:
     assert seen == 4
 
 
+@pytest.mark.usefixtures("way")
 def test_no_batches_leave_statistics_alone() -> None:
     model = network()
     before = model.module[1].running_var.clone()

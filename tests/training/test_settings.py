@@ -82,6 +82,27 @@ class TestOptimiser:
         assert all(norm == pytest.approx(1e-3, rel=1e-3) for found in seen.norms for norm in found.values())
         assert all(found["model"] > 1e-3 for found in free.norms)
 
+    def test_a_parameter_without_a_network_is_clipped(self, tmp_path: Path) -> None:
+        kind = type(build_adapter("finetune", network()))
+
+        class Scaled(kind):  # type: ignore[valid-type,misc]
+            def __init__(self) -> None:
+                super().__init__(network())
+                self.scale = torch.nn.Parameter(torch.ones(()))
+
+            def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+                return {"loss": 1e3 * self.scale * super().forward(*args, **kwargs)["loss"]}
+
+        norms: list[float] = []
+
+        class Scale(Callback):
+            def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+                norms.append(float(pl_module.adapter.scale.grad.abs()))
+
+        run(tmp_path / "m", Scaled(), settings={"clip": 0.5}, callbacks=[Scale()])
+        assert norms
+        assert max(norms) <= 0.5 + 1e-6
+
     def test_accumulation(self, tmp_path: Path) -> None:
         seen = Seen()
         ended = 0

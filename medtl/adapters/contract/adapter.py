@@ -63,7 +63,7 @@ class Adapter(nn.Module):
         norm: how BatchNorm treats the two domains, see `medtl.adapters.contract.norm`.
         statistics: BatchNorm statistics to predict with: `running`, those of training, or `target`,
             re-estimated over the target at the end of `medtl.fit` (in your own loop, call
-            `on_fit_end({"target": batches})`).
+            `finish({"target": batches})`).
         label_smoothing: label smoothing of the source's cross-entropy, in [0, 1).
         strategy: what of the model learns and how, made for this model; by default all of it, `Full(model)`.
 
@@ -391,9 +391,8 @@ class Adapter(nn.Module):
             raise DataError(f"{name} needs labels in the {role} batch, and it has none.")
         self._check_labels(logits, label, role)
         mixture = self.strategy.mixture
-        if (
-            mixture is not None and label is mixture.label
-        ):  # valid because the losses are linear in the target
+        if mixture is not None and label is mixture.label:
+            # A mixture of losses is the loss of the mixture, because they are linear in the target.
             first, second = (self._loss(logits, each) for each in (label, label[mixture.order]))
             return mixture.share * first + (1 - mixture.share) * second
         return self._loss(logits, label)

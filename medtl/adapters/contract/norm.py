@@ -11,7 +11,7 @@ frozen           the statistics stay those of the pretrained weights
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -25,10 +25,8 @@ from medtl.models.parts import batch_norms, modes_kept
 Norm = Literal["separate", "joint", "domain_specific", "frozen"]
 Statistics = Literal["running", "target"]
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-MOST_PASSES = 8
-"""Passes over the target at most: each makes the statistics of one more layer exact, and the others nearly so."""
-CLOSE = 1e-3
-"""Statistics that change by less than this share of a standard deviation are final."""
+AT_ONCE = 1 << 22
+"""A target of at most this many values of its images goes through the network as one batch."""
 
 
 @torch.no_grad()
@@ -36,13 +34,15 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Sets the running statistics of every BatchNorm layer to those of all cases together (AdaBN: Li et al. 2018).
 
     Mean and variance are pooled over all cases, whatever the size of a batch and the order of cases; the mean of batch
-    variances would lose the variance between batches. What a layer sees depends on the layers before it, so the cases
-    are passed until nothing changes: pass n makes layer n exact. What lies beyond a scan (`Batch.outside`) does not
-    count. All modes are restored, and dropout stays off.
+    variances would lose the variance between batches. What a layer sees depends on the layers before it, so they are
+    set one after the other, in the order in which they run. A target that fits into one batch takes one pass; a larger
+    one takes a pass for each layer, which ends at that layer. Setting all layers in every pass would take fewer, but
+    small errors of early layers grow from layer to layer and do not settle. What lies beyond a scan (`Batch.outside`)
+    does not count. All modes are restored, and dropout stays off.
 
     Args:
         model: any network.
-        batches: can be iterated several times, such as a list or a loader.
+        batches: the cases.
 
     Returns:
         The number of images or volumes used; if it is 0, the statistics are unchanged.
@@ -51,37 +51,99 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> int:
     if not layers:
         return 0
     device = next(model.parameters()).device
-    seen = 0
+    if iter(batches) is batches:  # could be passed only once
+        batches = list(batches)
     with modes_kept(model):
         model.eval()
-        for _ in range(min(len(layers), MOST_PASSES)):
-            margin = _Margin()
-            tallies = [_Tally(margin) for _ in layers]
-            handles = [
-                layer.register_forward_pre_hook(tally) for layer, tally in zip(layers, tallies, strict=True)
-            ]
-            try:
-                seen = sum(_passed(model, batch.to(device), margin) for batch in batches)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            changes = [tally.write(layer) for layer, tally in zip(layers, tallies, strict=True)]
-            if max(changes) < CLOSE:
-                break
+        if (whole := _together(batches)) is not None:
+            _set_in_one_pass(model, layers, whole.to(device))
+            return len(whole)
+        return _set_one_by_one(model, layers, batches, device)
+
+
+def _together(batches: Iterable[Batch]) -> Batch | None:
+    """All cases as one batch, or None if there are none, too many, or some of another size."""
+    images: list[Tensor] = []
+    outside: list[Tensor | None] = []
+    for batch in batches:
+        images.append(batch.image)
+        outside.append(batch.outside)
+        if images[0].shape[1:] != batch.image.shape[1:] or sum(i.numel() for i in images) > AT_ONCE:
+            return None
+    if not images:
+        return None
+    margins = [margin for margin in outside if margin is not None]
+    return Batch(torch.cat(images), outside=torch.cat(margins) if len(margins) == len(images) else None)
+
+
+def _set_in_one_pass(model: nn.Module, layers: list[_BatchNorm], whole: Batch) -> None:
+    """Sets each layer to the statistics of what arrives at it, just before it uses them."""
+
+    def set_now(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        tally = _Tally(margin)
+        tally(layer, inputs)
+        assert isinstance(layer, _BatchNorm)
+        tally.write(layer)
+
+    margin = _Margin(whole.outside)
+    handles = [layer.register_forward_pre_hook(set_now) for layer in layers]
+    try:
+        model(whole.image)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Enough(Exception):  # noqa: N818
+    """Ends a pass at the layer whose input was wanted."""
+
+
+def _set_one_by_one(
+    model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Batch], device: torch.device
+) -> int:
+    seen = 0
+    for layer in _in_order(model, layers, batches, device):
+        margin = _Margin()
+        tally = _Tally(margin)
+
+        def enough(layer: nn.Module, inputs: tuple[Tensor, ...], tally: _Tally = tally) -> None:
+            tally(layer, inputs)
+            raise _Enough
+
+        handle, seen = layer.register_forward_pre_hook(enough), 0
+        try:
+            for batch in batches:
+                given = batch.to(device)
+                margin.outside, seen = given.outside, seen + len(given)
+                with suppress(_Enough):
+                    model(given.image)
+        finally:
+            handle.remove()
+        tally.write(layer)
     return seen
 
 
-def _passed(model: nn.Module, batch: Batch, margin: _Margin) -> int:
-    margin.outside = batch.outside
-    model(batch.image)
-    return len(batch)
+def _in_order(
+    model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Batch], device: torch.device
+) -> list[_BatchNorm]:
+    """The layers in the order in which they run; none if there are no cases."""
+    order: dict[nn.Module, None] = {}
+    handles = [layer.register_forward_pre_hook(lambda layer, _: order.setdefault(layer)) for layer in layers]
+    try:
+        for batch in batches:
+            model(batch.image.to(device))
+            break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [layer for layer in order if isinstance(layer, _BatchNorm)]
 
 
 class _Margin:
     """What of the present batch lies beyond the scan."""
 
-    def __init__(self) -> None:
-        self.outside: Tensor | None = None
+    def __init__(self, outside: Tensor | None = None) -> None:
+        self.outside = outside
 
     def inside(self, maps: Tensor) -> Tensor | None:
         """(N, *s) bool: which places of maps (N, F, *s) show the scan, at least in part; None if all count.
@@ -122,24 +184,14 @@ class _Tally:
         self.mean = self.mean + step * (more / total)
         self.count = total
 
-    def write(self, layer: _BatchNorm) -> float:
-        """Sets the layer's statistics, the variance with Bessel's correction as torch has it.
-
-        Returns:
-            The largest change of a mean, in standard deviations, or of a standard deviation, as a share of it.
-        """
+    def write(self, layer: _BatchNorm) -> None:
+        """Sets the layer's statistics, the variance with Bessel's correction as torch has it."""
         if self.count < 2 or layer.running_mean is None or layer.running_var is None:
-            return 0.0
-        var = (self.squares / (self.count - 1)).to(layer.running_var)
-        mean = self.mean.to(layer.running_mean)
-        std = (var + layer.eps).sqrt()
-        moved = ((mean - layer.running_mean) / std).abs().max()
-        widened = ((layer.running_var + layer.eps).sqrt() / std - 1).abs().max()
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(var)
+            return
+        layer.running_mean.copy_(self.mean)
+        layer.running_var.copy_(self.squares / (self.count - 1))
         if layer.num_batches_tracked is not None:
             layer.num_batches_tracked += 1
-        return float(torch.maximum(moved, widened))
 
 
 class DomainStatistics(nn.Module):

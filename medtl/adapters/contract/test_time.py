@@ -171,6 +171,20 @@ class TestTimeAdapter(Adapter):
                     state[f"{_OPTIMIZER}{place}.{key}"] = value.detach().clone()
         self.kept = state
 
+    def fits(self, kept: Mapping[str, Tensor]) -> bool:
+        """Whether `kept`, read from a file, is a state of this method and network."""
+        own = {k: v.shape for k, v in self.state_dict().items()}
+        moments = {k: v for k, v in kept.items() if k.startswith(_OPTIMIZER)}
+        if own != {k: v.shape for k, v in kept.items() if k not in moments}:
+            return False
+        for name, value in moments.items():
+            place, _, key = name.removeprefix(_OPTIMIZER).partition(".")
+            if not place.isdecimal() or int(place) >= len(self._adapted) or not key:
+                return False
+            if value.ndim and value.shape != self._adapted[int(place)].shape:
+                return False
+        return True
+
     @torch.no_grad()
     def resume(self) -> bool:
         """Goes on from `kept`.
