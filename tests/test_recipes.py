@@ -45,7 +45,8 @@ class TestEveryRecipe:
             assert isinstance(parse_config(module, words, name), module.Config)
 
     @pytest.mark.usefixtures("undrawn")
-    @pytest.mark.parametrize("task", ["labels", pytest.param("masks", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("task", ["labels", "masks"])
     def test_smoke(self, name: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")

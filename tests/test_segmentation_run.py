@@ -110,6 +110,7 @@ class TestRun:
         assert all("target_trained" not in e["values"] for e in evidence)
         assert len(list((finished / "checkpoints").glob("target_trained_*"))) == 4  # two halves, two seeds
 
+    @pytest.mark.slow
     def test_the_bound_never_saw_what_it_is_judged_on(
         self, two_sites: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -255,6 +256,7 @@ class TestPredict:
         assert "largest" in error_of(words, capsys, 2)
         assert not Path("new").exists()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("model", ["dann", "tent"])  # tent adapts again
     def test_one_seed_gives_the_masks_of_the_run(
         self, made_by_every_method: Path, tmp_path: Path, model: str
@@ -290,6 +292,7 @@ class TestPredict:
         assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_every_method_runs(made_by_every_method: Path) -> None:
     run = made_by_every_method / "run"
     assert set(pd.read_csv(run / "predictions.csv").model) == {"source_only", *METHODS}

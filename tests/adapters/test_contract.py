@@ -234,7 +234,8 @@ class TestEveryMethodWithTarget:
         assert accuracy(source_only("classification", steps=90)) < 0.75
         assert accuracy(adapt(name, "classification", steps=90)) > 0.9
 
-    @pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dims", [2, 3])
     def test_wins_back_dice(self, name: str, dims: int) -> None:
         size = 16 if dims == 2 else 12
         plain = self.dice(source_only("segmentation", dims, size=size), size)
@@ -242,6 +243,7 @@ class TestEveryMethodWithTarget:
         assert plain < 0.3
         assert adapted >= (REACHES.get(name, 0.9) if dims == 2 else plain + 0.2)
 
+    @pytest.mark.slow
     def test_does_not_lose_without_batchnorm(self, name: str) -> None:
         if name in HARD:
             pytest.skip(f"{name} refuses GroupNorm")

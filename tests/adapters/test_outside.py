@@ -137,6 +137,7 @@ class TestPhases:
         trained("mcd", "classification", tmp_path / "m", epochs=1)
         assert phases == ["source", "heads", *["encoder"] * 4] * 3
 
+    @pytest.mark.slow
     def test_the_source_is_learnt(self, tmp_path: Path) -> None:
         adapter = trained("mcd", "classification", tmp_path / "m", epochs=40).eval()
         source, _, _ = domains(200, 9)
@@ -218,6 +219,7 @@ def made_by_the_command_line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_command_line_predicts_with_it(
     name: str, made_by_the_command_line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

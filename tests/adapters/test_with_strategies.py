@@ -57,7 +57,14 @@ def expected_refusal(method: str, strategy: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("method", "strategy"), PAIRS)
+QUICK = ("dann", "full", "lora", "layer_decay")
+"""With one of these as its half, a pair is tried in every run of the tests; the others in the long one."""
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [pytest.param(*pair, marks=() if {*pair} & {*QUICK} else pytest.mark.slow) for pair in PAIRS],
+)
 def test_each_pair_trains_or_says_why_not(method: str, strategy: str) -> None:
     if reason := expected_refusal(method, strategy):
         with pytest.raises(ConfigError, match=reason):

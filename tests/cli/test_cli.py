@@ -169,6 +169,7 @@ class TestOwnMethod:
         assert main(adapt("--method", "./half_dann.py", "--hparams", "weight=0.4")) == 0
         assert set(pd.read_csv(two_sites / "run" / "predictions.csv").model) == {"source_only", "half_dann"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", OF_BOTH_TASKS)
     def test_methods_of_both_tasks(self, made_by_methods: Path, tmp_path: Path, method: str) -> None:
         run, new = made_by_methods / "run", tmp_path / "new"

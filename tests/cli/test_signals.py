@@ -211,18 +211,16 @@ TRAINING = (
 TRAINING += "--batch-size 8 --out r --epochs"
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda s: s.name
-)
+@pytest.mark.slow
+@both
 def test_while_training(tmp_path: Path, number: signal.Signals) -> None:
     """Lightning has handlers of its own while it trains."""
     write_site(tmp_path / "a")
     words = [*TRAINING.split(), "2000"]
-    code, text, seconds = stop(start(words, tmp_path), number, "epoch 2/")
+    code, text, _ = stop(start(words, tmp_path), number, "epoch 2/")
     assert code == CODES[number], text
     assert text.endswith("continue it with --resume r.")
     assert "Traceback" not in text
-    assert seconds < 10
     assert (tmp_path / "r" / "config.yaml").exists()
     assert not (tmp_path / "r" / "DONE").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -28,6 +29,10 @@ FAMILIES = {
     "swin_tiny_patch4_window7_224": 96,
     "densenet121": 64,
 }
+
+
+def _slow(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def images(channels: int, size: int, num: int = 2) -> torch.Tensor:
@@ -116,6 +121,7 @@ def test_vgg16_of_torchvision(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_resnet50_and_inception_of_torchvision(tmp_path: Path) -> None:
     resnet = torchvision.models.resnet50(weights=None).eval()
     torch.save(resnet.state_dict(), tmp_path / "r.pth")
@@ -143,14 +149,11 @@ TORCHVISION = {
     "vit_b_32": ("vit_base_patch32_224", 224),
     "swin_t": ("swin_tiny_patch4_window7_224", 224),
 }
-LONG = ("efficientnet_b1", "vit_b_32", "swin_t")
-"""Those that take seconds: large ones, and one beside another of its family."""
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "theirs", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in TORCHVISION]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("theirs", TORCHVISION)
 def test_other_names_of_torchvision(tmp_path: Path, theirs: str) -> None:
     """Every parameter is drawn anew: scales that begin at 1e-6 would hide what stands behind them."""
     name, size = TORCHVISION[theirs]
@@ -197,7 +200,7 @@ def test_efficientnets_that_only_look_like_torchvisions(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["vgg16", "resnet50", "inception_v3"])
+@pytest.mark.parametrize("name", ["vgg16", *_slow("resnet50", "inception_v3")])
 def test_state_dicts_of_timm(tmp_path: Path, name: str) -> None:
     narrow = {"mlp_ratio": 1 / 4096} if name == "vgg16" else {}  # its wide layers are not compared
     theirs = timm.create_model(name, **narrow).eval()
@@ -209,7 +212,7 @@ def test_state_dicts_of_timm(tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(ours(image), maps.mean((2, 3)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "densenet121", "inception_v3"])
+@pytest.mark.parametrize("name", ["densenet121", *_slow("resnet50", "inception_v3")])
 def test_radimagenet_files(tmp_path: Path, name: str) -> None:
     """`nn.Sequential(*children)` of torchvision's network, which takes images in [-1, 1]."""
     options = {"aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
@@ -318,9 +321,14 @@ def test_embeddings_of_positions_are_resampled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("inception_v3", 48, "a side of 75 or more"),
         ("vgg16", 31, "a side of 32 or more"),
-        ("swin_tiny_patch4_window7_224", 90, "multiples of 4, as 88 and 92"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("inception_v3", 48, "a side of 75 or more"),
+                ("swin_tiny_patch4_window7_224", 90, "multiples of 4, as 88 and 92"),
+            )
+        ),
         ("vit_tiny_patch16_224", 100, "multiples of 16, as 96 and 112"),
     ],
 )

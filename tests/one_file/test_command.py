@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.one_file.conftest import Copy
 
 COMMAND = '''"""Counts files: medtl count PATH."""
@@ -30,6 +32,7 @@ def main(words: list[str]) -> None:
 '''
 
 
+@pytest.mark.slow
 def test_a_command(copy: Copy) -> None:
     copy.add("medtl/cli/count.py", COMMAND)
     assert "count     Counts files\n" in copy.medtl("--help")

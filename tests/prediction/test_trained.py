@@ -16,7 +16,7 @@ from medtl.errors import CheckpointError, ConfigError
 from medtl.models import build_classifier
 from medtl.prediction.trained import STATE, load_adapter, model_header, save_state
 
-ENCODER = "resnet18"
+ENCODER = "test_resnet"
 
 
 @pytest.fixture(scope="module")

@@ -271,7 +271,14 @@ def test_names_that_no_font_holds(binary: Maker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"labelled": False}, {"validation": 0}, {"models": ("one",)}, {"external": 3}]
+    "options",
+    [
+        {"labelled": False},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"validation": 0}, {"models": ("one",)}, {"external": 3})
+        ),
+    ],
 )
 def test_poor_tables_still_make_a_report(binary: Maker, tmp_path: Path, options: dict[str, Any]) -> None:
     results = evaluate(PredictionTable.from_frame(binary(seeds=("0",), **options)), replicates=100)

@@ -154,12 +154,17 @@ def test_the_page_reads_from_disk_alone(out: Path, tmp_path: Path) -> None:
     "options",
     [
         {"referenced": False},
-        {"models": ("one",), "seeds": ("7",), "drawn": False},
         {"structures": ("nucleus",), "cases": 1},
-        {"sites": (), "drawn": False},
-        {"sites": (), "internal": 0, "validation": 5, "drawn": False},
-        {"sites": ("b", "c", "d"), "cases": 6, "unit": "px", "drawn": False},
-        {"structures": tuple(f"organ {k}" for k in range(9)), "seeds": ("0",), "cases": 8},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                {"models": ("one",), "seeds": ("7",), "drawn": False},
+                {"sites": (), "drawn": False},
+                {"sites": (), "internal": 0, "validation": 5, "drawn": False},
+                {"sites": ("b", "c", "d"), "cases": 6, "unit": "px", "drawn": False},
+                {"structures": tuple(f"organ {k}" for k in range(9)), "seeds": ("0",), "cases": 8},
+            )
+        ),
     ],
 )
 def test_poor_and_rich_tables_still_make_a_report(
@@ -258,7 +263,7 @@ def test_an_upper_bound_that_was_tried_at_the_target_alone(
 
 
 @UNDRAWN
-@pytest.mark.parametrize("volumes", [True, False])
+@pytest.mark.parametrize("volumes", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_overlays_on_request(tmp_path: Path, volumes: bool) -> None:
     import io
 

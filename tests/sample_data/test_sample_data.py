@@ -175,6 +175,7 @@ def test_predictions_pair_two_models_and_split_by_patient() -> None:
     assert balanced_accuracy("adapted", "target") > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("site", "number"), [("SITE_A", 4), ("SITE_B", 1)])
 def test_the_generator_makes_these_files_again(
     generator: ModuleType, tmp_path: Path, site: str, number: int
@@ -208,6 +209,7 @@ def voxel_difference(left: Path, right: Path) -> float:
     return float(np.abs(stored[0] - stored[1]).max())
 
 
+@pytest.mark.slow
 def test_the_label_and_nothing_else_decides_whether_a_patient_has_lesions(generator: ModuleType) -> None:
     site = generator.SITE_A
     sick, well = (generator.simulate(site, 3, lesions=lesions) for lesions in (True, False))

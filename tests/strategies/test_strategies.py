@@ -120,6 +120,7 @@ class TestEveryStrategy:
         assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_resumed_weights_are_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medtl.training.keeper.CHECKPOINT_SHARE", 1e9)

@@ -230,6 +230,7 @@ class TestStochNorm:
         assert is_one[1].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_copy_learns_the_same(name: str) -> None:
     """A process that is spawned gets a copy, in which all objects are others."""
@@ -273,7 +274,7 @@ class TestOtherNetworks:
         else:
             self.check(name, network(), data)
 
-    @pytest.mark.parametrize("kind", ["unet", "unet_2.5d", "unet_3d"])
+    @pytest.mark.parametrize("kind", ["unet", pytest.param("unet_2.5d", marks=pytest.mark.slow), "unet_3d"])
     def test_segmenter(self, name: str, kind: str) -> None:
         model = build_segmenter("test_resnet", 2, network=kind, weights="random", in_channels=1)
         size = (2, 32, 32) if kind == "unet" else (2, 4, 32, 32)
@@ -285,7 +286,16 @@ class TestOtherNetworks:
             self.check(name, model, data)
 
 
-@pytest.mark.parametrize("encoder", ["test_resnet", "vgg11", "convnext_atto", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        "test_resnet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("vgg11", "convnext_atto", "tf_efficientnet_lite0")
+        ),
+    ],
+)
 @pytest.mark.parametrize("kind", ["unet_2.5d", "unet_3d"])
 def test_stages_of_a_segmentation_encoder_are_those_of_the_whole(encoder: str, kind: str) -> None:
     """The stages that a decoder reads hold the same weights, stage by stage, as those of the encoder alone."""

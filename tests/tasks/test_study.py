@@ -71,8 +71,11 @@ RUNS: dict[str, tuple[list[str], set[str]]] = {
 }
 
 
-# Runs that take longest; with labels, the smoke tests of the recipes run them in short.
-LONG = ("labels/finetune", "labels/data_efficiency", "masks/data_efficiency", "masks/compare")
+LONG = (
+    *("labels/finetune", "labels/data_efficiency", "labels/compare"),
+    *("masks/finetune", "masks/data_efficiency", "masks/compare"),
+)
+"""Runs for the long tests alone; `adapt` is the one that uses most of what the others use."""
 
 
 @pytest.fixture(

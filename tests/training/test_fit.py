@@ -207,6 +207,7 @@ train(Path(sys.argv[1]), epochs=4)
 """
 
 
+@pytest.mark.slow
 def test_survives_sigkill(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
