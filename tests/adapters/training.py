@@ -15,12 +15,12 @@ from tests.adapters.toys import domains, masks, network, segmenter, shift
 EPOCH = 3
 SMALL = {
     "advent": {"width": 4},
-    "dann": {"locations": 256},
+    "dann": {"locations": 256, "weight": 0.3},
     "fda": {"beta": 0.1},
     "consistency": {"statistics": "target"},
 }
-"""Hyper-parameters for toys: small discriminators; a block of frequencies that is more than the mean of 16 pixels;
-statistics of a group of many images."""
+"""Hyper-parameters for toys: small discriminators, and weak ones, since each of the few voxels counts; a block of
+frequencies that is more than the mean of 16 pixels; statistics of a group of many images."""
 
 TASKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., tuple[Batch, Batch, Tensor]]]] = {
     "classification": (network, domains),
