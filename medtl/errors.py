@@ -7,6 +7,7 @@ Each message is one paragraph: what is wrong and where, what was expected and wh
     ├── DataError         scans, labels, masks, a predictions table (exit code 1)
     ├── WeightsError      pretrained weights that are absent, altered or of another architecture (exit code 1)
     └── CheckpointError   a run folder or a checkpoint that cannot be used or written (exit code 1)
+        └── NotFiniteError    a model whose output is no number
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class WeightsError(MedtlError):
 
 class CheckpointError(MedtlError):
     """A run folder or checkpoint that cannot be read, resumed or written."""
+
+
+class NotFiniteError(CheckpointError):
+    """A model that gives NaN or infinity, which would pass as a prediction."""
 
 
 def near_matches(name: str, choices: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ beside the run, in a file of its own that only the user can read, for `--resume`
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -30,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from medtl.config import STAMPS, Config, from_dict, read_yaml, to_dict, to_yaml
 from medtl.errors import CheckpointError, ConfigError
-from medtl.files import atomic_write, file_name
+from medtl.files import LOCKS, atomic_write, claimed, file_name
+from medtl.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +56,13 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder and the configuration that it was created with."""
+    """One run folder and the configuration that it was created with.
+
+    Attributes:
+        folder: settled when the run is opened: another run of the same second may have taken the planned name.
+        recipe: name of the recipe.
+        config: complete.
+    """
 
     folder: Path
     recipe: str
@@ -84,15 +92,27 @@ class Run:
 
     @contextmanager
     def open(self, command: Sequence[str] = ()) -> Iterator[Run]:
-        """Creates the folder unless the run is resumed; logs to it; marks it `DONE` if nothing is raised."""
+        """Creates the folder unless the run is resumed; logs to it; marks it `DONE` if nothing is raised.
+
+        Raises:
+            CheckpointError: another process runs in the folder.
+        """
         if self.config.resume is None:
-            self._create(command)
+            self._make_folder()
+        with claimed(self.folder):
+            if self.config.resume is None:
+                self._create(command)
+            with self._logged():
+                yield self
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
         handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("medtl").addHandler(handler)
         try:
-            yield self
-            self.write("DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
+            yield
+            atomic_write(self.folder / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
         except BaseException as error:
             logger.debug("The run stopped: %s", type(error).__name__)
             error.add_note(f"The run keeps what it has finished: continue it with --resume {self.name}.")
@@ -101,8 +121,27 @@ class Run:
             logging.getLogger("medtl").removeHandler(handler)
             handler.close()
 
+    def _make_folder(self) -> None:
+        """Makes the folder; one that another run of the same second has made leads to another name."""
+        place, number = self.folder, 1
+        place.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                place.mkdir()
+            except FileExistsError:
+                if self.config.out is not None:
+                    return  # it was empty when it was planned; `_create` sees whether it still is
+                number += 1
+                place = self.folder.with_name(f"{self.folder.name}-{number}")
+            else:
+                object.__setattr__(self, "folder", place)
+                return
+
     def _create(self, command: Sequence[str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if any(path.name not in LOCKS for path in self.folder.iterdir()):
+            raise CheckpointError(
+                f"The folder {self.name} is not empty any more: another run began in it. Choose another --out."
+            )
         values = to_dict(self.config)
         paths = {k: v for k, v in values.items() if v and _holds_paths(self.config, k)}
         _private_write(self._inputs_file, json.dumps({k: _absolute(v) for k, v in paths.items()}))
@@ -124,10 +163,21 @@ class Run:
             raise CheckpointError(
                 f"The run {shareable_path(folder)} is complete; there is nothing to resume."
             )
+        if not Record(folder).exists:
+            raise CheckpointError(
+                f"The run {shareable_path(folder)} has lost its record.json, which tells whether its files are those that "
+                "it wrote: restore it from a copy of the run, or start a new run."
+            )
+        Record(folder).check([folder / "config.yaml"])
         stored = read_yaml(folder / "config.yaml")
         inputs = cls(folder, recipe, config)._inputs_file
         if inputs.is_file():
-            stored |= json.loads(inputs.read_text(encoding="utf-8"))
+            stored |= _read_inputs(inputs)
+        if missing := [f.name for f in dataclasses.fields(config) if f.name not in stored]:
+            raise CheckpointError(
+                f"The run's config.yaml lacks {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}: restore it from "
+                "a copy of the run, or start a new run."
+            )
         fresh, given = from_dict(type(config), {}), to_dict(config)
         changed = {k for k, v in given.items() if v != to_dict(fresh)[k]} - {"resume"}
         differing = sorted(k for k in changed if not _same(given[k], stored.get(k)))
@@ -137,6 +187,14 @@ class Run:
             raise ConfigError(
                 f"{flags} differ from the run that is resumed. Leave them out, or start a new run."
             )
+        for key, value in stored.items():
+            for file in (v for v in (value if isinstance(value, list) else [value]) if _is_code(v)):
+                if key in moved or _same(given.get(key), stored[key]):
+                    continue
+                raise CheckpointError(
+                    f"The run uses {Path(file).name}, a file of your own, and a run holds no code: name the file "
+                    f"again, with --{key.replace('_', '-')}."
+                )
         merged = {**stored, **{k: given[k] for k in moved}, "resume": str(folder)}
         return cls(folder, recipe, from_dict(type(config), merged))
 
@@ -189,7 +247,20 @@ class Run:
     def write(self, name: str, data: str | bytes) -> Path:
         """Writes a file of the run, under another name first and then renamed."""
         atomic_write(self.folder / name, data)
+        Record(self.folder).note(self.folder / name)
         return self.folder / name
+
+    def check_model(self, folder: Path) -> None:
+        """Refuses weights that are not those which this run wrote; there may be none yet.
+
+        Raises:
+            CheckpointError: a file was changed or exchanged.
+        """
+        Record(self.folder).check(weight_files(folder), complete=False)
+
+    def note_model(self, folder: Path) -> None:
+        """Takes the weights of a finished model into the run's record."""
+        Record(self.folder).note(*weight_files(folder))
 
     def write_table(self, name: str, parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
         """Writes tables below each other as one CSV file, and returns them joined."""
@@ -202,6 +273,12 @@ class Run:
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a JSON file of the run."""
         return self.write(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a finished model: its weights, what its method keeps, and where it ended at test time."""
+    names = ("model.safetensors", "adapter.safetensors", "state.safetensors")
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 @dataclass(frozen=True)
@@ -280,6 +357,25 @@ def _shareable_word(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     is_path = os.sep in value and (Path(value).is_absolute() or Path(value).exists())
     return f"{flag}{equals}{shareable_path(Path(value)) if is_path else value}"
+
+
+def _is_code(value: Any) -> bool:
+    """Whether a value of a configuration is a file that would be run."""
+    return isinstance(value, str) and value.partition(":")[0].endswith(".py")
+
+
+def _read_inputs(path: Path) -> dict[str, Any]:
+    """Where the folders of a run are."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path.name}, beside the run, does not say any more where its scans are. Delete it, and name the folders "
+            "again with --resume."
+        )
+    return found
 
 
 def _absolute(value: Any) -> Any:

@@ -14,7 +14,7 @@ import tyro
 from medtl.cli.flags import parse
 from medtl.cli.terminal import say, table
 from medtl.errors import ConfigError
-from medtl.files import atomic_write, fresh_folder
+from medtl.files import atomic_write, output_folder
 
 if TYPE_CHECKING:
     from medtl.scans.items import Rejection, VolumeItem
@@ -78,9 +78,9 @@ def inspect_folders(paths: Sequence[Path], out: Path | None = None) -> dict[str,
     if out is not None:
         import pandas as pd
 
-        fresh_folder(out)
-        for name, rows in (("volumes.csv", volumes), ("rejections.csv", rejections)):
-            atomic_write(out / name, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+        with output_folder(out, *paths):
+            for name, rows in (("volumes.csv", volumes), ("rejections.csv", rejections)):
+                atomic_write(out / name, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     return {"folders": folders}
 
 

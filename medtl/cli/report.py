@@ -13,7 +13,7 @@ import tyro
 from medtl.cli.flags import parse
 from medtl.cli.terminal import progress, say, table
 from medtl.errors import ConfigError
-from medtl.files import fresh_folder
+from medtl.files import output_folder
 
 if TYPE_CHECKING:
     from medtl.evaluation import Results
@@ -124,8 +124,9 @@ def make_report(
         if isinstance(predictions, SegmentationTable)
         else ()
     )
-    fresh_folder(options.out)
-    return results, str(write_report(results, options.out, overlays=overlays))
+    with output_folder(options.out, options):
+        page = write_report(results, options.out, overlays=overlays)
+    return results, str(page)
 
 
 class _Scans(Mapping[str, Any]):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtl.errors import CheckpointError, ConfigError, DataError, near_matches
-from medtl.files import atomic_write, file_name, fresh_folder
-from medtl.runs import shareable_path
+from medtl.files import atomic_write, file_name, output_folder, private_cache
+from medtl.record import Record
+from medtl.runs import shareable_path, weight_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +55,8 @@ def find_model(run: Path, name: str | None) -> Finished:
             f"{shareable_path(run)} is not a finished run (DONE is absent). Expected: a folder that "
             "`medtl run` made; continue one that was stopped with --resume."
         )
-    decision = run / "decision.json"
+    decision, calibration = run / "decision.json", run / "calibration.json"
+    Record(run).check(path for path in (decision, calibration) if path.is_file())
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(run.glob("checkpoints/*-seed*/model.safetensors")):
         folder, _, seed = path.parent.name.rpartition("-seed")
@@ -61,7 +66,7 @@ def find_model(run: Path, name: str | None) -> Finished:
     if not found:
         raise CheckpointError(f"{shareable_path(run)} holds no weights.")
     if name is None and decision.is_file():
-        name = json.loads(decision.read_text(encoding="utf-8"))["model"]
+        name = str(_read(decision).get("model"))
     if name is None and len(found) > 1:
         raise ConfigError(
             f"The run holds {len(found)} models and does not say which of them to keep: choose one with --model. "
@@ -70,8 +75,54 @@ def find_model(run: Path, name: str | None) -> Finished:
     name = name or next(iter(found))
     if name not in found:
         raise ConfigError(f"The run has no model {name!r}. {near_matches(name, sorted(found))}")
-    frozen = json.loads((run / "calibration.json").read_text(encoding="utf-8"))["models"]
-    return Finished(name, found[name], frozen.get(name, {}))
+    frozen = _read(calibration).get("models")
+    settings = frozen.get(name, {}) if isinstance(frozen, dict) else None
+    seeds = found[name]
+    if not isinstance(settings, dict) or not all(map(_sane, settings.values())):
+        raise CheckpointError(
+            f"calibration.json does not hold what the run froze for {name} (temperature, operating point): restore it "
+            "from a copy of the run."
+        )
+    for path in seeds.values():
+        Record(run).check(weight_files(path.parent))
+    return Finished(name, seeds, settings)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path.name} of the run cannot be read ({type(error).__name__}): restore it from a copy of the run."
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name} of the run was changed: restore it from a copy of the run.")
+    return found
+
+
+def _sane(settings: Any) -> bool:
+    """Whether settings of one seed are such as a run freezes: of a classifier, or of each structure."""
+    if not isinstance(settings, dict):
+        return False
+    if "operating_point" not in settings:  # of structures
+        return all(isinstance(one, dict) and _temperate(one.get("temperature")) for one in settings.values())
+    point = settings["operating_point"]
+    if point is not None and not (
+        isinstance(point, dict)
+        and isinstance(point.get("positive"), str)
+        and _number(point.get("probability"))
+        and 0 <= point["probability"] <= 1
+    ):
+        return False
+    return _temperate(settings.get("temperature"))
+
+
+def _temperate(value: Any) -> bool:
+    return value is None or (_number(value) and 1e-3 <= value <= 1e3)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def apply_run(
@@ -119,9 +170,8 @@ def apply_run(
             "--rules, --maps, --seg and --flips are for masks, and this run is of a classifier."
         )
     check_rules(rules)
-    fresh_folder(out)
-    cache = out / ".cache"  # removed at the end: it holds copies of the scans
-    try:
+    told = (str(run.resolve()), str(scans.resolve()), model, method, rules, maps, seg, flips)
+    with output_folder(out, *told), _copies(*told) as cache:
         cohort = Cohort.prepare(table, first.preprocess, cache, progress=progress)
         if not cohort.select("target"):
             raise CheckpointError("No scan of the folder could be read.")
@@ -130,15 +180,26 @@ def apply_run(
         else:
             found = _segment(finished, trained, cohort, out, rules=rules, maps=maps, seg=seg, flips=flips)
         cohort.table.to_csv(out / "cases.csv")
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
+    recorded = {} if Record(run).exists else {"unchecked": "the run has no record.json to check its files by"}
     return {
         "model": finished.name,
         "seeds averaged": len(trained),
         "cases": len(cohort.select("target")),
         **found,
+        **recorded,
         "left out": cohort.summary()[0]["left out"],
     }
+
+
+@contextmanager
+def _copies(*told: object) -> Iterator[Path]:
+    """A private folder for the prepared scans, empty again afterwards; one that was left by a kill is used again."""
+    name = hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+    cache = private_cache(f"predict-{name}")
+    try:
+        yield cache
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 def _classify(
@@ -158,13 +219,29 @@ def _classify(
         classes = one.classes
         logits = predict_adapted(adapter, data, must_adapt=False)
         remarks |= dict.fromkeys(getattr(adapter, "remarks", ()))
+        if seed not in finished.frozen:
+            raise CheckpointError(
+                f"calibration.json of the run says nothing of {finished.name}, seed {seed}."
+            )
         settings = finished.frozen[seed]
         probabilities.append(softmax(logits / (settings["temperature"] or 1.0), axis=1))
         calls.append(_calls(softmax(logits, axis=1), settings["operating_point"], classes))
-    mean = np.mean(probabilities, axis=0)
-    rows = prediction_rows(cohort.select("target"), mean, classes, finished.name, kind="prob")
+    cases = cohort.select("target")
+    answered = np.asarray(np.isfinite(np.stack(probabilities)).all(axis=(0, 2)))
+    if not answered.all():
+        failed = [case.case for case, fine in zip(cases, answered, strict=True) if not fine]
+        if not answered.any():
+            raise CheckpointError(
+                f"{finished.name} gives no number for any of the {len(cases)} scans: its weights are damaged, or these "
+                "scans are unlike those that it was trained on. Look at them with `medtl inspect`."
+            )
+        said = f"{len(failed)} cases have no prediction, because the model gives no number for them: {', '.join(failed)}."
+        remarks |= {said: None}
+        cases = tuple(case for case, fine in zip(cases, answered, strict=True) if fine)
+    mean = np.mean(probabilities, axis=0)[answered]
+    rows = prediction_rows(cases, mean, classes, finished.name, kind="prob")
     # The seeds vote; a tie goes to the more probable class.
-    called = (np.mean(calls, axis=0) + 1e-6 * mean).argmax(1)
+    called = (np.mean(calls, axis=0)[answered] + 1e-6 * mean).argmax(1)
     rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in called])
     atomic_write(out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
     return {
@@ -182,6 +259,8 @@ def _calls(
 
     if point is None:
         return np.asarray(np.eye(len(classes))[probabilities.argmax(1)])
+    if point["positive"] not in classes or len(classes) != 2:
+        raise CheckpointError("calibration.json and the weights of the run name different classes.")
     positive = classes.index(point["positive"])
     is_positive = probabilities[:, positive] >= point["probability"]
     return np.asarray(np.eye(2)[np.where(is_positive, positive, 1 - positive)])

@@ -18,7 +18,7 @@ from medtl.adapters.contract.test_time import TestTimeAdapter
 from medtl.data.cases.table import Case
 from medtl.data.tensors.batch import Batch, collate
 from medtl.data.tensors.dataset import CaseDataset
-from medtl.errors import DataError
+from medtl.errors import DataError, NotFiniteError
 from medtl.models.device import default_device
 from medtl.models.parts import modes_kept
 from medtl.prediction.groups import begin_group, end_group, groups_of, unadapted, unadapted_remark
@@ -129,6 +129,12 @@ def prediction_rows(
         seed: its training seed, or None.
         kind: `logit` or `prob`.
     """
+    if not np.isfinite(scores).all():
+        failed = [c.case for c, row in zip(cases, scores, strict=True) if not np.isfinite(row).all()]
+        raise NotFiniteError(
+            f"{model} gives no number for {len(failed)} of {len(cases)} cases, such as {failed[0]}: its training has "
+            "diverged (lower --lr), or that scan is damaged (look at it with `medtl inspect`)."
+        )
     groups = sorted({g for c in cases for g in c.groups})
     frame = pd.DataFrame(
         [

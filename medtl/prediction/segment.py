@@ -23,7 +23,7 @@ from medtl.data.tensors import patches
 from medtl.data.tensors.cache import VolumeCache
 from medtl.data.tensors.dataset import CaseDataset
 from medtl.data.tensors.grid import Grid
-from medtl.errors import CheckpointError, ConfigError, DataError
+from medtl.errors import ConfigError, DataError, NotFiniteError
 from medtl.models.device import default_device
 from medtl.models.networks import NETWORKS, STACKED, VOLUMETRIC
 from medtl.models.parts import modes_kept
@@ -255,7 +255,7 @@ class _Window:
 
     def _finite(self, values: Tensor) -> NDArray[np.float32]:
         if not bool(torch.isfinite(values).all()):
-            raise CheckpointError(
+            raise NotFiniteError(
                 "The network returns values that are not finite (NaN): its training or adaptation has diverged. "
                 "Train again with a lower learning rate."
             )
@@ -276,7 +276,11 @@ def _segment(window: _Window, cases: Sequence[Case], rules: Sequence[str]) -> It
     most = window.batch if len(window.patch) == 2 else 1
     for chunk in _alike(((case, *window.read(case)) for case in cases), most):
         beyond = np.stack([grid.beyond(image) for _, image, grid in chunk])
-        maps = window.probabilities(np.stack([image for _, image, _ in chunk]), beyond)
+        try:
+            maps = window.probabilities(np.stack([image for _, image, _ in chunk]), beyond)
+        except NotFiniteError as error:
+            names = ", ".join(case.case for case, _, _ in chunk)
+            raise NotFiniteError(f"{error} It was asked for {names}.") from None
         for (case, _, grid), one in zip(chunk, maps, strict=True):
             mask = apply_rules(grid.argmax_native(one), rules, len(one))
             yield Segmentation(case, mask, one, grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from medtl import __version__
 from medtl.adapters.contract.adapter import Adapter
 from medtl.adapters.contract.discovery import available, build_adapter
 from medtl.adapters.contract.test_time import TestTimeAdapter
-from medtl.checkpoints import load_weights, save_weights
+from medtl.checkpoints import load_weights, refuse_empty, save_weights
 from medtl.data.tensors.spec import Preprocess
 from medtl.discovery import OWN
 from medtl.errors import CheckpointError, ConfigError
 from medtl.labelmap import LabelMap
 from medtl.models import Classifier, Segmenter, build_classifier, build_segmenter
+from medtl.record import digest_of
 
 STATE = "state.safetensors"
 """Beside a model's weights: the state with which a test-time method ended in the run."""
@@ -52,6 +54,7 @@ def model_header(
         "name": name,
         "method": module.removeprefix(OWN),
         "own_file": module.startswith(OWN),
+        "own_digest": own_digest(adapter) if module.startswith(OWN) else None,
         "classes": list(classes),
         "preprocess": preprocess.to_dict(),
         "model": model.spec() if isinstance(model, Classifier | Segmenter) else None,
@@ -61,6 +64,12 @@ def model_header(
     header["hparams"] = dict(hparams or {})
     header["test_time"] = isinstance(adapter, TestTimeAdapter)
     return header
+
+
+def own_digest(adapter: Adapter) -> str | None:
+    """SHA-256 of the user's own file that holds the method; None if it is gone."""
+    file = inspect.getfile(type(adapter))
+    return digest_of(Path(file)) if Path(file).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,11 @@ def load_adapter(path: Path, method: str | None = None) -> tuple[Trained, Adapte
         ConfigError: the file is not the method's.
     """
     header, weights = load_weights(path)
-    adapts = (
-        header.get("test_time", False) is not False
-    )  # runs of version 0.1 hold the hyper-parameters there
-    own = _own_method(header, method, adapts)
+    refuse_empty(path, weights)
+    adapts = bool(header.get("test_time", False))
     try:
-        spec = dict(header["model"])
+        own = _own_method(header, method, adapts)
+        spec = _checked(header)
         build = build_segmenter if header["kind"] == "segmenter" else build_classifier
         foreign = "head" in spec and spec["head"] is None
         if foreign:
@@ -128,15 +136,55 @@ def load_adapter(path: Path, method: str | None = None) -> tuple[Trained, Adapte
             model.load_state_dict(weights)
             adapter = build_adapter("finetune", model)
         else:
-            adapter = build_adapter(own, model, **header.get("hparams", header["test_time"]))
+            adapter = build_adapter(own, model, **header["hparams"])
+            if (own_file := header.get("own_digest")) is not None and own_digest(adapter) != own_file:
+                raise ConfigError(
+                    f"{Path(own).name} is not the file that the run was trained with: it was changed since. Name that "
+                    "version of it with --method."
+                )
             _load_state(adapter, path, weights)
         preprocess = Preprocess.from_dict(header["preprocess"])
         return Trained(adapter.predictor.eval(), tuple(header["classes"]), preprocess, header), adapter
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
         raise CheckpointError(
             f"{path.name} does not describe a model of this version of medtl ({type(error).__name__}). "
             "Expected: a model.safetensors that `medtl run` wrote."
         ) from error
+
+
+RANGES: Mapping[str, tuple[int, int]] = {
+    "num_classes": (2, 10_000),
+    "in_channels": (1, 64),
+    "neighbours": (1, 64),
+    "width": (4, 1024),
+    "bottleneck": (1, 65_536),
+    "image_size": (8, 4096),
+    "num_slices": (2, 4096),
+}
+"""Sizes that a header may ask for; a file from anywhere could ask for all of the memory."""
+
+
+def _checked(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the network in a header, if what it says can be.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    spec, classes = dict(header["model"]), header["classes"]
+    texts = [header["kind"], spec["encoder"], *classes, *([spec["network"]] if "network" in spec else [])]
+    if not isinstance(classes, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("names")
+    if header["kind"] not in ("classifier", "segmenter"):
+        raise ValueError("kind")
+    if len(set(classes)) != len(classes) or len(classes) != spec["num_classes"]:
+        raise ValueError("classes")
+    sizes = {**spec, **header["preprocess"]}
+    sizes |= {f"patch {n}": size for n, size in enumerate(header.get("patch") or ())}
+    for name, size in sizes.items():
+        low, high = RANGES.get(name, (1, 4096) if name.startswith("patch") else (0, 0))
+        if high and size is not None and not (type(size) is int and low <= size <= high):
+            raise ValueError(name)
+    return spec
 
 
 def _own_method(header: Mapping[str, Any], method: str | None, adapts: bool) -> str:

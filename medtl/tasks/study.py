@@ -160,6 +160,7 @@ class Study:
                 stream="labelled_target",
             )
         folder, config = self.run.model_folder(name, seed), self._fit_config(way, seed)
+        self.run.check_model(folder)
         with CostMeter(self.run, folder) as meter:
             given = self.task.inputs(adapter, train, self.run, training=True)
             checked = None if validation is None else self.task.inputs(adapter, validation, self.run)
@@ -199,6 +200,7 @@ class Study:
             if (data := self._data(*part)) is not None:
                 self.predictions.add(adapter, data, name, seed)
         save_state(adapter, folder)
+        self.run.note_model(folder)
         self._remember(name, getattr(adapter, "remarks", ()))
         self.fitted.append(Fitted(result, kept, cost))
         return self.fitted[-1]
@@ -219,14 +221,17 @@ class Study:
             assert train is not None
             assert unseen is not None
             adapter, name = self._adapter(way, seed, half), f"{BOUND}_{number}"
+            folder = self.run.model_folder(name, seed)
+            self.run.check_model(folder)
             fit(
                 adapter,
                 self.task.inputs(adapter, train, self.run, training=True),
-                folder=self.run.model_folder(name, seed),
+                folder=folder,
                 config=dataclasses.replace(self._fit_config(way, seed), patience=None),
                 header=self._header(adapter, way, name),
                 metrics=self.run.metrics(name, seed),
             )
+            self.run.note_model(folder)
             self.predictions.add(adapter, unseen, BOUND, seed, candidate=False)
 
     def recommend(self, reference: Way) -> Decision:

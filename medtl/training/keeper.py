@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -15,9 +16,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor, nn
 
-from medtl.checkpoints import load_weights, save_weights
+from medtl.checkpoints import load_weights, save_weights, weights_bytes
 from medtl.errors import CheckpointError
 from medtl.files import atomic_write
+from medtl.record import digest_of
 
 CHECKPOINT_SHARE = 0.02
 """Share of the training time that checkpoints may take."""
@@ -27,6 +29,7 @@ CHECKPOINT_SECONDS = 5.0
 """Training time that may be lost in a kill, rather than checkpointed."""
 
 
+_DIGEST = "weights_sha256"
 _EPOCH = re.compile(r"epoch-(\d{4,})\.safetensors")
 
 
@@ -46,11 +49,14 @@ class SafetensorsIO(CheckpointIO):
             "state_dict" not in checkpoint
         ):  # spawned processes hand bare weights to the one that waits for them
             return save_weights(path, checkpoint, {"kind": "weights"})
+        weights = weights_bytes(
+            checkpoint["state_dict"], {"kind": "training", "epoch": int(checkpoint["epoch"])}
+        )
         rest = {k: v for k, v in checkpoint.items() if k != "state_dict"}
         buffer = io.BytesIO()
-        torch.save(rest, buffer)
+        torch.save({**rest, _DIGEST: hashlib.sha256(weights).hexdigest()}, buffer)
         atomic_write(path.with_suffix(".state.pt"), buffer.getvalue())
-        save_weights(path, checkpoint["state_dict"], {"kind": "training", "epoch": int(checkpoint["epoch"])})
+        atomic_write(path, weights)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True
@@ -58,7 +64,7 @@ class SafetensorsIO(CheckpointIO):
         """Joins the two files again; only tensors and plain values are unpickled."""
         path = Path(path)
         header, weights = load_weights(path)
-        if header["kind"] == "weights":
+        if header.get("kind") == "weights":
             return dict(weights)
         try:
             rest: dict[str, Any] = torch.load(
@@ -69,6 +75,11 @@ class SafetensorsIO(CheckpointIO):
                 f"The optimiser's state beside {path.name} cannot be read ({type(error).__name__}). "
                 "Delete both files of that epoch to resume from the one before."
             ) from error
+        if rest.pop(_DIGEST, None) != digest_of(path):
+            raise CheckpointError(
+                f"{path.name} and the optimiser's state beside it are not of one training: a file was exchanged or "
+                "damaged. Delete both to train this model again."
+            )
         return {**rest, "state_dict": weights}
 
     def remove_checkpoint(self, path: Any) -> None:

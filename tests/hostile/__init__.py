@@ -1,0 +1,1 @@
+"""Trials with hostile or unlucky inputs, by discovery over commands and recipes."""
