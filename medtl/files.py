@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -48,15 +49,22 @@ def private_cache(name: str) -> Path:
     return folder
 
 
-def atomic_write(path: Path, data: str | bytes) -> None:
+def atomic_write(path: Path, data: str | bytes, *, private: bool = False) -> None:
     r"""Writes `data` beside `path`, flushes it to disk and renames it: a reader sees the old file or the new one.
 
     Text is written as UTF-8 with `\n` line ends. The parent folder is made if it is absent.
+
+    Args:
+        path: the file.
+        data: its content.
+        private: only the user can read it, from its first byte on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        opener = functools.partial(os.open, mode=0o600 if private else 0o666)
+        with open(temporary, "xb", opener=opener) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medtl.cells import csv_text, guarded
 from medtl.config import STAMPS, Config, from_dict, read_yaml, to_dict, to_yaml
 from medtl.errors import CheckpointError, ConfigError
 from medtl.files import LOCKS, atomic_write, claimed, file_name
@@ -144,7 +145,8 @@ class Run:
             )
         values = to_dict(self.config)
         paths = {k: v for k, v in values.items() if v and _holds_paths(self.config, k)}
-        _private_write(self._inputs_file, json.dumps({k: _absolute(v) for k, v in paths.items()}))
+        where = json.dumps({k: _absolute(v) for k, v in paths.items()})
+        atomic_write(self._inputs_file, where, private=True)
         shared = {k: _shareable(v) if k in paths else v for k, v in values.items()}
         self.write("config.yaml", f"# medtl run {self.recipe} --config config.yaml\n{to_yaml(shared)}")
         words = ["medtl", "run", self.recipe, *map(_shareable_word, command)]
@@ -165,8 +167,8 @@ class Run:
             )
         if not Record(folder).exists:
             raise CheckpointError(
-                f"The run {shareable_path(folder)} has lost its record.json, which tells whether its files are those that "
-                "it wrote: restore it from a copy of the run, or start a new run."
+                f"The run {shareable_path(folder)} has lost its record.json, which tells whether its files are those "
+                "that it wrote: restore it from a copy of the run, or start a new run."
             )
         Record(folder).check([folder / "config.yaml"])
         stored = read_yaml(folder / "config.yaml")
@@ -267,7 +269,7 @@ class Run:
         import pandas as pd
 
         joined = pd.concat(parts, ignore_index=True)
-        self.write(name, joined.to_csv(index=False, lineterminator="\n"))
+        self.write(name, csv_text(joined))
         return joined
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -296,14 +298,15 @@ class MetricsLog:
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["model", "seed", "epoch", "step", "metric", "value"])
-            writer.writerows([self.model, self.seed, epoch, step, k, f"{v:.6g}"] for k, v in values.items())
+            model = guarded(self.model)
+            writer.writerows([model, self.seed, epoch, step, k, f"{v:.6g}"] for k, v in values.items())
 
     def truncate(self, last_epoch: int) -> None:
         """Drops this model's rows after `last_epoch`, which a resumed run writes again."""
         if not self.path.exists():
             return
         head, *rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        mine = [self.model, str(self.seed)]
+        mine = [guarded(self.model), str(self.seed)]
         cells = {
             row: next(csv.reader([row])) for row in rows if row.endswith("\n")
         }  # a kill may cut the last one
@@ -387,8 +390,3 @@ def _same(given: Any, stored: Any) -> bool:
     return bool(given == stored) or (
         isinstance(given, str | list) and stored is not None and _absolute(given) == stored
     )
-
-
-def _private_write(path: Path, data: str) -> None:
-    atomic_write(path, data)
-    path.chmod(0o600)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from medtl.cells import csv_text
 from medtl.cli.flags import parse
 from medtl.cli.terminal import say, table
 from medtl.errors import ConfigError
@@ -80,7 +81,7 @@ def inspect_folders(paths: Sequence[Path], out: Path | None = None) -> dict[str,
 
         with output_folder(out, *paths):
             for name, rows in (("volumes.csv", volumes), ("rejections.csv", rejections)):
-                atomic_write(out / name, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+                atomic_write(out / name, csv_text(pd.DataFrame(rows)))
     return {"folders": folders}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medtl.cells import csv_text
 from medtl.data.cases.table import Case
 from medtl.data.cohort import Cohort
 from medtl.encoders.features import FeatureDataset, feature_table
@@ -49,7 +50,7 @@ def save_features(run: Run, features: FeatureDataset, encoder: Encoder, cohort: 
     buffer = io.BytesIO()
     np.save(buffer, rows[columns].to_numpy(np.float32), allow_pickle=False)
     run.write("features.npy", buffer.getvalue())
-    run.write("features.csv", about.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    run.write("features.csv", csv_text(about, float_format="%.6g"))
     with_masks = cohort.table.labels is not None
     last = "cases with a mask" if with_masks else "labelled cases"
     labelled = np.array([bool(c.mask_item if with_masks else c.label) for c in features.cases])

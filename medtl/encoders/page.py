@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from medtl.cells import csv_text
 from medtl.encoders.advice import Advice
 from medtl.encoders.distance import Distance
 from medtl.encoders.ranking import SCORES, Ranking
@@ -69,7 +70,7 @@ def table_csv(ranking: Ranking, distances: Mapping[str, Distance]) -> str:
         for key, e in numbers.items():
             found |= {key: e.value, f"{key}_lo": e.lo, f"{key}_hi": e.hi}
         rows.append(found)
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    return csv_text(pd.DataFrame(rows), float_format="%.6g")
 
 
 def ranking_json(ranking: Ranking) -> dict[str, Any]:

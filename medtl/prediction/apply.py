@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medtl.cells import csv_text
 from medtl.errors import CheckpointError, ConfigError, DataError, near_matches
 from medtl.files import atomic_write, file_name, output_folder, private_cache
 from medtl.record import Record
@@ -235,7 +236,7 @@ def _classify(
                 f"{finished.name} gives no number for any of the {len(cases)} scans: its weights are damaged, or these "
                 "scans are unlike those that it was trained on. Look at them with `medtl inspect`."
             )
-        said = f"{len(failed)} cases have no prediction, because the model gives no number for them: {', '.join(failed)}."
+        said = f"{len(failed)} cases have no prediction: the model gives no number for {', '.join(failed)}."
         remarks |= {said: None}
         cases = tuple(case for case, fine in zip(cases, answered, strict=True) if fine)
     mean = np.mean(probabilities, axis=0)[answered]
@@ -243,7 +244,7 @@ def _classify(
     # The seeds vote; a tie goes to the more probable class.
     called = (np.mean(calls, axis=0)[answered] + 1e-6 * mean).argmax(1)
     rows.insert(list(rows.columns).index("label") + 1, "predicted", [classes[k] for k in called])
-    atomic_write(out / "predictions.csv", rows.to_csv(index=False, lineterminator="\n"))
+    atomic_write(out / "predictions.csv", csv_text(rows))
     return {
         "predicted": ", ".join(f"{c} {int((rows.predicted == c).sum())}" for c in classes),
         **({"remarks": " ".join(remarks)} if remarks else {}),
@@ -313,7 +314,7 @@ def _segment(
         for number, name in enumerate(labels.structures, start=1):
             ml = "" if voxel is None else f"{sizes[number] * voxel / 1000:.3f}"
             rows.append({"case": case.case, "structure": name, "voxels": int(sizes[number]), "ml": ml})
-    atomic_write(out / "volumes.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
+    atomic_write(out / "volumes.csv", csv_text(pd.DataFrame(rows)))
     empty = {n: sum(r["voxels"] == 0 for r in rows if r["structure"] == n) for n in labels.structures}
     missed = ", ".join(f"no {n} in {count} cases" for n, count in empty.items() if count)
     return {

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medtl.cells import csv_text
 from medtl.evaluation.metrics.voxels import voxel_histogram
 from medtl.evaluation.tables.segmentations import SegmentationTable
 from medtl.files import atomic_write, file_name
@@ -103,10 +104,10 @@ class MaskWriter:
         """Writes `predictions.csv`, `voxels.csv` and `labels.json`, and reads the table back with all checks."""
         order = ["case", "model", "seed", "structure", "bin", "n", "k", "margin"]
         frame = pd.DataFrame(self._rows).fillna("")
-        self._write("predictions.csv", frame.to_csv(index=False, lineterminator="\n"))
+        self._write("predictions.csv", csv_text(frame))
         if self._voxels:
             voxels = pd.concat(self._voxels, ignore_index=True)[order]
-            self._write("voxels.csv", voxels.to_csv(index=False, lineterminator="\n"))
+            self._write("voxels.csv", csv_text(voxels))
         self._write(FILE_NAME, json.dumps(self.labels.to_dict(), indent=2) + "\n")
         return SegmentationTable.from_csv(self.folder / "predictions.csv")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medtl.cells import plain_frame
 from medtl.errors import ConfigError, DataError
 from medtl.evaluation.statistics.arrays import Bools
 from medtl.evaluation.statistics.estimate import format_number
@@ -67,7 +68,7 @@ def images_of(path: Path | str) -> dict[str, Path]:
     """
     import pandas as pd
 
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    frame = plain_frame(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"))
     if "image" not in frame:
         raise ConfigError(
             "Overlays need the scans: give the table a column image with the path of each case's scan (NIfTI or PNG), "

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medtl.cells import unguarded
 from medtl.errors import DataError
 from medtl.evaluation import LearningCurve
 
@@ -119,7 +120,9 @@ def _read(path: Path) -> dict[tuple[str, int], dict[str, dict[int, float]]]:
     with path.open(newline="", encoding="utf-8") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
-                series = values.setdefault((row["model"], int(row["seed"])), {}).setdefault(row["metric"], {})
+                series = values.setdefault((unguarded(row["model"]), int(row["seed"])), {}).setdefault(
+                    row["metric"], {}
+                )
                 value = float(row["value"])
                 if np.isfinite(value):
                     series[int(row["epoch"])] = value

@@ -399,7 +399,11 @@ class TestRun:
         assert main(["predict", "run", "new", "--out", "p", "--json"]) == 0
         done = json.loads(capsys.readouterr().out)
         assert done["cases"] == 6
-        assert sorted(f.name for f in (finished.parent / "p").iterdir()) == ["cases.csv", "predictions.csv"]
+        assert sorted(f.name for f in (finished.parent / "p").iterdir()) == [
+            "DONE",
+            "cases.csv",
+            "predictions.csv",
+        ]
         rows = pd.read_csv(finished.parent / "p" / "predictions.csv")
         assert rows[["prob_class0", "prob_class1"]].sum(axis=1).to_numpy() == pytest.approx(1.0)
         assert "not empty" in error_of(["predict", "run", "new", "--out", "p"], capsys, 2)

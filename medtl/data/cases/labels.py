@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from medtl.cells import unguarded
 from medtl.errors import near_matches
 from medtl.scans.items import Catalog, Rejection, VolumeItem
 from medtl.scans.reader import without_suffix
@@ -80,7 +81,7 @@ def read_labels(path: Path, faults: list[str], *, name: str = "", with_label: bo
         if len(values) != len(header):
             ragged.append(reader.line_num)
             continue
-        cells = {column: value.strip() for column, value in zip(header, values, strict=True)}
+        cells = {column: unguarded(value.strip()) for column, value in zip(header, values, strict=True)}
         groups = {column: cells[column] for column in header if column.startswith("group_")}
         patient, site = cells.get("patient") or None, cells.get("site") or None
         label = cells["label"] or None if with_label else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medtl.cells import guarded_row
 from medtl.errors import DataError
 from medtl.files import atomic_write
 from medtl.labelmap import LabelMap
@@ -158,8 +159,8 @@ class CaseTable:
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(COLUMNS)
         for case in self.cases:
-            writer.writerow([getattr(case, column) or "" for column in COLUMNS])
-        atomic_write(path, buffer.getvalue())
+            writer.writerow(guarded_row(getattr(case, column) or "" for column in COLUMNS))
+        atomic_write(path, buffer.getvalue(), private=True)
 
     def flow(self) -> dict[str, dict[str, Any]]:
         """Counts by site: files, volumes, cases used, patients, rejected and excluded by reason."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medtl.cells import plain_frame
 from medtl.errors import DataError, near_matches
 from medtl.evaluation.statistics.arrays import Bools, Floats, Ints, Strings
 
@@ -75,7 +76,7 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        return plain_frame(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"There is no {what} {path.name!r}. Check the path.") from None
     except ImportError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medtl.cells import unguarded
 from medtl.errors import DataError
 from medtl.evaluation.metrics.voxels import NUM_BINS
 from medtl.evaluation.statistics.arrays import Ints, Strings
@@ -64,6 +65,8 @@ class VoxelTable:
         text = dict.fromkeys(("case", "model", "seed", "structure"), str)
         try:
             frame = pd.read_csv(path, dtype=text, keep_default_na=False, encoding="utf-8-sig")
+            for column in text.keys() & set(frame.columns):
+                frame[column] = frame[column].map(unguarded)
         except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
             raise DataError(
                 f"The voxel histograms {path.name!r} cannot be read as comma-separated UTF-8 text "
