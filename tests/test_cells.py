@@ -47,9 +47,20 @@ def test_tables(tmp_path: Path) -> None:
 
 
 NAMES = ("=cmd", "@SUM(A1)", "+plus+1", "-minus-1")
-TINY = (
-    "--encoder test_resnet --weights random --image-size 32 --epochs 1 --batch-size 8 --augment none".split()
-)
+TINY = [
+    "--encoder",
+    "test_resnet",
+    "--weights",
+    "random",
+    "--image-size",
+    "32",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--augment",
+    "none",
+]
 
 
 @pytest.mark.parametrize("task", ["labels", "masks"])

@@ -19,7 +19,7 @@ from medtl.errors import ConfigError, DataError
 from medtl.evaluation import Cost, Results, RunContext
 from medtl.prediction.trained import model_header, save_state
 from medtl.report.run import report_run
-from medtl.runs import Run, environment
+from medtl.runs import Run, software
 from medtl.selection.decide import Decision
 from medtl.tasks.task import Task
 from medtl.tasks.ways import FINETUNE, Way
@@ -279,7 +279,7 @@ class Study:
             target_trained=(BOUND,) if config.target_trained else (),
             target_seen_unlabelled=self.adapts,
             command=self.run.command,
-            versions=environment()["versions"],
+            versions=software(),
             seeds=config.training_seeds,
             learning=learning_curves(self.run.folder / "metrics.csv", [f.kept for f in self.fitted]),
             costs=mean_costs([f.cost for f in self.fitted]),

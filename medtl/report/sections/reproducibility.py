@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medtl.report.parts import Section, TableBuilder
 from medtl.report.view import View
+from medtl.runs import COMPUTED_WITH
 
 ORDER = 130
 
@@ -29,4 +30,9 @@ def section(view: View) -> Section:
     table.row("Labels of the external site", read)
     table.row("Results", f"results.json, schema {results.schema}")
     table.row("Made", results.created)
-    return Section("reproducibility", "Reproducibility", tables=(table.build(),))
+    digits = (
+        "Equal numbers to the last digit take the same scans, seeds and versions, and the threads and instructions that "
+        "they were computed with; elsewhere trainings end with slightly other weights."
+    )
+    text = (digits,) if COMPUTED_WITH in context.versions else ()
+    return Section("reproducibility", "Reproducibility", text=text, tables=(table.build(),))
