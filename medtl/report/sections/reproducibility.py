@@ -31,8 +31,8 @@ def section(view: View) -> Section:
     table.row("Results", f"results.json, schema {results.schema}")
     table.row("Made", results.created)
     digits = (
-        "Equal numbers to the last digit take the same scans, seeds and versions, and the threads and instructions that "
-        "they were computed with; elsewhere trainings end with slightly other weights."
+        "Equal numbers to the last digit take the same scans, seeds and versions, and the threads and instructions "
+        "that they were computed with; elsewhere trainings end with slightly other weights."
     )
     text = (digits,) if COMPUTED_WITH in context.versions else ()
     return Section("reproducibility", "Reproducibility", text=text, tables=(table.build(),))
