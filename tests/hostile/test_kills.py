@@ -6,6 +6,7 @@ MEDTL_KILLS sets the number of kills for each; 2 by default.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import time
