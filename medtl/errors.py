@@ -15,6 +15,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST, _LONGEST = 80, 80
+"""Names that a message lists, and their characters: columns of a table can be anything."""
+
 
 class MedtlError(Exception):
     """Base of every error that medtl raises for its users; `exit_code` is what the command line returns."""
@@ -45,9 +48,10 @@ class NotFiniteError(CheckpointError):
 
 
 def near_matches(name: str, choices: Iterable[str]) -> str:
-    """Says which of `choices` the user may have meant: `Perhaps you meant 'dann'.`, or lists them all."""
-    names = sorted(choices)
+    """Says which of `choices` the user may have meant: `Perhaps you meant 'dann'.`, or lists what there is."""
+    names = sorted(n if len(n) <= _LONGEST else f"{n[:_LONGEST]}..." for n in choices)
     close = difflib.get_close_matches(name.lower(), names, n=2, cutoff=0.6)
     if close:
         return f"Perhaps you meant {' or '.join(repr(c) for c in close)}."
-    return f"There are: {', '.join(names)}."
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return f"There are: {', '.join(names[:_MOST])}{more}."

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from medtl.errors import CheckpointError, ConfigError
@@ -19,6 +21,9 @@ _OWNER = ".owner.json"
 _BEGUN = ".begun"
 LOCKS = (".lock", _OWNER)
 """Files of a folder in which a process works."""
+SILENT_SECONDS = 180
+"""A process of another machine that has shown no life for so long is taken for dead."""
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[0-9a-f]{8})\.(?P<process>\d+)\.tmp", re.DOTALL)
 _FORBIDDEN = re.compile(r'[%/\\:*?"<>|\x00-\x1f]')
 
 
@@ -52,19 +57,22 @@ def private_cache(name: str) -> Path:
 def atomic_write(path: Path, data: str | bytes, *, private: bool = False) -> None:
     r"""Writes `data` beside `path`, flushes it to disk and renames it: a reader sees the old file or the new one.
 
-    Text is written as UTF-8 with `\n` line ends. The parent folder is made if it is absent.
+    Text is written as UTF-8 with `\n` line ends. The parent folder is made if it is absent. What processes that were
+    killed left half-written in the folder is removed.
 
     Args:
-        path: the file.
-        data: its content.
-        private: only the user can read it, from its first byte on.
+        path: The file.
+        data: Its content.
+        private: Only its owner may read the file, and the folder if it is made here.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if private:
+        private_folder(path.parent)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        opener = functools.partial(os.open, mode=0o600 if private else 0o666)
-        with open(temporary, "xb", opener=opener) as file:
+        with open(temporary, "wb", opener=_private if private else None) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -72,6 +80,49 @@ def atomic_write(path: Path, data: str | bytes, *, private: bool = False) -> Non
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder that only its owner may enter; one that is there keeps its permissions."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+@cache
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of processes of this machine that are gone. Each process looks once into a folder."""
+    for file in folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(file.name)
+        if found and found["host"] == _host() and not _alive(int(found["process"])):
+            with contextlib.suppress(OSError):  # another process is as quick, or it belongs to somebody else
+                file.unlink()
+
+
+@cache
+def _host() -> str:
+    """What tells machines, and containers on one machine, apart; process numbers mean nothing elsewhere."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return hashlib.blake2b(f"{platform.node()} {space}".encode(), digest_size=4).hexdigest()
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere, asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager
@@ -106,38 +157,47 @@ def claimed(folder: Path) -> Iterator[None]:
     """Within it, the folder belongs to this process; one that a killed process held is taken over.
 
     The system releases the lock when the process ends, however it ends. Who holds it stands beside it, the machine as
-    a hash.
+    a hash. A lock may not reach other machines: a process also shows every half minute that it lives.
 
     Raises:
-        CheckpointError: another process works in the folder, or one of another machine did and may still do so.
+        CheckpointError: another process works in the folder, or one of another machine did a moment ago.
     """
     from filelock import FileLock, Timeout
 
     lock, owner = FileLock(folder / LOCKS[0]), folder / _OWNER
-    host = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
     before = _owner(owner)
+    since = before.get("since", "an unknown time")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise CheckpointError(
-            f"Another process works in {folder.name} ({before.get('process', 'of unknown number')}, since "
-            f"{before.get('since', 'an unknown time')}). Wait for it to end, or stop it."
+            f"Another process works in {folder.name} ({before.get('process', 'of unknown number')}, since {since}). "
+            "Wait for it to end, or stop it."
         ) from None
     try:
-        if before.get("host", host) != host:
+        if before.get("host", _host()) != _host() and time.time() - owner.stat().st_mtime < SILENT_SECONDS:
             raise CheckpointError(
-                f"A process of another machine works in {folder.name}, since {before.get('since')}. If it does not any "
-                f"more, delete {_OWNER} in that folder and try again."
+                f"A process of another machine works in {folder.name}, since {since}. If it was killed, its folder is "
+                f"free {SILENT_SECONDS // 60} minutes after that: try again then."
             )
-        now = {"host": host, "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        now = {"host": _host(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         atomic_write(owner, json.dumps(now) + "\n")
+        ended = threading.Event()
+        threading.Thread(target=_show_life, args=(owner, ended), daemon=True).start()
         try:
             yield
         finally:
+            ended.set()
             owner.unlink(missing_ok=True)
     finally:
         (folder / LOCKS[0]).unlink(missing_ok=True)
         lock.release()
+
+
+def _show_life(owner: Path, ended: threading.Event) -> None:
+    while not ended.wait(SILENT_SECONDS / 6):
+        with contextlib.suppress(OSError):
+            os.utime(owner)
 
 
 def _owner(path: Path) -> dict[str, object]:

@@ -70,6 +70,10 @@ def inspect_folders(paths: Sequence[Path], out: Path | None = None) -> dict[str,
                 "num_files": catalog.num_files,
                 "num_volumes": len(catalog.items),
                 "groups": [dict(kind) | {"number": n} for kind, n in kinds.most_common()],
+                "doubts": [
+                    {"doubt": doubt, "number": n}
+                    for doubt, n in sorted(Counter(i.remark for i in catalog.items if i.remark).items())
+                ],
                 "rejected": [
                     {"reason": code, "number": n, "next step": step}
                     for (code, step), n in sorted(reasons.items())
@@ -106,6 +110,7 @@ def _volume(folder: str, item: VolumeItem) -> dict[str, Any]:
         "modality": kind["modality"],
         "shape_kji": kind["size (k x j x i)"],
         "manufacturer": kind["manufacturer"],
+        "remark": item.remark,
     }
 
 
@@ -126,6 +131,8 @@ def _text(found: Mapping[str, Any]) -> str:
             f"{folder['folder']}: {folder['num_files']} files, {folder['num_volumes']} volumes or images"
         )
         parts.append(table(folder["groups"]))
+        if folder["doubts"]:
+            parts += ["Doubts:", table(folder["doubts"])]
         if folder["rejected"]:
             parts += ["Left out:", table(folder["rejected"])]
         parts.append("")

@@ -158,5 +158,8 @@ def _holds_masks(path: Path) -> bool:
     if path.suffix == ".parquet" or not path.is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = {name.strip() for name in next(csv.reader([file.readline()]), [])}
+        try:
+            header = {name.strip() for name in next(csv.reader([file.readline(1 << 20)]), [])}
+        except csv.Error:
+            return False
     return {"mask", "reference"} <= header

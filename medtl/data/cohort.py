@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from medtl.data.cases.equal import settle_equal, voxel_warnings
 from medtl.data.cases.splits import nested_patients
 from medtl.data.cases.structures import mask_warnings, sided
 from medtl.data.cases.table import Case, CaseTable
 from medtl.data.seeds import derive_seed
-from medtl.data.tensors.cache import VolumeCache
+from medtl.data.tensors.cache import ScanFacts, VolumeCache
 from medtl.data.tensors.dataset import CaseDataset
 from medtl.data.tensors.patches import suggest_patch
 from medtl.data.tensors.spec import Preprocess
@@ -42,9 +44,11 @@ class Cohort:
         """Preprocesses every used case once; those that cannot be read are excluded, with the reason.
 
         The same holds for the masks of the source, and of the target's few cases for training. Its others are not read.
+        Scans with equal pixels are kept out of all but one split, and out of the target (`settle_equal`).
 
         Raises:
-            DataError: Nothing is left to train on, or a structure that no source mask in training holds.
+            DataError: Nothing is left to train on, a structure that no source mask in training holds, or a target of
+                which more than a few scans are the source's.
         """
         cache = VolumeCache(folder, preprocess, table.labels)
         trained_on = [*table.select(domain="source"), *table.select(domain="target", split="train")]
@@ -62,6 +66,7 @@ class Cohort:
         before = len(items) + len(masked) - len(masked_left)
         rejections += cache.prepare_masks(masked_left, progress=report(before))
         table = table.exclude(rejections) if rejections else table
+        table = _with_voxel_warnings(table, cache)
         return cls(_with_mask_warnings(table, cache) if table.labels else table, cache)
 
     def cases_per_batch(self, images: int, patch: Sequence[int] | None = None) -> int:
@@ -126,7 +131,7 @@ class Cohort:
         """One row per site: what was found, used, and left out, and why."""
         rows = []
         for site, found in self.table.flow().items():
-            left_out = {**found["rejected"], **found["excluded"]}
+            left_out = dict(Counter(found["rejected"]) + Counter(found["excluded"]))
             masks = {}
             if self.table.labels is not None:
                 used = [c.mask_item for c in self.table.select() if c.site == site and c.mask_item]
@@ -190,6 +195,26 @@ class Cohort:
             sites=sorted({case.site for case in self.table.select()}),
             patch=patch,
         )
+
+
+def _with_voxel_warnings(table: CaseTable, cache: VolumeCache) -> CaseTable:
+    """The table with what the voxels told: equal scans, voxels without a number, and scans of one grey value."""
+    facts = {c.case: cache.facts(c.item) for c in table.select() if c.item is not None}
+    table = settle_equal(table, {case: found.pixels for case, found in facts.items()})
+    used = [c for c in table.select() if c.case in facts]
+    missing = [c for c in used if facts[c.case].missing]
+    warnings = voxel_warnings(missing, [c for c in used if facts[c.case].constant])
+    cases = tuple(_remarked(c, facts[c.case]) if c.case in facts else c for c in table.cases)
+    return replace(table, cases=cases, warnings=(*table.warnings, *warnings))
+
+
+def _remarked(case: Case, facts: ScanFacts) -> Case:
+    notes = [case.remark] if case.remark else []
+    if facts.missing:
+        notes.append(f"{facts.missing} voxels are no numbers")
+    if facts.constant:
+        notes.append("one grey value everywhere")
+    return replace(case, remark="; ".join(notes))
 
 
 def _with_mask_warnings(table: CaseTable, cache: VolumeCache) -> CaseTable:

@@ -59,7 +59,9 @@ class FeatureStore:
         listed = json.dumps(list(keys))
         check = {"keys": listed, "sha256": _digest(tensor)}
         name = hashlib.sha256(listed.encode()).hexdigest()[:32]
-        atomic_write(self.folder / f"{name}.safetensors", save({"features": tensor}, metadata=check))
+        atomic_write(
+            self.folder / f"{name}.safetensors", save({"features": tensor}, metadata=check), private=True
+        )
 
 
 def _keys(path: Path) -> list[str] | None:

@@ -188,6 +188,7 @@ def apply_run(
         "cases": len(cohort.select("target")),
         **found,
         **recorded,
+        **({"doubts": " ".join(warnings)} if (warnings := cohort.table.warnings) else {}),
         "left out": cohort.summary()[0]["left out"],
     }
 

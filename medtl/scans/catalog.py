@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import stat
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from medtl.errors import DataError
@@ -22,6 +26,7 @@ MASK_FOLDER = re.compile(
     r"(masks?|labels?(tr|ts)?|segs?|segmentations?|annotations?|ground_?truths?|gt)", re.I
 )
 _MASK_STEM = re.compile(r".+[._-](masks?|segs?|segmentations?|labels?)", re.I)
+_LOST = ("unreadable", "truncated")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 FOREIGN = frozenset(
     (
@@ -48,33 +53,44 @@ def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
         DataError: There is no such folder, it is an archive, or it cannot be listed.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises an error below a folder that may not be entered
         raise DataError(
             f"There is no folder {path.name!r}: check the path (relative to {Path.cwd().name!r})."
         )
+    root, files, odd = path, [path.name], list[Rejection]()
     if path.is_file():
         if suffix_of(path.name) in _ARCHIVES:
             raise DataError(f"{path.name!r} is an archive, a folder of scans was expected: unpack it first.")
-        root, files = path.parent, [path.name]
+        root = path.parent
     else:
-        root, files = path, sorted(walk(path))
+        files, odd = walk(path)
     apart = [place for mask in masks if (place := _inside(root, Path(mask)))]
     with quiet_readers():
-        return _catalog(root, files, apart)
+        return _catalog(root, files, odd, apart)
 
 
 def _inside(root: Path, folder: Path) -> str:
     """Relative path of a folder inside `root`, with a trailing slash; empty if it is elsewhere, or the root."""
     try:
         place = folder.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:
+    except (ValueError, OSError, RuntimeError):  # elsewhere, or links that lead in a circle
         return ""
     return "" if place == "." else f"{place}/"
 
 
-def walk(root: Path) -> Iterator[str]:
-    """Relative paths of all files; links are followed, each folder is entered once."""
+def walk(root: Path) -> tuple[list[str], list[Rejection]]:
+    """Relative paths of all files, sorted; and a rejection for what is neither a file nor a folder that can be listed.
+
+    Links are followed, each folder is entered once. Nothing but regular files is ever opened: reading a pipe would wait
+    for somebody to write into it.
+
+    Raises:
+        DataError: the folder itself cannot be listed.
+    """
     seen: set[tuple[int, int]] = set()
+    files: list[str] = []
+    odd: list[Rejection] = []
+    above = frozenset(root.resolve().parents)
     stack = [root]
     while stack:
         folder = stack.pop()
@@ -82,23 +98,65 @@ def walk(root: Path) -> Iterator[str]:
             status = folder.stat()
             entries = list(os.scandir(folder))
         except OSError as error:
-            name = "this folder" if folder == root else "a folder inside it"
-            raise DataError(
-                f"{name} cannot be listed ({error.strerror}): {root.name!r}. Check its permissions."
-            ) from None
+            if folder == root:
+                why = f"this folder cannot be listed ({error.strerror}): {root.name!r}"
+                raise DataError(f"{why}. Check its permissions.") from None
+            odd.append(_unlisted(folder.relative_to(root).as_posix(), error))
+            continue
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
+        if status.st_dev in _system() and folder != root:
+            name = folder.relative_to(root).as_posix()
+            odd.append(
+                Rejection.of(name, "not_a_scan", "a folder of the operating system", "Remove the link.")
+            )
+            continue
         for entry in entries:
-            if entry.is_dir():
+            file = Path(entry.path).relative_to(root).as_posix()
+            found = _kind(file, entry, above)
+            if isinstance(found, Rejection):
+                odd.append(found)
+            elif found:
                 stack.append(Path(entry.path))
             else:
-                yield Path(entry.path).relative_to(root).as_posix()
+                files.append(file)
+    return sorted(files), odd
 
 
-def _catalog(root: Path, files: list[str], apart: Sequence[str]) -> Catalog:
+@cache
+def _system() -> frozenset[int]:
+    """Devices whose files are no stored data: reading some of them never ends."""
+    return frozenset(os.stat(folder).st_dev for folder in ("/proc", "/sys") if os.path.exists(folder))
+
+
+def _unlisted(folder: str, error: OSError) -> Rejection:
+    why = f"a folder that cannot be listed ({error.strerror or 'read error'})"
+    step = "Shorten its path." if error.errno == errno.ENAMETOOLONG else "Check its permissions."
+    return Rejection.of(folder, "unreadable", why, step)
+
+
+def _kind(file: str, entry: os.DirEntry[str], above: Collection[Path]) -> bool | Rejection:
+    """Whether an entry is a folder, and not a file; or why it is neither."""
+    try:
+        if entry.is_dir():
+            if entry.is_symlink() and Path(entry.path).resolve() in above:
+                why = "a link to a folder that this one lies in"
+                return Rejection.of(file, "not_a_scan", why, "Remove the link.")
+            return True
+        if entry.is_file():
+            return False
+        mode = entry.stat().st_mode
+    except (OSError, RuntimeError) as error:  # a broken link, or links that lead in a circle
+        why = (error.strerror if isinstance(error, OSError) else None) or "it cannot be opened"
+        return Rejection.of(file, "unreadable", why, "Check the link and its permissions.")
+    what = "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    return Rejection.of(file, "not_a_scan", f"{what}, not a file", "Nothing.")
+
+
+def _catalog(root: Path, files: list[str], odd: Sequence[Rejection], apart: Sequence[str]) -> Catalog:
     items: list[VolumeItem] = []
-    rejections: list[Rejection] = []
+    rejections = list(odd)
     owners: dict[str, Owner] = {}
     parts: dict[Reader, list[str]] = defaultdict(list)
     for file in files:
@@ -112,6 +170,7 @@ def _catalog(root: Path, files: list[str], apart: Sequence[str]) -> Catalog:
         items += found.items
         rejections += found.rejections
         owners |= found.owners
+    items = _doubted(items, [r for r in rejections if r.code in _LOST and r.files[0] not in owners])
     identifiers = Identifiers()
     for owner in owners.values():
         identifiers.add(owner.patient_id, owner.patient_name)
@@ -122,6 +181,26 @@ def _catalog(root: Path, files: list[str], apart: Sequence[str]) -> Catalog:
         tuple(sorted(rejections, key=lambda r: r.files)),
         identifiers,
     )
+
+
+def _doubted(items: Sequence[VolumeItem], lost: Sequence[Rejection]) -> list[VolumeItem]:
+    """The items, with a doubt on each series beside which lie files of its kind that cannot be opened."""
+    beside = Counter(_kindred(r.files[0]) for r in lost)
+    result = []
+    for item in items:
+        number = beside[_kindred(item.files[0])] if len(item.files) > 1 else 0
+        if number:
+            files, slices = "1 file" if number == 1 else f"{number} files", len(item.files)
+            doubt = f"{files} beside its {slices} slices cannot be opened: slices may be missing"
+            item = replace(item, header={**item.header, "doubt": doubt})
+        result.append(item)
+    return result
+
+
+def _kindred(file: str) -> tuple[str, str]:
+    """Folder and suffix of a file; the numbers of slices (`IM.0001`) are no suffix."""
+    suffix = suffix_of(file)
+    return str(PurePosixPath(file).parent), "" if suffix[1:].isdigit() else suffix
 
 
 def _look(root: Path, file: str, apart: Sequence[str] = ()) -> Reader | Rejection:
@@ -151,13 +230,30 @@ def _look(root: Path, file: str, apart: Sequence[str] = ()) -> Reader | Rejectio
     return reader
 
 
+def printable(path: str) -> str:
+    r"""A path that every table and terminal can show: bytes that are no UTF-8 and control characters as `%FF`.
+
+    Example:
+        >>> printable("new\nline.png")
+        'new%0Aline.png'
+    """
+    if path.isprintable():
+        return path
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in ch.encode(errors="surrogateescape"))
+        if unicodedata.category(ch)[0] == "C"
+        else ch
+        for ch in path
+    )
+
+
 def _safe_item(item: VolumeItem, owners: Mapping[str, Owner], identifiers: Identifiers) -> VolumeItem:
     """The item with a name and path that do not identify the patient named in the header."""
     owner = owners.get(item.files[0])
-    if owner is None:
-        return item
-    name, path = (identifiers.safe_path(text, *owner[:3]) for text in (item.name, item.path))
-    return replace(item, name=name, path=path)
+    name, path = item.name, item.path
+    if owner is not None:
+        name, path = (identifiers.safe_path(text, *owner[:3]) for text in (name, path))
+    return replace(item, name=printable(name), path=printable(path))
 
 
 def _safe_rejection(rejection: Rejection, owners: Mapping[str, Owner], identifiers: Identifiers) -> Rejection:
@@ -166,7 +262,7 @@ def _safe_rejection(rejection: Rejection, owners: Mapping[str, Owner], identifie
     if len(rejection.files) > 1 and "/" in path:
         path = str(PurePosixPath(path).parent)
     known = tuple(o for o in (owner.patient_id, owner.series) if o)
-    return replace(rejection, path=identifiers.safe_path(path, *owner[:3]), owners=known)
+    return replace(rejection, path=printable(identifiers.safe_path(path, *owner[:3])), owners=known)
 
 
 def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:

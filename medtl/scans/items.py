@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +21,8 @@ Affine = tuple[tuple[float, float, float, float], ...]
 """4 x 4, row by row: voxel (i, j, k), i along columns, to RAS in mm."""
 MAX_BYTES = 4 << 30
 """Memory limit of one volume as float32; protects against damaged or hostile dimensions."""
+_BLOCK, _BLOCKS = 1 << 16, 16
+"""Bytes of a block, and blocks of a file, that tell whether a large file has changed."""
 NO_POSITION = "no position"
 """Geometry note of an image without a place in the patient."""
 UNPLACED = "orientation unknown"
@@ -33,7 +37,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "truncated": "The file ends before its pixels do.",
         "no_pixels": "A DICOM object without an image: a report, a plan, a presentation state.",
         "no_decoder": "Compressed in a way that no installed decoder can read.",
-        "duplicate": "The same image as another file: equal bytes, or the same SOPInstanceUID.",
+        "duplicate": "The same image as another file: equal bytes, the same SOPInstanceUID, or equal pixels.",
         "secondary_capture": "A picture of a screen or page, stored with the scans.",
         "localizer": "A scout or localizer: the image on which the scan was planned.",
         "derived_map": "Computed values (a parametric map), not a scan.",
@@ -49,6 +53,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "bad_pixels": "Dimensions or pixel format that are empty, contradictory or not supported.",
         "too_large": "Bigger than the size limit of one volume.",
         "undecodable": "The header is fine; decoding the pixels failed.",
+        "not_finite": "Nearly all of its values are no numbers (NaN), or they exceed the range of 32-bit numbers.",
         "mask_unreadable": "The scan's mask cannot be read.",
         "mask_values": "A mask whose values are not labels: a colour image, or numbers with fractions.",
         "mask_geometry": "The mask's voxels do not lie on those of the scan.",
@@ -94,10 +99,17 @@ class VolumeItem:
     header: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
-    def fingerprint(self) -> str:
-        """Digest of the files' paths, sizes and modification times: it changes when a file does.
+    def remark(self) -> str:
+        """Doubts about its geometry and its slices, or empty."""
+        notes = (self.header.get("geometry", ""), self.header.get("doubt", ""))
+        return "; ".join(note for note in notes if note not in ("", NO_POSITION))
 
-        The folder is included, because two sites may hold files that agree in name, size and time.
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the files' paths, sizes, modification times and content: it changes when a file does.
+
+        The folder is included, because two sites may hold files that agree in name, size and time. Of the content of
+        files beyond 1 MiB, blocks are read; with the variable `MEDTL_CACHE_DIGEST=full`, all of it.
 
         Raises:
             OSError: A file has gone.
@@ -136,7 +148,7 @@ class MaskItem:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the files' places, sizes and modification times, as for a `VolumeItem`.
+        """Digest of the files' places, sizes, modification times and content, as for a `VolumeItem`.
 
         Raises:
             OSError: A file has gone.
@@ -146,11 +158,32 @@ class MaskItem:
 
 def _fingerprint(root: Path, files: tuple[str, ...]) -> str:
     digest = hashlib.blake2b(str(root.resolve()).encode(errors="surrogateescape"), digest_size=16)
+    full = os.environ.get("MEDTL_CACHE_DIGEST", "") == "full"
     for name in files:
-        status = (root / name).stat()
-        row = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}"
+        path = root / name
+        status = path.stat()
+        row = f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}\0"
         digest.update(row.encode(errors="surrogateescape"))
+        # The time of the last change of a file's state cannot be set: within one process, it tells another content.
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(_content(path, state, full))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1 << 18)
+def _content(path: Path, state: tuple[int, ...], full: bool) -> bytes:
+    """Digest of a file: of all its bytes if there are few, else of `_BLOCKS` blocks from the first to the last."""
+    size = state[0]
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if full or size <= _BLOCK * _BLOCKS:
+            while part := file.read(1 << 20):
+                digest.update(part)
+        else:
+            for number in range(_BLOCKS):
+                file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+    return digest.digest()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ scan's geometry, and `read_mask` reads it. The counts made while reading go to
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from medtl.errors import DataError
 from medtl.labelmap import VOID, LabelMap, count_values, slabs
 from medtl.scans.alignment import Mismatch, Reorder, reorder
-from medtl.scans.catalog import FOREIGN, walk
+from medtl.scans.catalog import FOREIGN, printable, walk
 from medtl.scans.items import MaskItem, Rejection, VolumeItem
 from medtl.scans.privacy import Identifiers
 from medtl.scans.quiet import quiet_readers
@@ -154,13 +155,14 @@ def scan_masks(
         DataError: there is no such folder, or it cannot be listed.
     """
     folder = Path(folder)
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise DataError(f"There is no masks folder {folder.name!r}: check the path.")
-    root, files = (folder.parent, [folder.name]) if folder.is_file() else (folder, sorted(walk(folder)))
+    root, (files, rejections) = (
+        (folder.parent, ([folder.name], [])) if folder.is_file() else (folder, walk(folder))
+    )
     known = identifiers if identifiers is not None else Identifiers()
     owners: dict[str, Owner] = {}
     items: list[MaskItem] = []
-    rejections: list[Rejection] = []
     parts: dict[Reader, list[str]] = defaultdict(list)
     with quiet_readers():
         for file in files:
@@ -177,7 +179,7 @@ def scan_masks(
     for owner in owners.values():
         known.add(owner.patient_id, owner.patient_name)
     nobody = Owner()
-    safe = [known.safe_path(r.files[0], *owners.get(r.files[0], nobody)[:3]) for r in rejections]
+    safe = [printable(known.safe_path(r.files[0], *owners.get(r.files[0], nobody)[:3])) for r in rejections]
     rejected = [replace(r, path=path) for r, path in zip(rejections, safe, strict=True)]
     masks = [safe_mask(item, known, *owners.get(item.files[0], nobody)[:3]) for item in items]
     return tuple(sorted(masks, key=lambda m: m.files)), tuple(sorted(rejected, key=lambda r: r.files))
@@ -192,8 +194,8 @@ def safe_mask(
 ) -> MaskItem:
     """The mask with a name and a path that show no identifier, in particular not its own patient's."""
     own = (patient_id, patient_name, key)
-    name = identifiers.safe_path(mask.name, *own)
-    return replace(mask, name=name, path=identifiers.safe_path(mask.path, *own))
+    name, path = (printable(identifiers.safe_path(text, *own)) for text in (mask.name, mask.path))
+    return replace(mask, name=name, path=path)
 
 
 def _look(root: Path, file: str) -> Reader | Rejection | None:

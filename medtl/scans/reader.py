@@ -25,6 +25,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from medtl.errors import DataError
@@ -129,7 +130,7 @@ class Reader(ABC):
         raise NotImplementedError(f"Files of the format {self.kind} hold no scans.")
 
     def read(self, item: VolumeItem) -> Volume:
-        """Reads the voxels of an item.
+        """Reads the voxels of an item; NaN where there is no number, infinite where it exceeds 32 bits (`to_float32`).
 
         Raises:
             PixelError: they cannot be used; the text gives the reason and quotes nothing from the header.
@@ -318,6 +319,23 @@ def _drop_same_bytes(root: Path, items: list[VolumeItem]) -> tuple[list[VolumeIt
                     doubles.append(duplicate(item.files[0], kept.files[0], "the same file as another"))
     dropped = {double.files[0] for double in doubles}
     return [item for item in items if item.files[0] not in dropped], doubles
+
+
+def to_float32(stored: NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> NDArray[np.float32]:
+    """Stored numbers after slope and intercept.
+
+    Returns:
+        NaN where the stored number is not finite; infinite where the result exceeds 32-bit floats, which `read_volume`
+        refuses.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = stored.astype(np.float32)
+        if (slope, intercept) != (1.0, 0.0):
+            array *= np.float32(slope)
+            array += np.float32(intercept)
+    if stored.dtype.kind == "f":
+        array[~np.isfinite(stored)] = np.nan
+    return array
 
 
 def content(path: Path, limit: int = -1) -> bytes:

@@ -492,7 +492,7 @@ class _Module(pl.LightningModule):
             parts = ", ".join(f"{k}={float(v.detach()):.4g}" for k, v in losses.items())
             raise DataError(
                 f"The loss of {type(self.adapter).__name__} is not finite at step {self._step(batch_idx)} ({parts}). "
-                "Lower --lr, or check the scans with `medtl inspect`."
+                f"{_cause(batch, self._data)}"
             )
         share = 1.0 if phase is None else 1 / phase.repeats
         for name, value in losses.items():
@@ -546,6 +546,24 @@ class _Module(pl.LightningModule):
         for each in self.loggers:
             each.log_metrics(dict(values), step=self._step(self.steps_per_epoch))
             each.save()
+
+
+def _cause(batch: Mapping[str, Batch], data: Mapping[str, CaseData]) -> str:
+    """The cases of a batch whose images hold values that are no numbers; without any, the learning rate is suspect."""
+    named = []
+    for role, part in batch.items():
+        good = torch.isfinite(part.image).flatten(1).all(1).tolist()
+        places = range(len(part)) if part.index is None else part.index.tolist()
+        cases = getattr(data[role], "cases", ()) if part.index is not None else ()
+        named += [
+            f"case {cases[place].case!r}" if cases else f"image {place} of the {role}"
+            for place, is_good in zip(places, good, strict=True)
+            if not is_good
+        ]
+    if not named:
+        return "Lower --lr, or check the scans with `medtl inspect`."
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return f"The cause is in the input: values that are no numbers in {', '.join(named[:3])}{more}. Leave them out."
 
 
 def _used_sites(data: CaseData | None) -> tuple[str, ...]:

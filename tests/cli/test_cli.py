@@ -308,7 +308,7 @@ class TestRun:
         assert set(predictions.model) == {"source_only", "dann"}
         assert set(predictions.domain) == {"source", "target"}
         assert list(pd.read_csv(finished / "cases.csv").columns) == [
-            "case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason",
+            "case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason", "remark",
         ]  # fmt: skip
 
     def test_no_identifier_and_no_full_path_anywhere(self, made_once: Path) -> None:

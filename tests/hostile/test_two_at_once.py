@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from medtl.cli import main
 from medtl.config import Config
 from medtl.errors import CheckpointError
-from medtl.files import LOCKS, claimed, output_folder
+from medtl.files import LOCKS, SILENT_SECONDS, claimed, output_folder
 from medtl.runs import Run
 
 HOLD = """
@@ -102,10 +103,21 @@ def test_a_killed_process_is_followed_and_a_live_one_is_not(tmp_path: Path) -> N
     assert not list((tmp_path / "shared").iterdir())
 
 
-def test_another_machines_process_is_respected(tmp_path: Path) -> None:
-    (tmp_path / LOCKS[1]).write_text('{"host": "00000000", "process": 7, "since": "2026-01-01 10:00:00"}')
+def test_another_machines_process_is_respected_while_it_shows_life(tmp_path: Path) -> None:
+    owner = tmp_path / LOCKS[1]
+    owner.write_text('{"host": "00000000", "process": 7, "since": "2026-01-01 10:00:00"}')
     with pytest.raises(CheckpointError, match="another machine works in"), claimed(tmp_path):
         pass
-    (tmp_path / LOCKS[1]).write_text("{")  # of a machine that lost its power
+    os.utime(owner, (0, owner.stat().st_mtime - 2 * SILENT_SECONDS))  # of a machine that lost its power
     with claimed(tmp_path):
-        assert (tmp_path / LOCKS[1]).exists()
+        assert f'"process": {os.getpid()}' in owner.read_text()
+
+
+def test_a_working_process_shows_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtl.files.SILENT_SECONDS", 0.3)
+    with claimed(tmp_path):
+        os.utime(tmp_path / LOCKS[1], (0, 0))
+        deadline = time.monotonic() + 10
+        while (tmp_path / LOCKS[1]).stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (tmp_path / LOCKS[1]).stat().st_mtime > 0

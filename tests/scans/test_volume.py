@@ -260,3 +260,57 @@ def test_quiet_restores_filters_and_levels_from_threads():
     assert logging.getLogger("pydicom").level == level
     with pytest.raises(UserWarning, match="loud"):
         warnings.warn("loud again", UserWarning, stacklevel=1)
+
+
+def test_nan_becomes_the_lowest_value_and_padding_in_every_format(tmp_path):
+    image = np.arange(100, 120, dtype=np.float32).reshape(4, 5)
+    image[1, 1] = np.nan
+    write_image(tmp_path / "t" / "x.tif", image)
+    write_nifti(tmp_path / "n" / "x.nii.gz", image[None])
+    for name in ("t", "n"):
+        volume = read(tmp_path / name)
+        assert volume.array[0, 1, 1] == 100
+        assert np.argwhere(volume.mask).tolist() == [[0, 1, 1]]
+        assert volume.meta["missing"] == 1
+        assert volume.array.dtype == np.float32
+
+
+@pytest.mark.parametrize("slope", [1e38, 1e39, 1e300])
+def test_values_that_overflow_are_refused_with_the_reason(tmp_path, slope):
+    write_series(tmp_path / "d", SLICES, slope=slope)
+    with pytest.raises(
+        volume_module.ScanError, match=r"'d' \(dicom\) cannot be used: .*(32-bit|no numbers)"
+    ) as caught:
+        read(tmp_path / "d")
+    assert caught.value.code == "not_finite"
+
+
+@pytest.mark.parametrize("kind", ["double", "slope"])
+def test_nifti_that_overflows_is_refused(tmp_path, kind):
+    values = SLICES.astype(np.float64) * (1e300 if kind == "double" else 1)
+    write_nifti(tmp_path / "x.nii", values, scale=(3e37, 0) if kind == "slope" else None)
+    with pytest.raises(volume_module.ScanError, match="32-bit"):
+        read(tmp_path)
+
+
+def test_a_scan_of_nearly_no_numbers_is_refused_and_one_of_mostly_background_is_not(tmp_path):
+    values = np.full((1, 20, 20), np.nan, np.float32)
+    values[0, :2] = 5
+    write_nifti(tmp_path / "a" / "x.nii", values)
+    assert read(tmp_path / "a").mask.sum() == 360
+    values[0, 1:] = np.nan
+    values[0, 0, 10:] = np.nan
+    write_nifti(tmp_path / "b" / "x.nii", values)
+    with pytest.raises(DataError, match=r"97.5 % of its values are no numbers \(NaN\)"):
+        read(tmp_path / "b")
+
+
+def test_a_volume_beyond_the_free_memory_is_refused_before_reading(tmp_path, monkeypatch):
+    write_series(tmp_path, SLICES)
+    (item,) = scan_folder(tmp_path).items
+    monkeypatch.setattr(volume_module, "_SMALL", 10)
+    monkeypatch.setattr(volume_module, "free_memory", lambda: 100.0)
+    with pytest.raises(DataError, match=r"3 x 4 x 5 voxels, which need .* GiB are free"):
+        read_volume(item)
+    monkeypatch.undo()
+    assert volume_module.free_memory() > 1 << 20

@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 import torch
 
-from medtl.adapters import Adapter, adapter_class, available, build_adapter
+from medtl.adapters import Adapter, Batch, adapter_class, available, build_adapter
 from medtl.adapters.contract.adapter import warm_cosine
 from medtl.checkpoints import load_weights, read_header, restore_weights
 from medtl.config import TrainingConfig
+from medtl.data.cases.table import Case
 from medtl.errors import CheckpointError, ConfigError, DataError
 from medtl.runs import MetricsLog
 from medtl.training.fit import FitConfig, fit
@@ -286,6 +287,22 @@ def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
         adapter.model.module[8].weight.fill_(torch.nan)
     with pytest.raises(DataError, match="not finite at step 0"):
         fit(adapter, ToyData("source", 8), folder=tmp_path / "x", config=FitConfig(**QUIET))
+
+
+def test_a_loss_that_is_not_finite_names_the_case_that_spoils_it(tmp_path: Path) -> None:
+    class Spoilt(ToyData):
+        cases = tuple(Case(f"c{n}", "p", "a", "source", "x") for n in range(8))
+
+        def __getitem__(self, index: int) -> Batch:
+            sample = super().__getitem__(index)
+            sample.index = torch.tensor(int(index))
+            if index == 3:
+                sample.image[0, 0, 0] = torch.nan
+            return sample
+
+    adapter = build_adapter("finetune", network())
+    with pytest.raises(DataError, match="The cause is in the input: values that are no numbers in case 'c3'"):
+        fit(adapter, Spoilt("source", 8), folder=tmp_path / "x", config=FitConfig(**QUIET))
 
 
 @dataclass(frozen=True, kw_only=True)

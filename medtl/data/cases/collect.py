@@ -128,8 +128,10 @@ def collect_cases(
         shares = {"val_fraction": val_fraction, "test_fraction": test_fraction}
         for draft, split in zip(used, split_patients(keys, strata, sites, seed=seed, **shares), strict=True):
             draft.split = split
-    warnings += _doubtful_geometry(drafts) + confounding(
-        [d.label or "" for d in used], [d.site for d in used]
+    warnings += (
+        _doubtful_geometry(drafts)
+        + _doubtful_slices(drafts)
+        + confounding([d.label or "" for d in used], [d.site for d in used])
     )
     refused = [(site, r) for (site, _), r in sorted(joined.refused.items(), key=_place) if site in sources]
     return CaseTable(
@@ -154,6 +156,11 @@ def _check_arguments(
         )
     if not source and target is None:
         raise ConfigError("There is no folder to read: give --source DIR or --target DIR.")
+    for path in map(Path, (*source, *([target] if target is not None else []))):
+        try:
+            path.resolve()
+        except (OSError, RuntimeError):
+            raise DataError(f"{path.name!r} is a link that leads back to itself.") from None
 
 
 def _place(entry: tuple[tuple[str, int], Rejection]) -> tuple[str, int]:
@@ -424,7 +431,8 @@ def _check_classes(used: Sequence[_Draft], needed: int, faults: list[str]) -> No
         return
     small = {name: len(keys) for name, keys in sorted(patients.items()) if len(keys) < needed}
     if small:
-        listed = ", ".join(f"{name!r} {count}" for name, count in small.items())
+        listed = ", ".join(f"{name!r} {count}" for name, count in list(small.items())[:5])
+        listed += f" and {len(small) - 5} more" if len(small) > 5 else ""
         rest = [name for name in sorted(patients) if name not in small]
         step = f"leave it out with --classes {' '.join(rest)}, or " if len(rest) > 1 else ""
         faults.append(
@@ -440,6 +448,19 @@ def _doubtful_geometry(drafts: Sequence[_Draft]) -> list[str]:
         f"{count} scans of {site!r}: {note}."
         for (site, note), count in sorted(counts.items())
         if note not in ("", NO_POSITION)
+    ]
+
+
+def _doubtful_slices(drafts: Sequence[_Draft]) -> list[str]:
+    """Names the scans beside which lie files that cannot be opened."""
+    doubted: dict[str, list[_Draft]] = defaultdict(list)
+    for draft in drafts:
+        if "doubt" in draft.item.header:
+            doubted[draft.site].append(draft)
+    return [
+        f"{len(found)} scans of {site!r} may lack slices (case {found[0].item.name!r}: "
+        f"{found[0].item.header['doubt']}): `medtl inspect` lists the files."
+        for site, found in doubted.items()
     ]
 
 
@@ -464,6 +485,7 @@ def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
             groups=d.rows[0].groups if d.rows else {},
             item=d.item,
             mask_item=d.mask,
+            remark=d.item.remark,
         )
         for d in drafts
     ]

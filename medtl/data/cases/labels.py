@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from medtl.cells import unguarded
 from medtl.errors import near_matches
@@ -16,7 +18,19 @@ from medtl.scans.reader import without_suffix
 
 _NO_SCAN = frozenset({"not_a_scan", "mask", "localizer", "secondary_capture", "no_pixels", "derived_map"})
 _PLACES, _OWNERS, _SLICES = range(3)
+MOST_COLUMNS, MOST_BYTES = 1000, 1 << 28
+"""Limits of a table of labels: beyond them it is something else, and messages would list it all."""
 _SUFFIX = re.compile(r"\.[A-Za-z]{2,5}$")
+
+
+class _Lines(Protocol):
+    """What `csv.reader` returns."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]: ...
+
+    def __next__(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,17 @@ def read_labels(path: Path, faults: list[str], *, name: str = "", with_label: bo
     raises at once; they call the file `name`.
     """
     name = name or path.name
+    if os.path.exists(path) and not os.path.isfile(
+        path
+    ):  # reading a pipe would wait for somebody to write into it
+        faults.append(f"{name} is not a file")
+        return []
     try:
+        if path.stat().st_size > MOST_BYTES:
+            faults.append(
+                f"{name} has more than {MOST_BYTES >> 20} MiB: a table of labels has one line a case"
+            )
+            return []
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         faults.append(f"{name} cannot be opened ({error.strerror})")
@@ -60,7 +84,24 @@ def read_labels(path: Path, faults: list[str], *, name: str = "", with_label: bo
     first = text.split("\n", 1)[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(text.splitlines(), delimiter=separator)
+    try:
+        return _rows(reader, faults, name, with_label)
+    except csv.Error:
+        longest = f"{csv.field_size_limit():,} characters"
+        faults.append(
+            f"{name} is no CSV in line {reader.line_num}: a cell has more than {longest}, or a quotation mark has no "
+            "end"
+        )
+        return []
+
+
+def _rows(reader: _Lines, faults: list[str], name: str, with_label: bool) -> list[LabelRow]:
     header = [column.strip().lower() for column in next(reader, [])]
+    if len(header) > MOST_COLUMNS:
+        faults.append(
+            f"{name} has {len(header):,} columns, at most {MOST_COLUMNS:,} are read: give the columns case and label"
+        )
+        return []
     needed = ("case", "label") if with_label else ("case",)
     missing = [column for column in needed if column not in header]
     if missing:
@@ -148,9 +189,10 @@ def _of_known_sites(
     """The rows whose site, if they name one, is among the folders."""
     strange = [row for row in rows if row.site is not None and row.site not in catalogs]
     if strange:
-        named = dict.fromkeys(row.site for row in strange)
+        named = list(dict.fromkeys(row.site for row in strange))
+        shown = ", ".join(map(repr, named[:3])) + (", ..." if len(named) > 3 else "")
         faults.append(
-            f"{name} names the site {', '.join(map(repr, named))} ({line_numbers([row.line for row in strange])}), "
+            f"{name} names the site {shown} ({line_numbers([row.line for row in strange])}), "
             f"the folders are {', '.join(map(repr, catalogs))}"
         )
     return [row for row in rows if row.site is None or row.site in catalogs]

@@ -16,7 +16,19 @@ from medtl.files import atomic_write
 from medtl.labelmap import LabelMap
 from medtl.scans.items import MASK_CODES, MaskItem, Rejection, VolumeItem
 
-COLUMNS = ("case", "patient", "site", "domain", "path", "label", "mask", "split", "status", "reason")
+COLUMNS = (
+    "case",
+    "patient",
+    "site",
+    "domain",
+    "path",
+    "label",
+    "mask",
+    "split",
+    "status",
+    "reason",
+    "remark",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Case:
         split: `train`, `validation` or `test`; empty if excluded.
         status: `used` or `excluded`.
         reason: Why it is excluded.
+        remark: Doubts about the scan, such as slices that could not be opened.
         groups: The labels' `group_*` columns, for subgroup figures.
         item: The scan. In memory only.
         mask_item: Its mask. In memory only.
@@ -49,6 +62,7 @@ class Case:
     split: str = ""
     status: str = "used"
     reason: str = ""
+    remark: str = ""
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
     item: VolumeItem | None = field(default=None, repr=False, compare=False)
     mask_item: MaskItem | None = field(default=None, repr=False, compare=False)
@@ -143,8 +157,9 @@ class CaseTable:
             example = next(c.item for own in gone.values() for c in own)
             what = "scans" if self.labels is None else "scans or masks"
             left = f"is left of {', '.join(gone)}" if self.select(domain="source") else "else is there"
+            why = "are left out" if any(r.code == "duplicate" for r in rejections) else "could not be decoded"
             raise DataError(
-                f"{len(lost)} {what} could not be decoded, and nothing {left}. The first: {lost[example].detail}"
+                f"{len(lost)} {what} {why}, and nothing {left}. The first: {lost[example].detail}"
             )
         return table
 

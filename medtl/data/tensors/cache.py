@@ -7,7 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,39 @@ from medtl.errors import DataError
 from medtl.files import atomic_write
 from medtl.labelmap import LabelMap
 from medtl.parallel import map_items
-from medtl.scans.items import MaskItem, Rejection, VolumeItem
+from medtl.scans.items import MaskItem, Rejection, Volume, VolumeItem
 from medtl.scans.masks import MaskCounts, MaskError, read_mask, unknown_limit
-from medtl.scans.volume import read_volume
+from medtl.scans.volume import ScanError, read_volume
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cache's file format; changing it makes old entries unreachable."""
 MAX_POINTS = 10_000
 """Number of voxels per structure stored as centres for patches; more would not help."""
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """What reading a scan told about its voxels.
+
+    Attributes:
+        missing: voxels without a number, which count as padding.
+        constant: whether one grey value is left everywhere.
+        pixels: digests of the decoded voxels and of the preprocessed ones. Equal scans agree in one of them, whatever
+            their files, headers and formats are; empty for constant scans.
+    """
+
+    missing: int = 0
+    constant: bool = False
+    pixels: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, volume: Volume, preprocessed: NDArray[np.float16]) -> ScanFacts:
+        """The facts of a volume, before and after preprocessing."""
+        constant = bool(preprocessed.min() == preprocessed.max())
+        pixels = () if constant else (_pixels(volume.array), _pixels(preprocessed))
+        return cls(int(volume.meta.get("missing", 0)), constant, pixels)
 
 
 @dataclass(frozen=True)
@@ -52,8 +75,9 @@ class MaskEntry:
 class VolumeCache:
     """One `.npy` a volume or mask, memory-mapped on reading, with a JSON sidecar that holds its checksum.
 
-    An entry's name is a digest of the files' state, the preprocessing and the format: an entry is never
-    stale, and several runs, image sizes and processes can share a folder. It holds no identifier.
+    An entry's name is a digest of the files' state and content, the preprocessing and the format: an entry is never
+    stale, and several runs, image sizes and processes can share a folder. It holds no identifier, and only its owner
+    may read it.
 
     Attributes:
         folder: The folder of the entries; created with the first entry.
@@ -104,11 +128,33 @@ class VolumeCache:
         """As `get` with a known key, which saves a file-system call for every slice."""
         entry = self._read(key, item.name, "")
         if entry is None:
-            self._write(key, {"": preprocess(read_volume(item), self.preprocess)})
+            self._write_volume(key, item)
             entry = self._read(key, item.name, "")
         if entry is None:
             raise DataError(_ALTERED.format(item.name))
         return entry[0]
+
+    def facts(self, item: VolumeItem) -> ScanFacts:
+        """What reading the scan told about its voxels.
+
+        Raises:
+            DataError: The case cannot be read.
+        """
+        key = self.key(item)
+        self.load(item, key)
+        found = self._verified[key]["scan"]
+        return ScanFacts(found["missing"], found["constant"], tuple(found["pixels"]))
+
+    def _write_volume(self, key: str, item: VolumeItem) -> None:
+        volume = read_volume(item)
+        array = preprocess(volume, self.preprocess)
+        if not np.isfinite(array).all():
+            raise ScanError(
+                f"Case {item.name!r} holds values that are no numbers after preprocessing: export it again, or leave "
+                "it out.",
+                "not_finite",
+            )
+        self._write(key, {"": array}, {"scan": asdict(ScanFacts.of(volume, array))})
 
     def load_mask(self, case: Case) -> NDArray[np.uint8]:
         """The case's mask in the network's grid, computed and stored if it is missing.
@@ -198,7 +244,8 @@ class VolumeCache:
             self.get(item)
         except DataError as error:
             step = "Export the files again, or leave the case out."
-            return Rejection(item.path, "undecodable", str(error), step, files=item.files, item=item)
+            code = error.code if isinstance(error, ScanError) else "undecodable"
+            return Rejection(item.path, code, str(error), step, files=item.files, item=item)
         return None
 
     def _prepare_mask(self, case: Case) -> Rejection | None:
@@ -225,16 +272,16 @@ class VolumeCache:
             np.save(buffer, array, allow_pickle=False)
             data = buffer.getvalue()
             sidecar["blake2b" + suffix] = _digest(data)
-            atomic_write(self.folder / f"{key}{suffix}.npy", data)
+            atomic_write(self.folder / f"{key}{suffix}.npy", data, private=True)
         # The sidecar comes last: an entry without one is an interrupted write.
-        atomic_write(self.folder / f"{key}.json", json.dumps({**sidecar, **(more or {})}))
+        atomic_write(self.folder / f"{key}.json", json.dumps({**sidecar, **(more or {})}), private=True)
         self._verified.pop(key, None)
 
     def _read(self, key: str, name: str, *suffixes: str) -> list[NDArray[Any]] | None:
         """The entry's arrays, or None if it is missing or damaged. Each process verifies an entry once."""
         facts = self.folder / f"{key}.json"
         files = [self.folder / f"{key}{suffix}.npy" for suffix in suffixes]
-        if key not in self._verified and not facts.exists():
+        if key not in self._verified and not _is_there(facts):
             return None
         try:
             if key not in self._verified:
@@ -245,6 +292,8 @@ class VolumeCache:
                     self._layouts[file] = _layout(file)
                 self._verified[key] = sidecar
             return [np.memmap(file, mode="r", **self._layouts[file]) for file in files]
+        except PermissionError:
+            raise DataError(_FOREIGN.format(self.folder.name)) from None
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("The cache entry of case %r is damaged: it is computed again.", name)
             facts.unlink(missing_ok=True)
@@ -253,6 +302,15 @@ class VolumeCache:
 
 
 _ALTERED = "The cache entry of case {!r} was altered while it was written: try again."
+
+_FOREIGN = "The cache {!r} belongs to another user, who alone may read it: write your runs into another folder (--out)."
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists()
+    except PermissionError:
+        raise DataError(_FOREIGN.format(file.parent.name)) from None
 
 
 def _key(item: VolumeItem | MaskItem, name: str, rest: str) -> str:
@@ -277,6 +335,14 @@ def _layout(file: Path) -> dict[str, Any]:
     array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     order = "C" if array.flags.c_contiguous else "F"
     return {"dtype": array.dtype, "offset": array.offset, "shape": array.shape, "order": order}
+
+
+def _pixels(array: NDArray[Any]) -> str:
+    """Digest of the values and their shape."""
+    plain = np.ascontiguousarray(array)
+    digest = hashlib.blake2b(f"{plain.shape} {plain.dtype.str}".encode(), digest_size=16)
+    digest.update(plain.data)
+    return digest.hexdigest()
 
 
 def _digest(data: bytes) -> str:

@@ -6,6 +6,7 @@ No message holds a patient's identifier: rows are named by their line.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("validation", "calibration", "test")
 DOMAINS = ("source", "target")
+MOST_COLUMNS, _LONGEST = 10_000, 1 << 22
+"""Columns of a table, and bytes of its first line that are looked at."""
 ONLY_SEED = "single"
 """Name of the training seed in a table without a column `seed`."""
 
@@ -73,9 +76,14 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
     """
     import pandas as pd
 
+    if os.path.exists(path) and not os.path.isfile(
+        path
+    ):  # reading a pipe would wait for somebody to write into it
+        raise DataError(f"The {what} {path.name!r} is not a file.")
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
+        check_columns(path, what)
         return plain_frame(pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"There is no {what} {path.name!r}. Check the path.") from None
@@ -85,10 +93,27 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
         ) from error
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, OSError):  # its text holds the whole path
+            reason = error.strerror or type(error).__name__
         raise DataError(
             f"The {what} {path.name!r} cannot be read as comma-separated UTF-8 text: {reason}. Save it again as CSV "
             "with UTF-8 encoding and one header line."
         ) from None
+
+
+def check_columns(path: Path, what: str) -> None:
+    """Refuses a table with very many columns, which would be read and listed for minutes.
+
+    Raises:
+        DataError: there are more than `MOST_COLUMNS`.
+        OSError: the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        number = file.readline(_LONGEST).count(b",") + 1
+    if number > MOST_COLUMNS:
+        raise DataError(
+            f"The {what} {path.name!r} has {number:,} columns or more, at most {MOST_COLUMNS:,} are read."
+        )
 
 
 def table_fault(what: str, faults: list[str]) -> DataError:

@@ -17,7 +17,16 @@ from medtl.cells import unguarded
 from medtl.errors import DataError
 from medtl.evaluation.metrics.voxels import NUM_BINS
 from medtl.evaluation.statistics.arrays import Ints, Strings
-from medtl.evaluation.tables.rows import ONLY_SEED, check_header, codes, lines, numbers, table_fault, text_of
+from medtl.evaluation.tables.rows import (
+    ONLY_SEED,
+    check_columns,
+    check_header,
+    codes,
+    lines,
+    numbers,
+    table_fault,
+    text_of,
+)
 from medtl.evaluation.tables.segmentations import SegmentationTable
 
 if TYPE_CHECKING:
@@ -64,6 +73,7 @@ class VoxelTable:
         path = Path(path)
         text = dict.fromkeys(("case", "model", "seed", "structure"), str)
         try:
+            check_columns(path, "voxel histograms")
             frame = pd.read_csv(path, dtype=text, keep_default_na=False, encoding="utf-8-sig")
             for column in text.keys() & set(frame.columns):
                 frame[column] = frame[column].map(unguarded)

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import struct
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -17,8 +18,14 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from medtl.scans.items import MAX_BYTES, Rejection
 
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 HEAD_BYTES = 1 << 16
 """Most headers fit into this many bytes: parsing them in memory is twice as fast as seeking in the file."""
+
+_TRAILING = 1 << 24
+"""Bytes that may follow the pixels within their element: writers pad to blocks."""
+_MOST_INFLATED = 1 << 30
+"""Bytes of a deflated file once it is inflated, which has to be done in memory."""
 
 _TAGS: list[Any] = [
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
@@ -79,6 +86,10 @@ class DicomHeader:
     problem: Rejection | None = None
 
 
+class _TooLargeError(Exception):
+    pass
+
+
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
@@ -111,6 +122,9 @@ def read_dicom_header(root: Path, file: str) -> DicomHeader | Rejection:
         return Rejection.of(
             file, "unreadable", f"{error.strerror or 'read error'}", "Check the file and its permissions."
         )
+    except _TooLargeError:
+        why = f"it inflates to more than {_MOST_INFLATED >> 30} GiB"
+        return Rejection.of(file, "too_large", why, "Store it without compression.")
     except Exception as error:  # damaged headers raise nearly anything; the text may hold a patient's values
         why = f"its DICOM header cannot be parsed ({type(error).__name__})"
         return Rejection.of(file, "unreadable", why, "Export the file again.")
@@ -119,7 +133,10 @@ def read_dicom_header(root: Path, file: str) -> DicomHeader | Rejection:
 
 def _parse(handle: BinaryIO, size: int) -> tuple[Dataset, int]:
     """The wanted elements, and the offset of the pixel element (or of the end of the file)."""
-    head = io.BytesIO(handle.read(HEAD_BYTES))
+    start = handle.read(HEAD_BYTES)
+    if _DEFLATED in start[:1024]:
+        _check_inflated(handle, start)
+    head = io.BytesIO(start)
     try:
         dataset = pydicom.dcmread(head, stop_before_pixels=True, specific_tags=_TAGS, force=True)
         offset = head.tell()
@@ -131,6 +148,22 @@ def _parse(handle: BinaryIO, size: int) -> tuple[Dataset, int]:
     handle.seek(0)
     dataset = pydicom.dcmread(handle, stop_before_pixels=True, specific_tags=_TAGS, force=True)
     return dataset, handle.tell()
+
+
+def _check_inflated(handle: BinaryIO, start: bytes) -> None:
+    """Inflates a file without keeping it.
+
+    Raises:
+        _TooLargeError: it becomes larger than `_MOST_INFLATED`.
+    """
+    (length,) = struct.unpack("<I", start[140:144])  # of the file meta elements, which are not deflated
+    handle.seek(144 + length)
+    stream, found, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, b""
+    while (rest or (rest := handle.read(1 << 16))) and not stream.eof:
+        found += len(stream.decompress(rest, 1 << 20))
+        rest = stream.unconsumed_tail
+        if found > _MOST_INFLATED:
+            raise _TooLargeError
 
 
 def _usable(file: str, dataset: Dataset) -> Rejection | None:
@@ -211,6 +244,9 @@ def _pixels_there(file: str, handle: BinaryIO, dataset: Dataset, offset: int, si
             f"{rows} x {columns} x {samples} pixels of {bits} bits are {expected:,} bytes, it holds {found:,}"
         )
         return Rejection.of(file, "truncated", why, "Copy or export the file again.")
+    if length > expected + _TRAILING:
+        why = f"{rows} x {columns} x {samples} pixels of {bits} bits are {expected:,} bytes, it holds {length:,}"
+        return Rejection.of(file, "bad_pixels", why, "Export the file again.")
     return None
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
-from medtl.scans.reader import PixelError
+from medtl.scans.reader import PixelError, to_float32
 
 Pixels = NDArray[Any]
 
@@ -115,7 +115,7 @@ def modality_values(dataset: Dataset, stored: Pixels) -> tuple[Pixels, bool]:
         else:
             values = (stored.astype(np.int32) + int(intercept)).astype(np.int16)
     else:
-        values = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        values = to_float32(stored, slope, intercept)
     if dataset.get("PhotometricInterpretation") != "MONOCHROME1":
         return values, False
     total = low + high

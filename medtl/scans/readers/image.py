@@ -15,12 +15,14 @@ from medtl.errors import DataError
 from medtl.files import atomic_write
 from medtl.labelmap import LabelMap
 from medtl.scans.items import MAX_BYTES, MaskItem, Rejection, Volume, VolumeItem
-from medtl.scans.reader import AGAIN, FileReader, PixelError, Stored
+from medtl.scans.reader import AGAIN, FileReader, PixelError, Stored, to_float32
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _GREY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _INDEXED = ("1", "L", "P", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Modes in which a pixel is one number."""
+_PIXEL, _EXTRAS = 9, 1 << 26
+"""Bytes that a PNG may have: for each pixel, and for profiles and texts."""
 
 
 class Image(FileReader):
@@ -46,7 +48,7 @@ class Image(FileReader):
             return Rejection.of(file, "multi_frame", f"{frames} pages", step)
         if width * height * channels * 4 > MAX_BYTES:
             return Rejection.of(file, "too_large", f"{height} x {width} pixels", "Crop or tile the image.")
-        if not _ends_well(root / file, kind):
+        if not _ends_well(root / file, kind, width * height):
             return Rejection.of(file, "truncated", "the end of the image is not there", AGAIN)
         bits = "16" if mode.startswith("I;16") else "32" if mode in ("I", "F") else "8"
         return VolumeItem(
@@ -73,7 +75,7 @@ class Image(FileReader):
         if array.shape[:2] != item.shape[1:]:
             raise PixelError(f"it has {array.shape[:2]} pixels, its header said {item.shape[1:]}")
         if array.dtype != np.uint8:
-            array = array.astype(np.float32)
+            array = to_float32(array)
         return Volume.of(item, array[None])
 
     def no_mask(self, item: VolumeItem) -> str:
@@ -129,16 +131,25 @@ def _grey_palette(image: Pillow.Image) -> bool:
     return bool((colours == colours[:, :1]).all())
 
 
-def _ends_well(path: Path, kind: str) -> bool:
-    """Whether the end marker is there; for formats without one, decoding will tell."""
+def _ends_well(path: Path, kind: str, pixels: int) -> bool:
+    """Whether the end marker is there; for formats without one, decoding will tell.
+
+    Anything may follow the marker: a PNG is searched as far as its pixels could reach before it is called truncated.
+    """
     marker = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}.get(kind)
     if marker is None:
         return True
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 1024))
-        # Anything may follow the marker: look at the whole file before calling it truncated.
         if marker in file.read():
             return True
+        if kind != "PNG":
+            return False
         file.seek(0)
-        return kind == "PNG" and marker in file.read()
+        before = b""
+        while file.tell() < min(size, _PIXEL * pixels + _EXTRAS) and (block := file.read(1 << 20)):
+            if marker in before + block:
+                return True
+            before = block[-len(marker) :]
+    return False

@@ -19,11 +19,13 @@ from medtl.labelmap import LabelMap
 from medtl.scans.geometry import as_affine
 from medtl.scans.items import MAX_BYTES, UNPLACED, Affine, MaskItem, Rejection, Volume, VolumeItem, times
 from medtl.scans.quiet import quiet_readers
-from medtl.scans.reader import AGAIN, FileReader, PixelError, Stored
+from medtl.scans.reader import AGAIN, FileReader, PixelError, Stored, to_float32
 
 MAX_HEADER = 16 << 20
 """Bytes before the voxels of a compressed file, its extensions included: nibabel reads as many as are announced."""
 _UNIT_MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # NIfTI codes of metre, millimetre, micrometre
+_DEFLATE_MOST = 1032
+"""How much smaller than its content a gzip stream can be at most."""
 _LEVEL = 1
 """gzip level: masks shrink a hundredfold at any level, and this one is five times as fast as the default."""
 _SLAB = 1 << 24
@@ -74,7 +76,7 @@ class Nifti(FileReader):
         )
 
     def read(self, item: VolumeItem) -> Volume:
-        """Values after slope and intercept; values that are not finite become padding."""
+        """Values after slope and intercept; NaN where the stored value is not finite."""
         raw, slope, inter = self._unscaled(item.root / item.files[0], item.affine)
         if raw.shape != item.shape:
             raise PixelError(f"it holds {raw.shape} voxels, its header said {item.shape}")
@@ -82,15 +84,7 @@ class Nifti(FileReader):
         exact = np.can_cast(raw.dtype, np.int16) or raw.dtype == np.uint8
         if not scaled and exact:
             return Volume.of(item, raw if raw.dtype == np.uint8 else raw.astype(np.int16))
-        array = raw.astype(np.float32)
-        if scaled:
-            array *= np.float32(slope)
-            array += np.float32(inter)
-        missing = ~np.isfinite(array)
-        if not missing.any():
-            return Volume.of(item, array)
-        array[missing] = 0
-        return Volume.of(item, array, missing)
+        return Volume.of(item, to_float32(raw, slope, inter) if scaled else to_float32(raw))
 
     def stored(self, mask: MaskItem, item: VolumeItem | None) -> Stored:
         """Stored numbers with their slope and intercept."""
@@ -201,14 +195,16 @@ def _missing_bytes(path: Path, offset: int, voxels: int) -> str:
     with path.open("rb") as file:
         file.seek(-4, 2)
         (length,) = struct.unpack("<I", file.read(4))
-    if length == (offset + voxels) % 2**32:
+    if length == (offset + voxels) % 2**32 and size * _DEFLATE_MOST >= offset + voxels:
         return ""
-    # The last four bytes are the length only of a file of one member: count in full before calling it
-    # truncated.
+    # The last four bytes are the length only of a file of one member: count before calling it truncated, but no further
+    # than the voxels, whatever follows them.
     found = 0
+    if size * _DEFLATE_MOST < offset + voxels:
+        return f"its voxels need {voxels:,} bytes, and {size:,} compressed bytes cannot hold as many"
     try:
         with gzip.open(path) as stream:
-            while block := stream.read(1 << 20):
+            while found < offset + voxels and (block := stream.read(1 << 20)):
                 found += len(block)
     except (EOFError, OSError, zlib.error):
         return f"its compressed stream ends early or is damaged after {found:,} bytes"

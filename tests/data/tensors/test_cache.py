@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import replace
 
 import numpy as np
@@ -253,3 +254,75 @@ def test_masks_that_cannot_be_used_are_returned(tmp_path):
     assert cache.foreground(cases[0]) == {}
     with pytest.raises(DataError, match="has no mask"):
         cache.load_mask(replace(cases[0], mask_item=None))
+
+
+def altered(path, place):
+    """Another byte in a file of equal size and time."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("place", [0, 3000, -1])
+def test_other_voxels_in_a_file_of_equal_size_and_time_are_computed_again(tmp_path, reads, place):
+    path = write_nifti(tmp_path / "s" / "x.nii", random_image(1, (1, 64, 64)))
+    (item,) = scan_folder(tmp_path / "s").items
+    spec = Preprocess(16, intensity="unit")
+    cache = VolumeCache(tmp_path / "cache", spec)
+    before = cache.key(item)
+    altered(path, place if place else 352)
+    assert cache.key(item) != before
+    assert VolumeCache(tmp_path / "cache", spec).key(item) != before
+
+
+def test_of_large_files_the_ends_and_blocks_between_are_looked_at(tmp_path, monkeypatch):
+    path = write_nifti(tmp_path / "s" / "x.nii", random_image(1, (8, 600, 600)))
+    (item,) = scan_folder(tmp_path / "s").items
+    size = path.stat().st_size
+    keys = [item.fingerprint]
+    for place in (400, size - 1, (size - (1 << 16)) * 7 // 15):
+        altered(path, place)
+        keys.append(item.fingerprint)
+    assert len(set(keys)) == 4
+    altered(path, 70_000)  # between two blocks
+    assert item.fingerprint == keys[-1]
+    altered(path, 70_000)
+    monkeypatch.setenv("MEDTL_CACHE_DIGEST", "full")
+    full = item.fingerprint
+    altered(path, 70_000)
+    assert item.fingerprint != full
+
+
+def test_another_mask_of_equal_size_and_time_is_read_again(tmp_path):
+    case = masked_cases(tmp_path)[0]
+    path = case.mask_item.root / case.mask_item.files[0]
+    cache = VolumeCache(tmp_path / "cache", VOLUMES, LABELS)
+    before = cache.mask_key(case)
+    altered(path, -1)
+    assert cache.mask_key(case) != before
+
+
+def test_entries_are_their_owners_alone(tmp_path, items):
+    folder = tmp_path / "runs" / ".medtl-cache"
+    VolumeCache(folder, SPEC).get(items[0])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_the_cache_of_another_user_is_named(tmp_path, items, monkeypatch):
+    cache = VolumeCache(tmp_path / "cache", SPEC)
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cache_module.Path, "exists", closed)
+    with pytest.raises(DataError, match="The cache 'cache' belongs to another user"):
+        cache.get(items[0])
+
+
+def test_the_facts_of_a_scan_outlive_the_process(tmp_path, items):
+    first = VolumeCache(tmp_path / "cache", SPEC).facts(items[0])
+    assert VolumeCache(tmp_path / "cache", SPEC).facts(items[0]) == first
+    assert (first.missing, first.constant, len(first.pixels)) == (0, False, 2)
