@@ -23,8 +23,8 @@ T = TypeVar("T", bound="TrainingConfig")
 
 STAMPS = "stamps"
 """Key of `config.yaml` that says which labels of the target a run has read in training."""
-MAX_FIELDS = 34
-"""A recipe with more flags is two recipes; at most 29 apply to one task (see `LABELS_ALONE`, `MASKS_ALONE`)."""
+MAX_FIELDS = 35
+"""A recipe with more flags is two recipes; at most 30 apply to one task (see `LABELS_ALONE`, `MASKS_ALONE`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,9 @@ class Config:
 
     source: tuple[Path, ...] = ()
     """Folders of scans whose labels or masks train the model."""
+
+    sites: tuple[str, ...] = ()
+    """Names of the sites, of each source in order and then of the target; by default those of their folders."""
 
     out: Path | None = None
     """Run folder; by default runs/RECIPE/TIME-NAME. Never overwritten."""

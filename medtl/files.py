@@ -125,8 +125,28 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def write_once(path: Path, data: bytes) -> None:
+    """Writes a file that only its owner may read; one that is there stays, even if another process makes it now."""
+    private_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb", opener=_private) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
-def output_folder(folder: Path, *command: object) -> Iterator[None]:
+def output_folder(folder: Path, *command: object, shown: str = "") -> Iterator[None]:
     """Within it, a command writes into a folder of its own, which holds `DONE` once everything is written.
 
     A folder that the same command left unfinished is filled again.
@@ -134,6 +154,7 @@ def output_folder(folder: Path, *command: object) -> Iterator[None]:
     Args:
         folder: a new or an empty one.
         command: what the command was told to do.
+        shown: the name of the folder in messages, if another than its own.
 
     Raises:
         ConfigError: it is a file, or holds something else.
@@ -143,7 +164,9 @@ def output_folder(folder: Path, *command: object) -> Iterator[None]:
     if folder.exists() and (not folder.is_dir() or any(p.name not in LOCKS for p in folder.iterdir())):
         begun = mark.read_text(encoding="utf-8") if folder.is_dir() and mark.is_file() else ""
         if begun.strip() != digest:
-            raise ConfigError(f"{folder.name} is not empty and is not overwritten. Choose another --out.")
+            raise ConfigError(
+                f"{shown or folder.name} is not empty and is not overwritten. Choose another --out."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
         atomic_write(mark, digest + "\n")

@@ -8,7 +8,8 @@
         DONE
 
 Nothing in it holds a full path: folders outside the working directory appear by name, and where they are is kept
-beside the run, in a file of its own that only the user can read, for `--resume`.
+beside the run, in a file of its own that only the user can read, for `--resume`. Parts of a path that name a patient
+are replaced; who the patients are is known once the scans' headers are read, and nothing is written before.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["MetricsLog", "Run", "environment", "shareable_path"]
 
 logger = logging.getLogger(__name__)
+
+_STAMP = "%Y%m%d-%H%M%S"
 
 _PACKAGES = (
     "medtl",
@@ -72,6 +75,7 @@ class Run:
     folder: Path
     recipe: str
     config: Any
+    hide: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
     @classmethod
     def plan(cls, recipe: str, config: Config) -> Run:
@@ -85,31 +89,52 @@ class Run:
             return cls._resume(recipe, config)
         config = config.ready()
         check_numbers(config)
-        name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(p.name for p in config.source) or "run").strip("-")[:40]
-        folder = config.out or Path("runs") / recipe / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+        names = config.sites or [p.name for p in config.source]
+        folder = config.out or Path("runs") / recipe / f"{time.strftime(_STAMP)}-{_joined(names)}"
+        return cls(folder, recipe, config)._free()
+
+    def _free(self) -> Run:
+        folder = self.folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             done = (folder / "DONE").exists()
-            hint = "has finished" if done else f"can go on with --resume {shareable_path(folder)}"
+            hint = "has finished" if done else f"can go on with --resume {self.name}"
             raise CheckpointError(
-                f"The folder {shareable_path(folder)} is not empty, and a run is never overwritten. "
+                f"The folder {self.name} is not empty, and a run is never overwritten. "
                 f"Choose another --out; if it holds a run, that run {hint}."
             )
-        return cls(folder, recipe, config)
+        return self
 
     @contextmanager
-    def open(self, command: Sequence[str] = ()) -> Iterator[Run]:
+    def open(self, command: Sequence[str] = (), hide: Callable[[str], str] | None = None) -> Iterator[Run]:
         """Creates the folder unless the run is resumed; logs to it; marks it `DONE` if nothing is raised.
+
+        Args:
+            command: the words of the command line.
+            hide: takes what names a patient out of a path, such as `CaseTable.hide`.
+
+        Yields:
+            The run, which hides it everywhere: also in the folder's name, unless `--out` gives that.
 
         Raises:
             CheckpointError: another process runs in the folder.
         """
-        if self.config.resume is None:
-            self._make_folder()
-        with claimed(self.folder):
-            if self.config.resume is None:
-                self._create(command)
-            with self._logged():
-                yield self
+        run = self if hide is None else self._hiding(hide)
+        if run.config.resume is None:
+            run._make_folder()
+        with claimed(run.folder):
+            if run.config.resume is None:
+                run._create(command)
+            with run._logged():
+                yield run
+
+    def _hiding(self, hide: Callable[[str], str]) -> Run:
+        own = replace(self, hide=hide)
+        names = [p.name for p in self.config.source]
+        if self.config.out or self.config.resume or self.config.sites or names == [*map(hide, names)]:
+            return own
+        safe = [name if hide(name) == name else f"site_{n}" for n, name in enumerate(names, start=1)]
+        stamp = self.folder.name[: len(time.strftime(_STAMP))]
+        return replace(own, folder=self.folder.with_name(f"{stamp}-{_joined(safe)}"))._free()
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
@@ -121,7 +146,8 @@ class Run:
             atomic_write(self.folder / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
         except BaseException as error:
             logger.debug("The run stopped: %s", type(error).__name__)
-            error.add_note(f"The run keeps what it has finished: continue it with --resume {self.name}.")
+            where = self.name if self.name == shareable_path(self.folder) else "and its folder"
+            error.add_note(f"The run keeps what it has finished: continue it with --resume {where}.")
             raise
         finally:
             logging.getLogger("medtl").removeHandler(handler)
@@ -152,9 +178,9 @@ class Run:
         paths = {k: v for k, v in values.items() if v and _holds_paths(self.config, k)}
         where = json.dumps({k: _absolute(v) for k, v in paths.items()})
         atomic_write(self._inputs_file, where, private=True)
-        shared = {k: _shareable(v) if k in paths else v for k, v in values.items()}
+        shared = {k: self._shareable(v, is_path=k in paths) for k, v in values.items()}
         self.write("config.yaml", f"# medtl run {self.recipe} --config config.yaml\n{to_yaml(shared)}")
-        words = ["medtl", "run", self.recipe, *map(_shareable_word, command)]
+        words = ["medtl", "run", self.recipe, *map(self._shareable_word, command)]
         self.write("command.txt", shlex.join(words) + "\n")
         self.write_json("env.json", environment())
 
@@ -214,7 +240,26 @@ class Run:
     @property
     def name(self) -> str:
         """The folder as it may be shown."""
-        return shareable_path(self.folder)
+        return self.hide(shareable_path(self.folder))
+
+    def shown(self, path: Path) -> str:
+        """A path of the run's as it may be shown to the user, who knows where it is."""
+        return self.hide(path.as_posix())
+
+    def _shareable(self, value: Any, *, is_path: bool) -> Any:
+        if isinstance(value, list):
+            return [self._shareable(v, is_path=is_path) for v in value]
+        if is_path and value is not None:
+            value = shareable_path(Path(value))
+        return self.hide(value) if is_path or (isinstance(value, str) and _may_hold_path(value)) else value
+
+    def _shareable_word(self, word: str) -> str:
+        """A word of the command line; paths as they may be shown, also in `--flag=PATH`."""
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if os.sep in value and (Path(value).is_absolute() or Path(value).exists()):
+            value = shareable_path(Path(value))
+        hides = not value.startswith("--") and (_may_hold_path(value) or Path(value).exists())
+        return f"{flag}{equals}{self.hide(value) if hides else value}"
 
     @property
     def command(self) -> str:
@@ -370,7 +415,7 @@ def software() -> dict[str, str]:
 def shareable_path(path: Path) -> str:
     """The path relative to the working directory, or the last name alone if it lies elsewhere."""
     try:
-        return path.resolve().relative_to(Path.cwd()).as_posix()
+        return Path(os.path.realpath(path)).relative_to(Path.cwd()).as_posix()
     except ValueError:
         return path.name
 
@@ -383,15 +428,14 @@ def _holds_paths(config: Config, key: str) -> bool:
     )
 
 
-def _shareable(value: Any) -> Any:
-    return [_shareable(v) for v in value] if isinstance(value, list) else shareable_path(Path(value))
+def _may_hold_path(text: str) -> bool:
+    """Whether a text looks like a path or a file: a patient may be called like an optimiser (`adam`)."""
+    return os.sep in text or re.search(r"/|\.[A-Za-z]\w*$", text) is not None
 
 
-def _shareable_word(word: str) -> str:
-    """A word of the command line; paths as they may be shown, also in `--flag=PATH`."""
-    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    is_path = os.sep in value and (Path(value).is_absolute() or Path(value).exists())
-    return f"{flag}{equals}{shareable_path(Path(value)) if is_path else value}"
+def _joined(names: Sequence[str]) -> str:
+    """Names of sites as a part of the folder's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(names) or "run").strip("-")[:40]
 
 
 def _is_code(value: Any) -> bool:
@@ -414,7 +458,7 @@ def _read_inputs(path: Path) -> dict[str, Any]:
 
 
 def _absolute(value: Any) -> Any:
-    return [_absolute(v) for v in value] if isinstance(value, list) else str(Path(value).resolve())
+    return [_absolute(v) for v in value] if isinstance(value, list) else os.path.realpath(value)
 
 
 def _same(given: Any, stored: Any) -> bool:

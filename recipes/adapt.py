@@ -58,7 +58,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     preprocess = task.suggest(cases)
     medtl.check_ways(task, ways, cases, preprocess)
 
-    with run.open(command):
+    with run.open(command, cases.hide) as run:
         say(f"Run: {run.name}")
         study = medtl.Study.prepare(
             run,
@@ -77,12 +77,12 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             study.train_bound(source_only, seed)
         decision = study.recommend(source_only)
         results, page = study.report(
-            title=f"{', '.join(way.name for way in adapted)}: {study.sources} to {config.target.name}",
+            title=f"{', '.join(way.name for way in adapted)}: {study.sources} to {study.target}",
             decision=decision,
         )
     say("\n" + table(medtl.summary_rows(results)))
     say(f"\nKeep {decision.model}. {decision.reason}")
-    say(f"Report: {page}")
+    say(f"Report: {run.shown(page)}")
 
 
 if __name__ == "__main__":

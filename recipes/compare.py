@@ -79,7 +79,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     preprocess = task.suggest(cases)
     medtl.check_ways(task, ways, cases, preprocess)
 
-    with run.open(command):
+    with run.open(command, cases.hide) as run:
         say(f"Run: {run.name}")
         study = medtl.Study.prepare(
             run,
@@ -105,7 +105,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     say("\n" + table(medtl.summary_rows(results)))
     if decision is not None:
         say(f"\nKeep {decision.model}. {decision.reason}")
-    say(f"\nReport: {page}")
+    say(f"\nReport: {run.shown(page)}")
 
 
 if __name__ == "__main__":

@@ -101,12 +101,13 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         target=config.target,
         classes=config.classes or None,
         structures=config.structures,
+        sites=config.sites,
         seed=config.seed,
     )
     preprocess = medtl.suggest_preprocess(cases.items(), config.image_size, config.slices, config.intensity)
     encoder = encoders.Pretrained.build(config.encoder, config.weights, preprocess, seed=config.seed).encoder
 
-    with run.open(command):
+    with run.open(command, cases.hide) as run:
         say(f"Run: {run.name}")
         cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
         cohort.table.to_csv(run.folder / "cases.csv")
@@ -123,7 +124,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         saved = encoders.save_features(run, features, encoder, cohort)
     say(f"\n{saved.rows} rows of {saved.columns} features. For scikit-learn:")
     say(f'  about, x = pandas.read_csv("{run.name}/features.csv"), numpy.load("{run.name}/features.npy")')
-    say(f"Report: {saved.page}")
+    say(f"Report: {run.shown(saved.page)}")
 
 
 if __name__ == "__main__":

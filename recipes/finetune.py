@@ -56,7 +56,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     preprocess = task.suggest(cases)
     plans = medtl.check_ways(task, ways, cases, preprocess)
 
-    with run.open(command):
+    with run.open(command, cases.hide) as run:
         say(f"Run: {run.name}")
         study = medtl.Study.prepare(
             run,
@@ -77,7 +77,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
             study.train_bound(ways[0], seed)
         results, page = study.report(title=f"Fine-tuning on {study.sources}")
     say("\n" + table(medtl.summary_rows(results)))
-    say(f"\nReport: {page}")
+    say(f"\nReport: {run.shown(page)}")
 
 
 if __name__ == "__main__":

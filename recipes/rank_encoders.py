@@ -105,10 +105,12 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         target=config.target,
         classes=config.classes or None,
         structures=config.structures,
+        sites=config.sites,
         val_fraction=0.2,
         test_fraction=0.2,
         seed=config.seed,
     )
+    pairs = {cases.hide(name): pair for name, pair in pairs.items()}
     preprocess = medtl.suggest_preprocess(
         cases.items(), config.image_size, config.slices, config.intensity, keep_spacing=bool(config.masks)
     )
@@ -119,7 +121,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
     }
     encoders.check_score(config.score, candidates, masks=bool(config.masks))
 
-    with run.open(command):
+    with run.open(command, cases.hide) as run:
         say(f"Run: {run.name}")
         cohort = medtl.Cohort.prepare(cases, preprocess, run.cache, progress=progress("Preparing scans"))
         cohort.table.to_csv(run.folder / "cases.csv")
@@ -136,7 +138,7 @@ def main(config: Config, command: Sequence[str] = ()) -> None:
         )
         page = ranking.save(run)
     say("\n" + table(ranking.rows()) + "\n\n" + "\n".join((*ranking.verdict, *ranking.advice.reasons)))
-    say(f"\nReport: {page}")
+    say(f"\nReport: {run.shown(page)}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     folder = tempfile.TemporaryDirectory(prefix="medtl-")
     config.add_cleanup(folder.cleanup)
+    # One secret for all tests: pseudonyms are the same in every folder, and no test writes one beside the code.
+    secret = Path(folder.name) / "secret"
+    secret.write_bytes(bytes(range(32)))
+    os.environ["MEDTL_SECRET_FILE"] = str(secret)
     address = Path(folder.name) / "socket"
     server = processes.start(address)
     if server is not None:

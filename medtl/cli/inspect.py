@@ -28,6 +28,9 @@ class Options:
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of scans."""
 
+    sites: tuple[str, ...] = ()
+    """Names of the folders, in order; by default their own, but site_1, ... where that names a patient of them."""
+
     out: Path | None = None
     """Folder for volumes.csv and rejections.csv, one row per volume and per file."""
 
@@ -38,35 +41,42 @@ class Options:
 def main(words: list[str]) -> None:
     """Prints what was found."""
     options = parse(Options, words)
-    found = inspect_folders(options.paths, options.out)
+    found = inspect_folders(options.paths, options.out, options.sites)
     say(json.dumps(found, indent=2) if options.json else _text(found))
 
 
-def inspect_folders(paths: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+def inspect_folders(
+    paths: Sequence[Path], out: Path | None = None, sites: Sequence[str] = ()
+) -> dict[str, Any]:
     """Scans folders and says what is in them.
 
     Args:
         paths: folders of scans.
         out: where `volumes.csv` and `rejections.csv` are written, if anywhere.
+        sites: names of the folders, instead of their own.
 
     Raises:
-        ConfigError: no folder, or `out` is not empty.
+        ConfigError: no folder, another number of names, or `out` is not empty.
         DataError: a folder is absent.
     """
     from medtl.scans.catalog import scan_folder
+    from medtl.scans.privacy import Identifiers, site_names
 
     if not paths:
         raise ConfigError("medtl inspect needs one folder or more.")
     folders, volumes, rejections = [], [], []
-    for path in paths:
-        catalog = scan_folder(path)
+    catalogs = [scan_folder(path) for path in paths]
+    known = Identifiers()
+    for catalog in catalogs:
+        known.update(catalog.identifiers)
+    for folder, catalog in zip(site_names(paths, known, sites), catalogs, strict=True):
         kinds = Counter(tuple(_kind(item).items()) for item in catalog.items)
         reasons = Counter((r.code, r.next_step) for r in catalog.rejections)
-        volumes += [_volume(path.name, item) for item in catalog.items]
-        rejections += [_rejection(path.name, r) for r in catalog.rejections]
+        volumes += [_volume(folder, item) for item in catalog.items]
+        rejections += [_rejection(folder, r) for r in catalog.rejections]
         folders.append(
             {
-                "folder": path.name,
+                "folder": folder,
                 "num_files": catalog.num_files,
                 "num_volumes": len(catalog.items),
                 "groups": [dict(kind) | {"number": n} for kind, n in kinds.most_common()],
@@ -83,7 +93,7 @@ def inspect_folders(paths: Sequence[Path], out: Path | None = None) -> dict[str,
     if out is not None:
         import pandas as pd
 
-        with output_folder(out, *paths):
+        with output_folder(out, *paths, shown=known.safe_path(out.name)):
             for name, rows in (("volumes.csv", volumes), ("rejections.csv", rejections)):
                 atomic_write(out / name, csv_text(pd.DataFrame(rows)))
     return {"folders": folders}

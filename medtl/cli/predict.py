@@ -26,6 +26,9 @@ class Options:
     out: Path
     """Folder for predictions.csv or masks/, and cases.csv; never overwritten."""
 
+    site: str | None = None
+    """Name of the site in the tables; by default the folder's, or site_1 if that names a patient of it."""
+
     model: str | None = None
     """Model of the run to use; by default the one that the run decided to keep."""
 
@@ -58,6 +61,7 @@ def main(words: list[str]) -> None:
         options.run,
         options.scans,
         options.out,
+        site=options.site,
         model=options.model,
         method=options.method,
         rules=options.rules,

@@ -124,9 +124,10 @@ def make_report(
         if isinstance(predictions, SegmentationTable)
         else ()
     )
-    with output_folder(options.out, options):
-        page = write_report(results, options.out, overlays=overlays)
-    return results, str(page)
+    hide = images.hide if isinstance(images, _Scans) else str
+    with output_folder(options.out, options, shown=hide(options.out.name)):
+        page = str(write_report(results, options.out, overlays=overlays))
+    return results, hide(page)
 
 
 class _Scans(Mapping[str, Any]):
@@ -134,12 +135,18 @@ class _Scans(Mapping[str, Any]):
 
     def __init__(self, folders: Sequence[Path]) -> None:
         from medtl.scans.catalog import scan_folder
+        from medtl.scans.privacy import Identifiers, site_names
 
         self._items: dict[str, VolumeItem] = {}
-        for folder in folders:
-            for item in scan_folder(folder).items:
+        catalogs = [scan_folder(folder) for folder in folders]
+        known = Identifiers()
+        for catalog in catalogs:
+            known.update(catalog.identifiers)
+        self.hide = known.safe_path
+        for site, catalog in zip(site_names(folders, known), catalogs, strict=True):
+            for item in catalog.items:
                 # Cases of equal names at two sites are called by their site too.
-                self._items[item.name] = self._items[f"{folder.resolve().name}/{item.name}"] = item
+                self._items[item.name] = self._items[f"{site}/{item.name}"] = item
 
     def __getitem__(self, case: str) -> Any:
         from medtl.scans.volume import read_volume

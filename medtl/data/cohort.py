@@ -104,7 +104,7 @@ class Cohort:
             lost = {r.item for r in self.cache.prepare_masks(cases)}
             cases = tuple(c for c in cases if c.mask_item is not None and c.item not in lost)
         # Classes are shared out evenly: a half without one could not be trained on.
-        kind = {c.patient: c.label or "" if self.table.labels is None else "" for c in cases}
+        kind = {c.draw: c.label or "" if self.table.labels is None else "" for c in cases}
         first: set[str] = set()
         odd = 0
         for label in sorted(set(kind.values())):
@@ -113,15 +113,15 @@ class Cohort:
             )
             first |= set(patients[: (len(patients) + odd) // 2])
             odd = (len(patients) + odd) % 2
-        half = tuple(c for c in cases if c.patient in first)
-        rest = tuple(c for c in cases if c.patient not in first)
+        half = tuple(c for c in cases if c.draw in first)
+        rest = tuple(c for c in cases if c.draw not in first)
         return ((half, rest), (rest, half)) if half else ()
 
     def subsets(self, sizes: Sequence[int], seed: int = 0) -> dict[int, tuple[Case, ...]]:
         """Nested training sets of the source by number of patients; the last one holds them all."""
         cases = self.select("source", "train")
-        chosen = nested_patients([c.patient for c in cases], [c.label or "" for c in cases], sizes, seed=seed)
-        return {n: tuple(c for c in cases if c.patient in patients) for n, patients in chosen.items()}
+        chosen = nested_patients([c.draw for c in cases], [c.label or "" for c in cases], sizes, seed=seed)
+        return {n: tuple(c for c in cases if c.draw in patients) for n, patients in chosen.items()}
 
     def sites(self, domain: str) -> tuple[str, ...]:
         """Names of the domain's sites."""

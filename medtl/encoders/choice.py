@@ -160,7 +160,7 @@ def rank(
         if there:
             parts = [(cases, progress("At the source")), (there, progress("At the target"))]
             features = [sample.vectors(candidate, part, bar) for part, bar in parts]
-            people = [[case.patient for case in part] for part, _ in parts]
+            people = [[case.draw for case in part] for part, _ in parts]
             distances[name] = domain_distance(*features, *people, seed=seed)
     options: dict[str, Any] = {"replicates": halves, "seed": seed}
     ranking = rank_candidates(whole, sample.labels, sample.patients, score=score, **options)
@@ -231,7 +231,7 @@ class _Scans:
         assert data is not None
         self.cohort, self.data, self.folder, self.batch_size = cohort, data, folder, batch_size
         self.labels = np.array(data.labels)
-        self.patients = np.array([case.patient for case in cases])
+        self.patients = np.array([case.draw for case in cases])
 
     def score(self, candidate: Pretrained, progress: Bar) -> tuple[Candidate, dict[str, Candidate]]:
         found = extract_depths(

@@ -56,7 +56,7 @@ class Locations:
     @property
     def patients(self) -> NDArray[Any]:
         """(n,) patient of each place."""
-        return np.array([self.cases[number].patient for number in self.where[:, 0]])
+        return np.array([self.cases[number].draw for number in self.where[:, 0]])
 
 
 def find_locations(cohort: Cohort, cases: Sequence[Case], *, seed: int = 0, most: int = MOST) -> Locations:
@@ -73,13 +73,13 @@ def find_locations(cohort: Cohort, cases: Sequence[Case], *, seed: int = 0, most
     """
     classes = cohort.table.classes
     masked = tuple(case for case in cases if case.mask_item is not None)
-    patients = sorted({case.patient for case in masked})
+    patients = sorted({case.draw for case in masked})
     share = max(1, most // max(1, len(patients) * len(classes)))
     drawn: list[tuple[int, NDArray[np.int64]]] = []
     backgrounds = []
     for patient in patients:
         generator = np.random.default_rng(derive_seed(seed, "locations", patient))
-        own = [number for number, case in enumerate(masked) if case.patient == patient]
+        own = [number for number, case in enumerate(masked) if case.draw == patient]
         found = [_cells(cohort, masked[number], len(classes), generator, number) for number in own]
         for index in range(len(classes)):
             cells = np.concatenate([by_class[index] for by_class in found])
@@ -92,7 +92,7 @@ def find_locations(cohort: Cohort, cases: Sequence[Case], *, seed: int = 0, most
     label = np.concatenate([np.zeros(0, np.int64), *(np.full(len(cells), k) for k, cells in drawn)])
     order = np.lexsort((*places.T[::-1],))
     places, label = places[order], label[order]
-    people = np.array([patients.index(masked[number].patient) for number in places[:, 0]], np.int64)
+    people = np.array([patients.index(masked[number].draw) for number in places[:, 0]], np.int64)
     enough = [k for k in range(len(classes)) if len(np.unique(people[label == k])) > 1]
     if len(enough) < 2:
         raise DataError(

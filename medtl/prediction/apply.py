@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,7 @@ def apply_run(
     scans: Path,
     out: Path,
     *,
+    site: str | None = None,
     model: str | None = None,
     method: str | None = None,
     rules: Sequence[str] = (),
@@ -145,6 +147,7 @@ def apply_run(
         run: folder of a finished run.
         scans: folder of scans.
         out: a new folder for the tables and masks.
+        site: name of the site in the tables; by default the folder's, unless it names a patient.
         model: name of the model; by default the one that the run keeps.
         method: your own file of the method, if the model needs it: a run holds no code.
         rules: rules that clean the masks, in order, see `medtl.prediction.rules`.
@@ -163,7 +166,7 @@ def apply_run(
     from medtl.prediction.trained import load_adapter
 
     finished = find_model(run, model)
-    table = collect_cases(source=(), labels=None, target=scans)
+    table = collect_cases(source=(), labels=None, target=scans, sites=[site] if site else ())
     trained = {seed: load_adapter(path, method) for seed, path in finished.paths.items()}
     first, _ = next(iter(trained.values()))
     if first.labels is None and (rules or maps or seg or flips):
@@ -171,8 +174,8 @@ def apply_run(
             "--rules, --maps, --seg and --flips are for masks, and this run is of a classifier."
         )
     check_rules(rules)
-    told = (str(run.resolve()), str(scans.resolve()), model, method, rules, maps, seg, flips)
-    with output_folder(out, *told), _copies(*told) as cache:
+    told = (os.path.realpath(run), os.path.realpath(scans), model, method, rules, maps, seg, flips)
+    with output_folder(out, *told, shown=table.hide(out.name)), _copies(*told) as cache:
         cohort = Cohort.prepare(table, first.preprocess, cache, progress=progress)
         if not cohort.select("target"):
             raise CheckpointError("No scan of the folder could be read.")
@@ -249,7 +252,7 @@ def _classify(
     return {
         "predicted": ", ".join(f"{c} {int((rows.predicted == c).sum())}" for c in classes),
         **({"remarks": " ".join(remarks)} if remarks else {}),
-        "table": f"{shareable_path(out)}/predictions.csv",
+        "table": f"{cohort.table.hide(shareable_path(out))}/predictions.csv",
     }
 
 
@@ -321,7 +324,7 @@ def _segment(
     return {
         "found": missed or "every structure in every case",
         **({"remarks": " ".join(warnings)} if warnings else {}),
-        "masks": f"{shareable_path(out)}/masks",
+        "masks": f"{cohort.table.hide(shareable_path(out))}/masks",
     }
 
 

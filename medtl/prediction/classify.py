@@ -128,6 +128,9 @@ def prediction_rows(
         model: name of the model.
         seed: its training seed, or None.
         kind: `logit` or `prob`.
+
+    Raises:
+        NotFiniteError: scores that are no numbers.
     """
     if not np.isfinite(scores).all():
         failed = [c.case for c, row in zip(cases, scores, strict=True) if not np.isfinite(row).all()]

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from medtl.errors import DataError
 from medtl.scans.items import Catalog, Rejection, VolumeItem
-from medtl.scans.privacy import Identifiers
+from medtl.scans.privacy import Identifiers, Owner
 from medtl.scans.quiet import quiet_readers
-from medtl.scans.reader import AGAIN, HEAD_BYTES, Owner, Reader, readers, suffix_of, without_suffix
+from medtl.scans.reader import AGAIN, HEAD_BYTES, Reader, readers, suffix_of, without_suffix
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def scan_folder(path: Path, *, masks: Sequence[Path] = ()) -> Catalog:
         masks: Folders of masks: files of theirs inside `path` are not scans, whatever their names.
 
     Returns:
-        Items in order of their names, and a rejection for everything else. Neither depends on the order in which the
-        operating system lists files.
+        Items in the order of `VolumeItem.order`, and a rejection for everything else. Neither depends on the order in
+        which the operating system lists files.
 
     Raises:
         DataError: There is no such folder, it is an archive, or it cannot be listed.
@@ -171,13 +171,16 @@ def _catalog(root: Path, files: list[str], odd: Sequence[Rejection], apart: Sequ
         rejections += found.rejections
         owners |= found.owners
     items = _doubted(items, [r for r in rejections if r.code in _LOST and r.files[0] not in owners])
+    for item in items:
+        if item.patient_id is not None:
+            owners.setdefault(item.files[0], Owner(item.patient_id))
     identifiers = Identifiers()
-    for owner in owners.values():
-        identifiers.add(owner.patient_id, owner.patient_name)
+    for owner in dict.fromkeys(owner._replace(series=None) for owner in owners.values()):
+        identifiers.add(owner)
     items = _resolve_clashes([_safe_item(item, owners, identifiers) for item in items])
     rejections = [_safe_rejection(r, owners, identifiers) for r in rejections]
     return Catalog(
-        tuple(sorted(items, key=lambda item: (item.name, item.files))),
+        tuple(sorted(items, key=lambda item: item.order)),
         tuple(sorted(rejections, key=lambda r: r.files)),
         identifiers,
     )
@@ -248,12 +251,11 @@ def printable(path: str) -> str:
 
 
 def _safe_item(item: VolumeItem, owners: Mapping[str, Owner], identifiers: Identifiers) -> VolumeItem:
-    """The item with a name and path that do not identify the patient named in the header."""
+    """The item with a name and path that identify nobody."""
     owner = owners.get(item.files[0])
-    name, path = item.name, item.path
-    if owner is not None:
-        name, path = (identifiers.safe_path(text, *owner[:3]) for text in (name, path))
-    return replace(item, name=printable(name), path=printable(path))
+    name, path = (identifiers.safe_path(text, owner) for text in (item.name, item.path))
+    hidden = (name, path) != (item.name, item.path)
+    return replace(item, name=printable(name), path=printable(path), hidden=hidden)
 
 
 def _safe_rejection(rejection: Rejection, owners: Mapping[str, Owner], identifiers: Identifiers) -> Rejection:
@@ -262,7 +264,7 @@ def _safe_rejection(rejection: Rejection, owners: Mapping[str, Owner], identifie
     if len(rejection.files) > 1 and "/" in path:
         path = str(PurePosixPath(path).parent)
     known = tuple(o for o in (owner.patient_id, owner.series) if o)
-    return replace(rejection, path=printable(identifiers.safe_path(path, *owner[:3])), owners=known)
+    return replace(rejection, path=printable(identifiers.safe_path(path, owner)), owners=known)
 
 
 def _resolve_clashes(items: list[VolumeItem]) -> list[VolumeItem]:

@@ -83,6 +83,7 @@ class VolumeItem:
         affine: 4 x 4, voxel (i, j, k) to RAS in mm; None for images without a position in the patient.
         modality: DICOM modality such as `CT`, or None.
         header: Facts for domains and preprocessing: manufacturer, model, kernel, field_strength, bits, ...
+        hidden: Whether its name or path named someone and was replaced in part.
     """
 
     root: Path = field(repr=False)
@@ -97,6 +98,13 @@ class VolumeItem:
     affine: Affine | None = None
     modality: str | None = None
     header: Mapping[str, str] = field(default_factory=dict, hash=False)
+    hidden: bool = field(default=False, repr=False, compare=False)
+
+    @property
+    def order(self) -> tuple[bool, str, tuple[str, ...]]:
+        """Sorts by name. What is hidden comes last, shuffled: by no name, and in every project alike."""
+        name = hashlib.blake2b("\0".join(self.files).encode(errors="surrogateescape")).hexdigest()
+        return self.hidden, name if self.hidden else self.name, self.files
 
     @property
     def remark(self) -> str:

@@ -23,12 +23,11 @@ from medtl.labelmap import VOID, LabelMap, count_values, slabs
 from medtl.scans.alignment import Mismatch, Reorder, reorder
 from medtl.scans.catalog import FOREIGN, printable, walk
 from medtl.scans.items import MaskItem, Rejection, VolumeItem
-from medtl.scans.privacy import Identifiers
+from medtl.scans.privacy import Identifiers, Owner
 from medtl.scans.quiet import quiet_readers
 from medtl.scans.reader import (
     HEAD_BYTES,
     INDICES,
-    Owner,
     PixelError,
     Reader,
     Stored,
@@ -177,24 +176,16 @@ def scan_masks(
             rejections += found.rejections
             owners |= found.owners
     for owner in owners.values():
-        known.add(owner.patient_id, owner.patient_name)
-    nobody = Owner()
-    safe = [printable(known.safe_path(r.files[0], *owners.get(r.files[0], nobody)[:3])) for r in rejections]
+        known.add(owner)
+    safe = [printable(known.safe_path(r.files[0], owners.get(r.files[0]))) for r in rejections]
     rejected = [replace(r, path=path) for r, path in zip(rejections, safe, strict=True)]
-    masks = [safe_mask(item, known, *owners.get(item.files[0], nobody)[:3]) for item in items]
+    masks = [safe_mask(item, known, owners.get(item.files[0])) for item in items]
     return tuple(sorted(masks, key=lambda m: m.files)), tuple(sorted(rejected, key=lambda r: r.files))
 
 
-def safe_mask(
-    mask: MaskItem,
-    identifiers: Identifiers,
-    patient_id: str | None,
-    patient_name: str | None = None,
-    key: str = "",
-) -> MaskItem:
+def safe_mask(mask: MaskItem, identifiers: Identifiers, owner: Owner | None = None) -> MaskItem:
     """The mask with a name and a path that show no identifier, in particular not its own patient's."""
-    own = (patient_id, patient_name, key)
-    name, path = (printable(identifiers.safe_path(text, *own)) for text in (mask.name, mask.path))
+    name, path = (printable(identifiers.safe_path(text, owner)) for text in (mask.name, mask.path))
     return replace(mask, name=name, path=path)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from medtl.errors import DataError
 from medtl.labelmap import LabelMap
 from medtl.scans.items import UNPLACED, MaskItem, Rejection, Volume, VolumeItem
+from medtl.scans.privacy import Owner
 
 Item = TypeVar("Item", VolumeItem, MaskItem)
 
@@ -41,15 +42,6 @@ AGAIN = "Copy or export the file again."
 
 class PixelError(Exception):
     """The pixels of a file cannot be used; the text is safe to show."""
-
-
-class Owner(NamedTuple):
-    """The patient of a scan by its header: PatientID, PatientName, a key for hashes, the series. In memory only."""
-
-    patient_id: str | None = None
-    patient_name: str | None = None
-    key: str = ""
-    series: str | None = None
 
 
 @dataclass

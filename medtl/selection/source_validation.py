@@ -30,14 +30,15 @@ def loss_is_clear(
 
     Balanced accuracy is a ratio of sums over patients, so resampling is one product of counts and sums.
     """
-    patients = np.unique(source.patient)
+    # In the order of cases: the names are pseudonyms, and other ones in every project.
+    patients = pd.Index(source.sort_values("case", kind="stable").patient.unique())
     drawn = np.random.default_rng(0).multinomial(
         len(patients), np.full(len(patients), 1 / len(patients)), replicates
     )
 
     def replicated(name: str) -> NDArray[np.float64]:
         rows = source[source.model == name]
-        place = np.searchsorted(patients, rows.patient)
+        place = patients.get_indexer(rows.patient)
         hits = np.asarray(classes)[logits_of(rows, classes).argmax(1)] == rows.label
         sums = np.zeros((2, len(classes), len(patients)))
         for k, c in enumerate(classes):
@@ -55,7 +56,7 @@ def dice_loss_is_clear(source: pd.DataFrame, model: str, reference: str, replica
     means = {m: source[source.model == m].groupby("case").dice.mean() for m in (model, reference)}
     loss = (means[reference] - means[model]).dropna()
     owner = source.drop_duplicates("case").set_index("case").patient.reindex(loss.index)
-    sums = loss.groupby(owner).agg(["sum", "count"]).to_numpy()
+    sums = loss.groupby(owner, sort=False).agg(["sum", "count"]).to_numpy()
     drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), replicates)
     total, count = (drawn @ sums).T
     return bool(np.quantile(total / count, 0.05) > MAX_SOURCE_LOSS)

@@ -120,6 +120,11 @@ class Study:
         """The names of the source's sites."""
         return " and ".join(self.cohort.sites("source"))
 
+    @property
+    def target(self) -> str:
+        """The name of the target's site; empty if there is none."""
+        return " and ".join(self.cohort.sites("target"))
+
     def train(
         self, way: Way, seed: int, *, cases: Sequence[Case] | None = None, size: int | None = None
     ) -> Fitted:
@@ -270,7 +275,7 @@ class Study:
         context = RunContext(
             title=title,
             source_sites=cohort.sites("source"),
-            target_site=config.target.name if config.target is not None else "",
+            target_site=self.target,
             reference_model=reference_model,
             keep=None if decision is None else decision.to_dict(),
             notes=(*cohort.table.warnings, *notes, *self.notes),

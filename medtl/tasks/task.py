@@ -78,6 +78,7 @@ class Task(ABC):
             target_masks=c.target_masks,
             structures=c.structures,
             few_labels=getattr(c, "few_labels", None),
+            sites=c.sites,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
             seed=c.seed,

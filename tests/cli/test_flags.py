@@ -9,7 +9,11 @@ from medtl.cli.flags import flags_of_several, join_repeated, parse, take_option
 from medtl.errors import ConfigError
 
 OPTIONS = {name: command(name).Options for name in command_names() if hasattr(command(name), "Options")}
-NEEDED = {"predict": ["run", "scans", "--out", "o"], "report": ["table.csv", "--out", "o"]}
+NEEDED = {
+    "inspect": ["folder"],
+    "predict": ["run", "scans", "--out", "o"],
+    "report": ["table.csv", "--out", "o"],
+}
 """What a command needs besides the flag that is tried."""
 
 RECIPE_FLAGS = [(n, flag) for n in recipe_names() for flag in sorted(flags_of_several(load_recipe(n).Config))]

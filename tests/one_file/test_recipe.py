@@ -28,9 +28,10 @@ class Config(BaseConfig):
 def main(config: Config, command: Sequence[str] = ()) -> None:
     """Runs the recipe."""
     run = medtl.Run.plan("count_scans", config)
-    with run.open(command):
-        for folder in config.source:
-            say(f"{folder.name}: {len(medtl.scan_folder(folder).items)} scans")
+    cases = medtl.collect_cases(source=(), target=config.source[0], sites=config.sites)
+    with run.open(command, cases.hide) as run:  # no file of the run names a patient
+        for site in cases.files:
+            say(f"{site}: {len(cases.cases)} scans")
 
 
 if __name__ == "__main__":

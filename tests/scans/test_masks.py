@@ -15,7 +15,7 @@ from medtl.scans.alignment import Mismatch, Reorder, reorder
 from medtl.scans.catalog import scan_folder
 from medtl.scans.items import CODES, MASK_CODES
 from medtl.scans.masks import MaskCounts, MaskError, read_mask, scan_masks, unknown_limit
-from medtl.scans.privacy import Identifiers
+from medtl.scans.privacy import Identifiers, Owner
 from medtl.scans.readers.dicom_seg import write_seg
 from tests.scans.make_scans import random_image, write_dicom, write_image, write_nifti, write_series
 
@@ -122,7 +122,7 @@ def test_a_seg_is_known_by_its_header(tmp_path):
 
 def test_names_and_paths_show_nobody(tmp_path):
     identifiers = Identifiers()
-    identifiers.add("MRN55123", "Roe^Mary")
+    identifiers.add(Owner("MRN55123", "Roe^Mary"))
     for name in (
         "MRN55123_seg.png",
         "roe-mary.png",

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medtl.data.cases.labels import LabelRow, line_numbers, match_rows, read_labels
+from medtl.data.cases.labels import LabelRow, line_numbers, match_rows, of_sites, read_labels
 from medtl.data.cases.masks import Joined, join_masks
 from medtl.data.cases.splits import confounding, split_patients
 from medtl.data.cases.table import COLUMNS, Case, CaseTable
 from medtl.errors import ConfigError, DataError, near_matches
+from medtl.pseudonyms import pseudonyms
 from medtl.scans.catalog import scan_folder
 from medtl.scans.items import NO_POSITION, Catalog, MaskItem, Rejection, VolumeItem
+from medtl.scans.privacy import Identifiers, site_names
+from medtl.scans.reader import without_suffix
 
 __all__ = ["COLUMNS", "Case", "CaseTable", "collect_cases"]
 
@@ -47,6 +50,7 @@ def collect_cases(
     target_masks: Path | None = None,
     structures: Sequence[str] = (),
     few_labels: Path | None = None,
+    sites: Sequence[str] = (),
     val_fraction: float = 0.25,
     test_fraction: float = 0.0,
     seed: int = 0,
@@ -61,7 +65,7 @@ def collect_cases(
     With `masks` or `structures` the task is segmentation: the classes are the background and the structures.
 
     Args:
-        source: One folder a site; a site is named like its folder.
+        source: One folder a site.
         labels: Labels of the sources. Segmentation only takes patients and groups from it, also for the target unless
             cases of both have the same names.
         target: Folder of the target site.
@@ -74,6 +78,8 @@ def collect_cases(
             parent or the site's folder. By default everything named there, else every value found.
         few_labels: The few cases of the target that training may use, with their labels; in segmentation their names,
             and `target_masks` holds their masks.
+        sites: Names of the sites, of each source in order and then of the target. By default a site is named like its
+            folder, or `site_1` where the folder's name holds an identifier of a patient in one of the folders.
         val_fraction: Share of each source's patients for validation.
         test_fraction: Share of each source's patients kept for test.
         seed: Seed of the split.
@@ -89,7 +95,8 @@ def collect_cases(
     faults: list[str] = []
     warnings: list[str] = []
     given = [*masks, *([target_masks] if target_masks is not None else [])]
-    sources, targets, roots = _scan(source, target, given, faults)
+    found = _scan(source, target, given, sites, faults)
+    sources, targets, roots = found.sources, found.targets, found.roots
     catalogs = {**sources, **targets}
     drafts = [
         _Draft(item, site, "source" if site in sources else "target", [])
@@ -103,9 +110,9 @@ def collect_cases(
     if labels is not None and target_labels is not None and Path(labels).name == Path(target_labels).name:
         flags = [" (--labels)", " (--target-labels)"]  # a file of every site's is often called the same
     for there, path, flag in zip((named, targets), (labels, target_labels), flags, strict=True):
-        _attach(drafts, there, path, faults, warnings, flag=flag, with_label=not segmentation)
-    few = _few(drafts, targets, few_labels, faults, warnings, with_label=not segmentation)
-    _set_patients(drafts, faults, warnings)
+        _attach(drafts, there, roots, path, faults, warnings, flag=flag, with_label=not segmentation)
+    few = _few(drafts, targets, roots, few_labels, faults, warnings, with_label=not segmentation)
+    _set_patients(drafts, roots, faults, warnings)
     joined = Joined()
     if segmentation:
         files = {"masks": masks, "target_masks": target_masks, "structures": structures}
@@ -121,8 +128,12 @@ def collect_cases(
     if sources and not faults:
         check = _check_patients if segmentation else _check_classes
         check(used, 2 + (test_fraction > 0), faults)
+    for catalog in catalogs.values():
+        found.identifiers.update(catalog.identifiers)
+    others = [Path(path) for path in (target, labels, target_labels, few_labels) if path is not None]
+    hide = found.identifiers.in_text([*map(Path, source), *map(Path, given), *others])
     if faults:
-        raise DataError(_joined(faults))
+        raise DataError(hide(_joined(faults)))
     if used:
         keys, strata, sites = [d.key for d in used], [d.label or "" for d in used], [d.site for d in used]
         shares = {"val_fraction": val_fraction, "test_fraction": test_fraction}
@@ -140,9 +151,10 @@ def collect_cases(
         rejections={
             s: (*c.rejections, *(r for site, r in refused if site == s)) for s, c in catalogs.items()
         },
-        warnings=tuple(warnings),
+        warnings=tuple(map(hide, warnings)),
         files={site: catalog.num_files for site, catalog in catalogs.items()},
         labels=joined.labels,
+        identifiers=found.identifiers,
     )
 
 
@@ -178,41 +190,60 @@ def _joined(faults: Sequence[str]) -> str:
     return f"The data cannot be used for {len(faults)} reasons: {listed}."
 
 
-def _scan(
-    source: Sequence[Path], target: Path | None, masks: Sequence[Path], faults: list[str]
-) -> tuple[dict[str, Catalog], dict[str, Catalog], dict[str, Path]]:
+@dataclass
+class _Folders:
     """Catalogues of the sources and of the target, and the folder of each site."""
-    roots: dict[str, Path] = {}
-    sources: dict[str, Catalog] = {}
-    targets: dict[str, Catalog] = {}
-    places = [(Path(p), sources) for p in source] + ([(Path(target), targets)] if target is not None else [])
-    seen: set[Path] = set()
-    for path, catalogs in places:
-        site = path.resolve().name
-        if path.resolve() in seen:
+
+    sources: dict[str, Catalog] = field(default_factory=dict)
+    targets: dict[str, Catalog] = field(default_factory=dict)
+    roots: dict[str, Path] = field(default_factory=dict)
+    identifiers: Identifiers = field(default_factory=Identifiers)
+
+
+def _scan(
+    source: Sequence[Path],
+    target: Path | None,
+    masks: Sequence[Path],
+    names: Sequence[str],
+    faults: list[str],
+) -> _Folders:
+    """Reads the folders; sites get their names once all headers are known."""
+    found = _Folders()
+    places = [*map(Path, source), *([Path(target)] if target is not None else [])]
+    catalogs: list[Catalog | None] = []
+    for path in places:
+        try:
+            catalogs.append(scan_folder(path, masks=masks))
+        except DataError as error:
+            catalogs.append(None)
+            faults.append(str(error).rstrip("."))
+    for read in filter(None, catalogs):
+        found.identifiers.update(read.identifiers)
+    sites = site_names(places, found.identifiers, names)
+    for number, (path, site, catalog) in enumerate(zip(places, sites, catalogs, strict=True)):
+        if path.resolve() in [place.resolve() for place in places[:number]]:
             faults.append(f"the folder {site!r} is given twice")
             continue
-        seen.add(path.resolve())
-        if site in sources or site in targets:
+        if site in found.roots:
             faults.append(
-                f"two folders are called {site!r}, and sites are named like their folders: rename one"
+                f"two folders are called {site!r}, and sites are named like their folders: rename one, or name the "
+                "sites with --sites"
             )
             continue
-        try:
-            catalog = scan_folder(path, masks=masks)
-        except DataError as error:
-            faults.append(str(error).rstrip("."))
+        if catalog is None:
             continue
-        catalogs[site], roots[site] = catalog, path
+        found.roots[site] = path
+        (found.sources if number < len(source) else found.targets)[site] = catalog
         if not catalog.items:
-            found = ", ".join(f"{count} {code}" for code, count in catalog.rejected_by_code().items())
-            faults.append(f"the folder {site!r} holds no scan that can be used ({found or 'it is empty'})")
-    return sources, targets, roots
+            codes = ", ".join(f"{count} {code}" for code, count in catalog.rejected_by_code().items())
+            faults.append(f"the folder {site!r} holds no scan that can be used ({codes or 'it is empty'})")
+    return found
 
 
 def _attach(
     drafts: Sequence[_Draft],
     catalogs: Mapping[str, Catalog],
+    roots: Mapping[str, Path],
     path: Path | None,
     faults: list[str],
     warnings: list[str],
@@ -224,7 +255,7 @@ def _attach(
     if path is None or not any(catalog.items for catalog in catalogs.values()):
         return
     name = f"{Path(path).name}{flag}"
-    rows = read_labels(Path(path), faults, name=name, with_label=with_label)
+    rows = of_sites(read_labels(Path(path), faults, name=name, with_label=with_label), roots)
     matches = match_rows(name, rows, catalogs, faults)
     place = {(d.site, d.item.files): d for d in drafts}
     for (site, index), found in matches.rows.items():
@@ -265,6 +296,7 @@ def _attach(
 def _few(
     drafts: Sequence[_Draft],
     targets: Mapping[str, Catalog],
+    roots: Mapping[str, Path],
     path: Path | None,
     faults: list[str],
     warnings: list[str],
@@ -278,7 +310,7 @@ def _few(
         faults.append(f"{Path(path).name} names cases of the target, and there is none: give --target DIR")
         return []
     own = [_Draft(d.item, d.site, d.domain, []) for d in drafts if d.domain == "target"]
-    _attach(own, targets, path, faults, warnings, flag=" (--few-labels)", with_label=with_label)
+    _attach(own, targets, roots, path, faults, warnings, flag=" (--few-labels)", with_label=with_label)
     place = {(d.site, d.item.files): d for d in drafts}
     found = []
     for one in own:
@@ -329,7 +361,9 @@ def _set_few(
         faults.append("--few-labels names every patient of the target, so none is left to test on")
 
 
-def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[str]) -> None:
+def _set_patients(
+    drafts: Sequence[_Draft], roots: Mapping[str, Path], faults: list[str], warnings: list[str]
+) -> None:
     """Assigns patients: by the labels' column, else by PatientID; without either, a case is its own patient."""
     without: Counter[str] = Counter()
     places: dict[str, dict[str, str]] = defaultdict(dict)
@@ -337,7 +371,7 @@ def _set_patients(drafts: Sequence[_Draft], faults: list[str], warnings: list[st
         given = next((row.patient for row in draft.rows if row.patient), None) or draft.item.patient_id
         if given is None:
             without[draft.site] += 1
-            draft.key = f"case:{draft.site}/{draft.item.name}"
+            draft.key = f"case:{roots[draft.site].resolve().name}/{without_suffix(draft.item.files[0])}"
         else:
             draft.key = f"id:{given}"
             places[draft.key].setdefault(draft.site, draft.item.name)
@@ -467,13 +501,14 @@ def _doubtful_slices(drafts: Sequence[_Draft]) -> list[str]:
 def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
     """Cases with pseudonyms; if two sites share a name, it is prefixed with the site throughout the table."""
     keys = sorted({d.key for d in drafts})
+    known = pseudonyms(keys)
     width = max(4, len(str(len(keys))))
-    pseudonyms = {key: f"p{number:0{width}d}" for number, key in enumerate(keys, start=1)}
+    draws = {key: f"p{number:0{width}d}" for number, key in enumerate(keys, start=1)}
     clash = len({d.item.name for d in drafts}) < len(drafts)
     cases = [
         Case(
             case=f"{d.site}/{d.item.name}" if clash else d.item.name,
-            patient=pseudonyms[d.key],
+            patient=known[d.key],
             site=d.site,
             domain=d.domain,
             path=d.item.path,
@@ -486,7 +521,8 @@ def _finish(drafts: Sequence[_Draft]) -> tuple[Case, ...]:
             item=d.item,
             mask_item=d.mask,
             remark=d.item.remark,
+            draw=draws[d.key],
         )
-        for d in drafts
+        for d in sorted(drafts, key=lambda d: (d.domain, d.site, d.item.order))
     ]
-    return tuple(sorted(cases, key=lambda c: (c.domain, c.site, c.case)))
+    return tuple(cases)

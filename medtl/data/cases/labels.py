@@ -7,7 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -132,6 +132,22 @@ def _rows(reader: _Lines, faults: list[str], name: str, with_label: bool) -> lis
     if not rows and not ragged:
         faults.append(f"{name} has a header and no rows")
     return rows
+
+
+def of_sites(rows: Sequence[LabelRow], roots: Mapping[str, Path]) -> list[LabelRow]:
+    """The rows with the names of sites where they say the folder's name.
+
+    Args:
+        rows: of a labels CSV.
+        roots: folder of each site.
+    """
+    sites = {root.resolve().name: site for site, root in roots.items() if site != root.resolve().name}
+    found = []
+    for row in rows:
+        folder, slash, rest = row.key.replace("\\", "/").removeprefix("./").partition("/")
+        key = f"{sites[folder]}/{rest}" if slash and folder in sites else row.key
+        found.append(replace(row, key=key, site=sites.get(row.site or "", row.site)))
+    return found
 
 
 def match_rows(

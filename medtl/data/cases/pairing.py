@@ -13,7 +13,7 @@ from medtl.scans.alignment import Mismatch, Reorder, reorder
 from medtl.scans.catalog import MASK_FOLDER
 from medtl.scans.items import MASK_CODES, Catalog, MaskItem, Rejection, VolumeItem
 from medtl.scans.masks import safe_mask, scan_masks
-from medtl.scans.privacy import Identifiers
+from medtl.scans.privacy import Identifiers, Owner
 from medtl.scans.reader import without_suffix
 
 _WORD = r"(?:masks?|segs?|segmentations?|labels?|labelmap|annotations?|ground_?truth|gt|rois?)"
@@ -82,9 +82,11 @@ def pair_masks(
         except DataError as error:
             faults.append(str(error).rstrip("."))
             continue
+        for catalog in own.values():  # a DICOM SEG names its patient too
+            catalog.identifiers.update(identifiers)
         inside = len(sites) == 1 and folder.resolve().is_relative_to(roots[sites[0]].resolve())
         name = f"{sites[0]}/{folder.resolve().name}" if inside else f"{folder.resolve().name}{flag}"
-        _claim(name, items, rejections, own, claims, pairs, faults, warnings)
+        _claim(name, items, rejections, own, roots, claims, pairs, faults, warnings)
     several = {place: found for place, found in claims.items() if len(found) > 1}
     if several:
         (site, index), found = min(several.items())
@@ -161,14 +163,15 @@ def _claim(
     items: Sequence[MaskItem],
     rejections: Sequence[Rejection],
     catalogs: Mapping[str, Catalog],
+    roots: Mapping[str, Path],
     claims: dict[Place, list[MaskItem]],
     pairs: Pairs,
     faults: list[str],
     warnings: list[str],
 ) -> None:
     """Pairs the masks of one folder with scans and reports those that were not paired."""
-    scans = _index({site: catalog.items for site, catalog in catalogs.items()})
-    left_out = _index({site: catalog.rejections for site, catalog in catalogs.items()})
+    scans = _index({site: catalog.items for site, catalog in catalogs.items()}, roots)
+    left_out = _index({site: catalog.rejections for site, catalog in catalogs.items()}, roots)
     unpaired: list[str] = []
     unclear: list[str] = []
     lost: Counter[str] = Counter()
@@ -184,7 +187,7 @@ def _claim(
             site, index = found[0]
             item = catalogs[site].items[index]
             # Now that the scan is known, its patient's id is searched for in every part of the mask's path.
-            own = safe_mask(mask, catalogs[site].identifiers, item.patient_id, key=item.series_uid or "")
+            own = safe_mask(mask, catalogs[site].identifiers, Owner(item.patient_id))
             claims[found[0]].append(own)
             joined += 1
         elif found:
@@ -243,9 +246,7 @@ def _refuse(
         site, index = found[0]
         item = catalogs[site].items[index]
         code = rejection.code if rejection.code in MASK_CODES else "mask_unreadable"
-        path = catalogs[site].identifiers.safe_path(
-            rejection.path, item.patient_id, None, item.series_uid or ""
-        )
+        path = catalogs[site].identifiers.safe_path(rejection.path, Owner(item.patient_id))
         detail = f"mask {path!r}: {rejection.detail}"
         pairs.refused[site, index] = Rejection(
             item.path, code, detail, rejection.next_step, item.files, item=item
@@ -257,11 +258,12 @@ _LEVELS = ("series", "path", "plain path", "stem", "plain stem", "folder")
 Index = dict[str, dict[str, set[Place]]]
 
 
-def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]]) -> Index:
+def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]], roots: Mapping[str, Path]) -> Index:
     """Indexes scans by everything that a mask's name can match, from the most to the least specific."""
     index: Index = {level: defaultdict(set) for level in _LEVELS}
     for site, found in things.items():
         folders: dict[str, set[Place]] = defaultdict(set)
+        root = roots[site].resolve().name
         for number, thing in enumerate(found):
             if isinstance(thing, Rejection) and thing.code in ("mask", "not_a_scan", "unsupported_format"):
                 continue
@@ -269,7 +271,7 @@ def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]]) -> Index:
             path = _scan_path(thing)
             for uid in [thing.series_uid] if isinstance(thing, VolumeItem) else thing.owners:
                 index["series"][uid or ""].add(place)
-            for text in (path, f"{site}/{path}"):
+            for text in (path, f"{root}/{path}"):
                 index["path"][text].add(place)
                 index["plain path"][_plain_path(text, _SCAN_ENDS)].add(place)
             stem = PurePosixPath(path).name
@@ -281,7 +283,7 @@ def _index(things: Mapping[str, Sequence[VolumeItem | Rejection]]) -> Index:
             if len(thing.files) > 1:
                 folders[_folders(f"{path}/")].add(place)
         for folder, places in folders.items():
-            for text in (folder, f"{site.casefold()}/{folder}"):
+            for text in (folder, f"{root.casefold()}/{folder}"):
                 index["folder"][text] |= places
     return index
 

@@ -15,6 +15,7 @@ from medtl.errors import DataError
 from medtl.files import atomic_write
 from medtl.labelmap import LabelMap
 from medtl.scans.items import MASK_CODES, MaskItem, Rejection, VolumeItem
+from medtl.scans.privacy import Identifiers
 
 COLUMNS = (
     "case",
@@ -37,8 +38,8 @@ class Case:
 
     Attributes:
         case: Its name, unique within the table.
-        patient: Pseudonym, `p0001`; the same for all cases of a person.
-        site: Name of the site: its folder.
+        patient: Pseudonym, `p7k2mq4xa`; the same for all cases of a person, and in every run of a project.
+        site: Name of the site.
         domain: `source` or `target`.
         path: Display-safe path inside the site's folder.
         label: Name of its class, or None.
@@ -50,6 +51,8 @@ class Case:
         groups: The labels' `group_*` columns, for subgroup figures.
         item: The scan. In memory only.
         mask_item: Its mask. In memory only.
+        draw: Names the patient wherever something is drawn at random: unlike the pseudonym it is the same in every
+            project. In memory only.
     """
 
     case: str
@@ -66,6 +69,11 @@ class Case:
     groups: Mapping[str, str] = field(default_factory=dict, hash=False)
     item: VolumeItem | None = field(default=None, repr=False, compare=False)
     mask_item: MaskItem | None = field(default=None, repr=False, compare=False)
+    draw: str = field(default="", repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.draw:
+            object.__setattr__(self, "draw", self.patient)
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,14 @@ class CaseTable:
     """All cases of a run, used and excluded, and the fate of every file.
 
     Attributes:
-        cases: Sorted by domain, site and case.
+        cases: Sorted by domain, site and `VolumeItem.order`.
         classes: Names of the classes in the order of the network's outputs.
         rejections: By site.
         warnings: What a user should know before trusting the result.
         files: Number of files by site.
         labels: Names and values of the structures in the masks; None if the task is classification. The
             classes are then the map's: the background and the structures.
+        identifiers: Identifiers of the patients, to make other paths safe to show. In memory only.
     """
 
     cases: tuple[Case, ...]
@@ -88,6 +97,11 @@ class CaseTable:
     warnings: tuple[str, ...]
     files: Mapping[str, int]
     labels: LabelMap | None = None
+    identifiers: Identifiers = field(default_factory=Identifiers, repr=False, compare=False)
+
+    def hide(self, path: str) -> str:
+        """A path, or a name, without the parts that name a patient as a header does."""
+        return self.identifiers.safe_path(path)
 
     def select(
         self, *, domain: str | None = None, split: str | None = None, status: str | None = "used"

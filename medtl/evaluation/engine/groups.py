@@ -154,7 +154,9 @@ def _group(
                 f"{domain}'s {split} split. Models are compared on the same cases: give each of them once."
             )
     first = parts[0]
-    names, patient = np.unique(rows.patient[first].astype(str), return_inverse=True)
+    # Numbered in the order of cases, and not of their names: these are pseudonyms, and other ones in every project.
+    _, start, place = np.unique(rows.patient[first].astype(str), return_index=True, return_inverse=True)
+    patient = np.argsort(np.argsort(start))[place]
     return Group(
         domain=domain,
         split=split,
@@ -164,7 +166,7 @@ def _group(
         case=case,
         sites=rows.site[first],
         patient=patient.astype(np.int64),
-        num_patients=len(names),
+        num_patients=len(start),
         weight=rows.weight[first],
         rows=found,
     )

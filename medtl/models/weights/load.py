@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -114,7 +114,9 @@ def load_pretrained(
     if weights != "imagenet":
         path = Path(weights)
         report = _load_state(network, read_state(path), name, f"file {path.name}", in_channels, channel_rule)
-        logger.info("Weights of %s, %s", name, report.text())
+        logger.info(
+            "Weights of %s, %s", name, replace(report, origin="your file").text()
+        )  # names may name people
         return report
     if name == PACKAGED_ENCODER and (packaged := packaged_file()) is not None:
         check_packaged(packaged)

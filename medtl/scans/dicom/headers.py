@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
@@ -15,8 +16,10 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.valuerep import PersonName
 
 from medtl.scans.items import MAX_BYTES, Rejection
+from medtl.scans.privacy import Owner
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 HEAD_BYTES = 1 << 16
@@ -34,6 +37,14 @@ _TAGS: list[Any] = [
     *("PhotometricInterpretation", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"),
     *("SpacingBetweenSlices", "SliceThickness", "EchoTime", "DiffusionBValue", "ConvolutionKernel"),
     *("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength", "ViewPosition", "BodyPartExamined"),
+    *(
+        "PatientBirthDate",
+        "OtherPatientIDs",
+        "OtherPatientIDsSequence",
+        "OtherPatientNames",
+        "PatientBirthName",
+    ),
+    *("AccessionNumber", "StudyID"),
 ]
 _FACTS = {  # what domains are made of: kept under our own names, never anything that identifies a person
     "manufacturer": "Manufacturer",
@@ -52,6 +63,8 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _ENHANCED = tuple(
     f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2.1", "2.2", "4.1", "4.3", "4.4", "128.1", "130")
 )
+STUDY_ID = 6
+"""A StudyID of this many characters or more identifies a study."""
 PROJECTION = frozenset(
     {"CR", "DX", "MG", "IO", "PX", "XA", "RF", "US", "ES", "XC", "OP", "OPT", "GM", "SM", "DG"}
 )
@@ -69,8 +82,7 @@ class DicomHeader:
     study: str | None = field(repr=False)
     series: str | None = field(repr=False)
     frame_of_reference: str | None = field(repr=False)
-    patient_id: str | None = field(repr=False)
-    patient_name: str | None = field(repr=False)
+    owner: Owner = field(repr=False)
     modality: str | None
     rows: int
     columns: int
@@ -290,7 +302,7 @@ def _strings(dataset: Dataset, keyword: str) -> list[str]:
         return []
     if value is None:
         return []
-    return [value] if isinstance(value, str) else [str(part) for part in value]
+    return [str(value)] if isinstance(value, str | PersonName) else [str(part) for part in value]
 
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
@@ -305,6 +317,34 @@ def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | 
 def _integer(dataset: Dataset, keyword: str) -> int | None:
     number = _numbers(dataset, keyword, 1)
     return None if number is None else int(number[0])
+
+
+def _owner(dataset: Dataset) -> Owner:
+    """Whom the header names, by every element that names people in the same words."""
+    names = [
+        n for key in ("PatientName", "OtherPatientNames", "PatientBirthName") for n in _strings(dataset, key)
+    ]
+    names += [as_utf8 for name in names if (as_utf8 := _utf8(name)) != name]
+    ids = [*_strings(dataset, "OtherPatientIDs"), *_strings(dataset, "AccessionNumber")]
+    # Scanners number studies from 1: a short StudyID tells nothing.
+    ids += [i for i in _strings(dataset, "StudyID") if len(i) >= STUDY_ID and any(map(str.isdigit, i))]
+    with contextlib.suppress(Exception):  # a damaged sequence
+        ids += [_text(other, "PatientID") or "" for other in dataset.get("OtherPatientIDsSequence") or ()]
+    return Owner(
+        patient_id=_text(dataset, "PatientID"),
+        patient_name="\\".join(names) or None,
+        series=_text(dataset, "SeriesInstanceUID"),
+        more_ids=tuple(dict.fromkeys(i.strip("\0 ") for i in ids if i)),
+        birth_date=_text(dataset, "PatientBirthDate"),
+    )
+
+
+def _utf8(name: str) -> str:
+    """A name whose bytes are UTF-8 and whose header does not say so."""
+    try:
+        return name.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return name
 
 
 def _extract(file: str, dataset: Dataset, problem: Rejection | None) -> DicomHeader:
@@ -322,8 +362,7 @@ def _extract(file: str, dataset: Dataset, problem: Rejection | None) -> DicomHea
         study=_text(dataset, "StudyInstanceUID"),
         series=_text(dataset, "SeriesInstanceUID"),
         frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
-        patient_id=_text(dataset, "PatientID"),
-        patient_name=_text(dataset, "PatientName"),
+        owner=_owner(dataset),
         modality=_text(dataset, "Modality"),
         rows=_integer(dataset, "Rows") or 0,
         columns=_integer(dataset, "Columns") or 0,

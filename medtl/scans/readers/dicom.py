@@ -13,7 +13,7 @@ from medtl.scans.dicom.headers import SUFFIXES, DicomHeader, is_dicom, read_dico
 from medtl.scans.dicom.pixels import modality_values, padding_mask, read_dicom, stored_pixels
 from medtl.scans.dicom.series import Plan, plan_volumes
 from medtl.scans.items import Rejection, Volume, VolumeItem
-from medtl.scans.reader import Found, Owner, PixelError, Reader, content, duplicate, without_suffix
+from medtl.scans.reader import Found, PixelError, Reader, content, duplicate, without_suffix
 
 
 class Dicom(Reader):
@@ -43,7 +43,7 @@ class Dicom(Reader):
         plans, refused = plan_volumes(headers)
         found.items = _named(root, plans)
         found.rejections += doubles + refused
-        found.owners = {header.file: owner_of(header) for header in headers}
+        found.owners = {header.file: header.owner for header in headers}
         return found
 
     def read(self, item: VolumeItem) -> Volume:
@@ -77,11 +77,6 @@ class Dicom(Reader):
             mask = np.stack([empty if m is None else m for m in masks])
         units = "HU" if item.modality == "CT" else "unknown"
         return Volume.of(item, array, mask, inverted=inverted[0], units=units)
-
-
-def owner_of(header: DicomHeader) -> Owner:
-    """The patient of a file; the study is the key of the hashes."""
-    return Owner(header.patient_id, header.patient_name, header.study or "", header.series)
 
 
 def _drop_same_instance(root: Path, headers: list[DicomHeader]) -> tuple[list[DicomHeader], list[Rejection]]:
@@ -130,7 +125,7 @@ def _named(root: Path, plans: Sequence[Plan]) -> list[VolumeItem]:
                 kind="dicom",
                 name=name,
                 path=path,
-                patient_id=first.patient_id,
+                patient_id=first.owner.patient_id,
                 series_uid=first.series,
                 shape=(len(plan.headers), first.rows, first.columns),
                 channels=3 if first.samples == 3 or first.photometric == "PALETTE COLOR" else 1,

@@ -25,7 +25,7 @@ from medtl.scans.dicom.headers import SEG_CLASSES, SUFFIXES, is_dicom, read_dico
 from medtl.scans.geometry import LPS_TO_RAS, SAME_PLACE, dicom_affine, same_orientation, slice_normal
 from medtl.scans.items import MAX_BYTES, Affine, MaskItem, Rejection, VolumeItem, times
 from medtl.scans.quiet import quiet_readers
-from medtl.scans.reader import Found, Owner, Reader, Stored, without_suffix
+from medtl.scans.reader import Found, Reader, Stored, without_suffix
 
 NEXT_STEP = "Export the segmentation again on the grid of its scan, or convert it to NIfTI."
 _TOLERANCE = 0.1
@@ -54,9 +54,7 @@ class DicomSeg(Reader):
             if isinstance(header, Rejection):
                 found.add(header)
                 continue
-            found.owners[file] = Owner(
-                header.patient_id, header.patient_name, header.study or "", header.series
-            )
+            found.owners[file] = header.owner
             if header.problem is None or header.problem.code != "mask":
                 step = "Give masks as NIfTI, PNG or DICOM SEG; convert contours (RTSTRUCT) first."
                 why = "a DICOM object that is not a segmentation"
