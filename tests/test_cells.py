@@ -63,7 +63,7 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("task", ["labels", "masks"])
+@pytest.mark.parametrize("task", ["labels", pytest.param("masks", marks=pytest.mark.slow)])
 def test_no_table_of_a_run_holds_a_formula(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,8 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _INSTALL_AND_TEST = re.compile(r"^python3 -m venv \.venv .*pytest -n auto$", re.M)
 
 SLOW = (
-    *("bare-loop.md", "choose-an-encoder.md", "feature-extraction.md", "own-adapter.md", "own-scans.md"),
+    *("bare-loop.md", "choose-an-encoder.md", "concepts.md", "encoders.md", "feature-extraction.md"),
+    *("own-adapter.md", "own-scans.md"),
     *("own-training.md", "reports.md", "segmentation.md", "start.md"),
 )
 """Pages whose blocks take longest, 10 s to 25 s of one core each; `.ci/run` runs them too."""

@@ -317,7 +317,7 @@ class TestVolumes:
             nib.save(nib.Nifti1Image(ball.astype(np.uint8), affine), folder / "masks" / name)
 
     @pytest.mark.parametrize(
-        "network", ["unet_2.5d", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unet_3d", "unet"))]
+        "network", [pytest.param(n, marks=pytest.mark.slow) for n in ("unet_2.5d", "unet_3d", "unet")]
     )
     def test_volumes_smaller_than_the_patch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
@@ -336,6 +336,7 @@ class TestVolumes:
 
 
 class TestStrategies:
+    @pytest.mark.slow
     def test_what_is_frozen_stays_and_the_report_says_how_it_went(
         self, two_sites: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

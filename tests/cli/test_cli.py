@@ -319,6 +319,7 @@ class TestRun:
             assert b"Secret" not in content, file.name
             assert str(made_once).encode() not in content, file.name
 
+    @pytest.mark.slow
     def test_no_full_path_of_weights_or_folders_elsewhere(
         self, two_sites: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
@@ -388,6 +389,7 @@ class TestRun:
         assert (cut / "DONE").exists()
         assert (cut / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
 
+    @pytest.mark.slow
     def test_configuration_file_makes_the_same_run(self, finished: Path) -> None:
         words = ["run", "adapt", "--config", "run/config.yaml", "--out", "again"]
         assert main(words) == 0

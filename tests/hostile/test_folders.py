@@ -364,7 +364,23 @@ def sites(root: Path, kind: Kind) -> None:
     kind.make(root / "target")
 
 
-@pytest.mark.parametrize("name", list(KINDS))
+QUICK = (
+    *(
+        "a pipe",
+        "two links at each other",
+        "a folder too deep",
+        "rubbish as DICOM",
+        "odd names",
+        "a gzip bomb",
+    ),
+    *("a NIfTI header of petabytes", "values that are no numbers", "three of four slices"),
+)
+"""Those that are tried in every run of the tests; the others in the long one."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS]
+)
 def test_a_hostile_folder_is_told_and_what_is_good_in_it_is_used(tmp_path, name):
     kind = KINDS[name]
     sites(tmp_path, kind)
@@ -493,7 +509,9 @@ except DataError as error:
 """
 
 
-@pytest.mark.parametrize("reader", ["labels", "predictions", "report"])
+@pytest.mark.parametrize(
+    "reader", ["labels", *(pytest.param(r, marks=pytest.mark.slow) for r in ("predictions", "report"))]
+)
 @pytest.mark.parametrize("name", list(TABLES))
 def test_a_hostile_table_is_told_in_a_short_message(tmp_path, name, reader):
     for number in range(8):

@@ -197,6 +197,7 @@ def test_no_altered_run_goes_on_to_another_result(
         assert same
 
 
+@pytest.mark.slow
 def test_an_unaltered_run_goes_on_to_the_same_result(run: Path) -> None:
     assert main(["run", "adapt", "--resume", "run"]) == 0
     assert (run / "predictions.csv").read_text() == (run.parent / "whole/predictions.csv").read_text()

@@ -36,7 +36,7 @@ MODEL = "checkpoints/dann-seed0/model.safetensors"
 Change = Callable[[Path], None]
 
 
-@pytest.fixture(scope="module", params=["labels", "masks"])
+@pytest.fixture(scope="module", params=["labels", pytest.param("masks", marks=pytest.mark.slow)])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of dann and tent, and the site that they have not seen."""
     root = tmp_path_factory.mktemp(request.param)
@@ -205,7 +205,7 @@ def evil(root: Path) -> None:
         place.write_text(f"open({str(root / 'ran')!r}, 'w').close()\n")
 
 
-@pytest.mark.parametrize("record", ["kept", "gone"])
+@pytest.mark.parametrize("record", [pytest.param("kept", marks=pytest.mark.slow), "gone"])
 @pytest.mark.parametrize("change", ALTERED)
 def test_no_altered_run_predicts(
     run: Path, change: str, record: str, capsys: pytest.CaptureFixture[str]

@@ -271,6 +271,7 @@ def test_pseudonyms_are_those_of_the_project_and_follow_no_order(
     }
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_secret_where_names_are_hashed(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +298,7 @@ def _no_adam(path: str) -> str:
     return "/".join("HIDDEN" if "adam" in part.lower() else part for part in path.split("/"))
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_plain_site(tmp_path / "a")

@@ -41,7 +41,13 @@ def images(channels: int, size: int, num: int = 2) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "size"), FAMILIES.items())
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(*family, marks=pytest.mark.slow if family[0][:5] in ("incep", "swin_", "dense") else ())
+        for family in FAMILIES.items()
+    ],
+)
 def test_every_family_through_one_call(name: str, size: int) -> None:
     encoder = build_encoder(name, weights="random", image_size=size).eval()
     features = encoder(images(3, size))

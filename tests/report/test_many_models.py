@@ -393,6 +393,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 def test_several_findings(tmp_path: Path) -> None:
     frame = make(LEARNED, seeds=("0",))
     other = frame.assign(finding="mass", logit_lesion=-frame.logit_lesion, logit_normal=-frame.logit_normal)

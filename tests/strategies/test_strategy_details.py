@@ -274,7 +274,9 @@ class TestOtherNetworks:
         else:
             self.check(name, network(), data)
 
-    @pytest.mark.parametrize("kind", ["unet", pytest.param("unet_2.5d", marks=pytest.mark.slow), "unet_3d"])
+    @pytest.mark.parametrize(
+        "kind", ["unet", *(pytest.param(k, marks=pytest.mark.slow) for k in ("unet_2.5d", "unet_3d"))]
+    )
     def test_segmenter(self, name: str, kind: str) -> None:
         model = build_segmenter("test_resnet", 2, network=kind, weights="random", in_channels=1)
         size = (2, 32, 32) if kind == "unet" else (2, 4, 32, 32)

@@ -122,6 +122,7 @@ def test_a_remedy_that_would_do_nothing_is_refused() -> None:
         task.check_adapter(way.around(task.build("test_resnet", 2, spec, 0), 0))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_says_how_training_went_and_what_it_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
