@@ -1,6 +1,6 @@
 """Kills at random moments of every recipe and of the commands that write: the work goes on, and nothing is different.
 
-MEDTL_KILLS sets the number of kills for each; 2 by default.
+MEDTL_KILLS sets the number of rounds for each, of up to two kills; 1 by default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.helpers.figures import leave_out
 from tests.helpers.masks import write_masked_site
 from tests.helpers.sites import write_site
 
-KILLS = int(os.environ.get("MEDTL_KILLS", "2"))
+KILLS = int(os.environ.get("MEDTL_KILLS", "1"))
 TINY = ["--weights", "random", "--image-size", "32", "--batch-size", "8"]
 TIMES = ("log.txt", "env.json", "DONE", "record.json", "cost.json", "metrics.csv")
 """Files whose content holds times, or counts of what was done again."""
