@@ -147,6 +147,7 @@ def test_tables_of_segmentations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {path.parent.name for path in made} <= {"page", "figures"}
 
 
+@pytest.mark.slow
 def test_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "deep" / "work"
     write_site(work / "a", 24)

@@ -350,6 +350,7 @@ def test_sizes_that_a_network_does_not_take(name: str, size: int, message: str) 
         ("swin_tiny_patch4_window7_224", 96, "built for images of 224 x 224.*--image-size"),
     ],
 )
+@pytest.mark.slow
 def test_images_of_a_size_that_was_not_announced(name: str, size: int, message: str) -> None:
     encoder = build_encoder(name, weights="random").eval()
     for call in (encoder, encoder.features_at):

@@ -403,6 +403,7 @@ def test_several_findings(tmp_path: Path) -> None:
     assert "Differences from resnet50/probe, external testing, mass" in text
 
 
+@pytest.mark.slow
 def test_work_grows_with_the_models_not_with_their_pairs() -> None:
     def evaluation(number: int) -> Callable[[], object]:
         names = [f"{e}/{s}" for e in (*ENCODERS, "vit") for s in STRATEGIES]

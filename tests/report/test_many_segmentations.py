@@ -45,6 +45,7 @@ def page(eight: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(eight, tmp_path_factory.mktemp("eight") / "r")
 
 
+@pytest.mark.slow
 def test_one_ranked_row_each(eight: Results, page: Path) -> None:
     head, *rows = table_of(page, "External testing, the best first")
     assert head == [

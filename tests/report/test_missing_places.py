@@ -39,6 +39,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     ("number", "domain", "lacking"), [(2, "target", 0), (8, "target", 0), (2, "source", 0), (2, "target", 1)]
 )
 @pytest.mark.parametrize("masks", [False, True], ids=["labels", "masks"])
+@pytest.mark.slow
 def test_all_results_are_shown(
     binary: Maker,
     segmented: Maker,

@@ -290,6 +290,7 @@ def test_overlays_on_request(tmp_path: Path, volumes: bool) -> None:
 
 
 @UNDRAWN
+@pytest.mark.slow
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_masks(tmp_path))
     out = ["--replicates", "100", "--out"]

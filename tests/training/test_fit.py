@@ -164,6 +164,7 @@ def test_resumed_weights_are_bit_equal(tmp_path: Path, method: str, monkeypatch:
 @pytest.mark.parametrize(
     ("share", "seconds", "expected"), [(1e-9, 0, [0, 4]), (1e9, 0, [0, 1, 2, 3, 4]), (1e9, 60, [4])]
 )
+@pytest.mark.slow
 def test_fast_epochs_are_not_all_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, seconds: float, expected: list[int]
 ) -> None:
