@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from medtl.errors import CheckpointError, ConfigError
 
@@ -170,7 +171,12 @@ def output_folder(folder: Path, *command: object, shown: str = "") -> Iterator[N
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
         atomic_write(mark, digest + "\n")
-        yield
+        try:
+            yield
+        except BaseException:
+            if {path.name for path in folder.iterdir()} <= {*LOCKS, _BEGUN}:
+                mark.unlink(missing_ok=True)  # nothing was written: the folder is free for any command
+            raise
         atomic_write(folder / "DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z") + "\n")
         mark.unlink()
 
@@ -197,6 +203,16 @@ def claimed(folder: Path) -> Iterator[None]:
             f"Another process works in {folder.name} ({before.get('process', 'of unknown number')}, since {since}). "
             "Wait for it to end, or stop it."
         ) from None
+    except NotImplementedError:  # a file system without locks: what the owner shows of itself has to do
+        if (
+            before.get("host") == _host()
+            and before.get("process") != os.getpid()
+            and _alive(before["process"])
+        ):
+            raise CheckpointError(
+                f"Another process works in {folder.name} ({before['process']}, since {since}). Wait for it to end, or "
+                "stop it."
+            ) from None
     try:
         if before.get("host", _host()) != _host() and time.time() - owner.stat().st_mtime < SILENT_SECONDS:
             raise CheckpointError(
@@ -223,9 +239,9 @@ def _show_life(owner: Path, ended: threading.Event) -> None:
             os.utime(owner)
 
 
-def _owner(path: Path) -> dict[str, object]:
+def _owner(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and isinstance(found.get("process"), int) else {}

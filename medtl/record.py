@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from medtl.errors import CheckpointError
 from medtl.files import atomic_write
 
 RECORD = "record.json"
-_CHUNK = 1 << 20
 
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(_CHUNK):
-            found.update(part)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Record:
@@ -41,10 +37,10 @@ class Record:
         """Whether the run has one."""
         return (self._folder / RECORD).is_file()
 
-    def note(self, *paths: Path) -> None:
-        """Takes in the present content of files of the run."""
+    def add(self, digests: Mapping[Path, str]) -> None:
+        """Takes in the digests of files of the run, as `digest_of` computes them."""
         found = self._read() if self.exists else {}
-        found |= {self._name(path): digest_of(path) for path in paths}
+        found |= {self._name(path): digest for path, digest in digests.items()}
         atomic_write(self._folder / RECORD, json.dumps(found, indent=2, sort_keys=True) + "\n")
 
     def check(self, paths: Iterable[Path], *, complete: bool = True) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -35,7 +36,7 @@ from medtl.cells import csv_text, guarded
 from medtl.config import STAMPS, Config, check_numbers, from_dict, read_yaml, to_dict, to_yaml
 from medtl.errors import CheckpointError, ConfigError
 from medtl.files import LOCKS, atomic_write, claimed, file_name
-from medtl.record import Record
+from medtl.record import Record, digest_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,8 +226,8 @@ class Run:
                 if key in moved or _same(given.get(key), stored[key]):
                     continue
                 raise CheckpointError(
-                    f"The run uses {Path(file).name}, a file of your own, and a run holds no code: name the file "
-                    f"again, with --{key.replace('_', '-')}."
+                    f"The run uses {Path(file).name}, a file of your own, and a run holds no code: name it again, "
+                    f"with --{key.replace('_', '-')}."
                 )
         merged = {**stored, **{k: given[k] for k in moved}, "resume": str(folder)}
         config = from_dict(type(config), merged)
@@ -256,9 +257,9 @@ class Run:
     def _shareable_word(self, word: str) -> str:
         """A word of the command line; paths as they may be shown, also in `--flag=PATH`."""
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        if os.sep in value and (Path(value).is_absolute() or Path(value).exists()):
+        if os.sep in value and (os.path.isabs(value) or os.path.exists(value)):
             value = shareable_path(Path(value))
-        hides = not value.startswith("--") and (_may_hold_path(value) or Path(value).exists())
+        hides = not value.startswith("--") and (_may_hold_path(value) or os.path.exists(value))
         return f"{flag}{equals}{self.hide(value) if hides else value}"
 
     @property
@@ -300,21 +301,22 @@ class Run:
 
     def write(self, name: str, data: str | bytes) -> Path:
         """Writes a file of the run, under another name first and then renamed."""
-        atomic_write(self.folder / name, data)
-        Record(self.folder).note(self.folder / name)
+        content = data.encode() if isinstance(data, str) else data
+        atomic_write(self.folder / name, content)
+        Record(self.folder).add({self.folder / name: hashlib.sha256(content).hexdigest()})
         return self.folder / name
 
-    def check_model(self, folder: Path) -> None:
-        """Refuses weights that are not those which this run wrote; there may be none yet.
+    def check(self, *files: Path) -> None:
+        """Refuses files that are not those which this run wrote; the last ones of a stopped run may be unknown.
 
         Raises:
             CheckpointError: a file was changed or exchanged.
         """
-        Record(self.folder).check(weight_files(folder), complete=False)
+        Record(self.folder).check(files, complete=False)
 
     def note_model(self, folder: Path) -> None:
         """Takes the weights of a finished model into the run's record."""
-        Record(self.folder).note(*weight_files(folder))
+        Record(self.folder).add({path: digest_of(path) for path in weight_files(folder)})
 
     def write_table(self, name: str, parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
         """Writes tables below each other as one CSV file, and returns them joined."""
@@ -424,7 +426,7 @@ def _holds_paths(config: Config, key: str) -> bool:
     value = getattr(config, key)
     values = value if isinstance(value, tuple) else (value,)
     return any(
-        isinstance(v, Path) or (isinstance(v, str) and os.sep in v and Path(v).exists()) for v in values
+        isinstance(v, Path) or (isinstance(v, str) and os.sep in v and os.path.exists(v)) for v in values
     )
 
 
@@ -439,8 +441,8 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _is_code(value: Any) -> bool:
-    """Whether a value of a configuration is a file that would be run."""
-    return isinstance(value, str) and value.partition(":")[0].endswith(".py")
+    """Whether a value of a configuration names a file that would be run, alone or among several (`a.py:2,dann`)."""
+    return isinstance(value, str) and re.search(r"\.py(?!\w)", value) is not None
 
 
 def _read_inputs(path: Path) -> dict[str, Any]:

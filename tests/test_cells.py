@@ -15,7 +15,7 @@ from medtl.cells import csv_text, guarded, plain_frame, unguarded
 from medtl.cli import main
 from tests.helpers.figures import leave_out
 from tests.helpers.masks import write_masked_site
-from tests.helpers.sites import write_site
+from tests.helpers.sites import TINY, write_site
 
 FORMULAS = ("=cmd|'/c calc'!A0", "@SUM(A1)", "+1+1", "-2+3", "\t=1", "'=1")
 
@@ -47,20 +47,6 @@ def test_tables(tmp_path: Path) -> None:
 
 
 NAMES = ("=cmd", "@SUM(A1)", "+plus+1", "-minus-1")
-TINY = [
-    "--encoder",
-    "test_resnet",
-    "--weights",
-    "random",
-    "--image-size",
-    "32",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--augment",
-    "none",
-]
 
 
 @pytest.mark.parametrize("task", ["labels", pytest.param("masks", marks=pytest.mark.slow)])

@@ -69,7 +69,7 @@ def _what_remains(error: BaseException, words: Sequence[str]) -> str:
     if notes := [note for note in getattr(error, "__notes__", ()) if "--resume" in note]:
         return str(notes[0])
     if words[0] != "run" and any(word.partition("=")[0] == "--out" for word in words):
-        return "The folder of --out is not complete: give the same command again, and it is filled."
+        return "If the folder of --out is there, it is not complete: give the same command again, and it is filled."
     begun = "The run had not begun" if words[0] == "run" else "Nothing was lost"
     return f"{begun}: give the same command again."
 

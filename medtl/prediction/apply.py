@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtl.cells import csv_text
-from medtl.errors import CheckpointError, ConfigError, DataError, near_matches
+from medtl.errors import CheckpointError, ConfigError, DataError, NotFiniteError, near_matches
 from medtl.files import atomic_write, file_name, output_folder, private_cache
 from medtl.record import Record
 from medtl.runs import shareable_path, weight_files
@@ -175,7 +175,7 @@ def apply_run(
         )
     check_rules(rules)
     told = (os.path.realpath(run), os.path.realpath(scans), model, method, rules, maps, seg, flips)
-    with output_folder(out, *told, shown=table.hide(out.name)), _copies(*told) as cache:
+    with output_folder(out, *told, shown=table.hide(out.name)), _copies(os.path.realpath(out)) as cache:
         cohort = Cohort.prepare(table, first.preprocess, cache, progress=progress)
         if not cohort.select("target"):
             raise CheckpointError("No scan of the folder could be read.")
@@ -197,9 +197,12 @@ def apply_run(
 
 
 @contextmanager
-def _copies(*told: object) -> Iterator[Path]:
-    """A private folder for the prepared scans, empty again afterwards; one that was left by a kill is used again."""
-    name = hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
+def _copies(out: str) -> Iterator[Path]:
+    """A private folder for the prepared scans, gone afterwards; one that was left by a kill is used again.
+
+    It is that of one output folder, which belongs to one process.
+    """
+    name = hashlib.blake2b(out.encode(errors="surrogateescape"), digest_size=8).hexdigest()
     cache = private_cache(f"predict-{name}")
     try:
         yield cache
@@ -235,13 +238,7 @@ def _classify(
     answered = np.asarray(np.isfinite(np.stack(probabilities)).all(axis=(0, 2)))
     if not answered.all():
         failed = [case.case for case, fine in zip(cases, answered, strict=True) if not fine]
-        if not answered.any():
-            raise CheckpointError(
-                f"{finished.name} gives no number for any of the {len(cases)} scans: its weights are damaged, or these "
-                "scans are unlike those that it was trained on. Look at them with `medtl inspect`."
-            )
-        said = f"{len(failed)} cases have no prediction: the model gives no number for {', '.join(failed)}."
-        remarks |= {said: None}
+        remarks |= {_unanswered(finished, failed, len(cases)): None}
         cases = tuple(case for case, fine in zip(cases, answered, strict=True) if fine)
     mean = np.mean(probabilities, axis=0)[answered]
     rows = prediction_rows(cases, mean, classes, finished.name, kind="prob")
@@ -294,15 +291,15 @@ def _segment(
     labels = next(iter(trained.values()))[0].labels
     if labels is None:
         raise CheckpointError("The weights do not say what the values of masks mean.")
-    rows, warnings = [], []
-    runs = [_segmentations(*one, cohort, flips) for one in trained.values()]
+    rows, warnings, failed = [], [], list[str]()
+    runs = [_segmentations(*one, cohort, flips, failed) for one in trained.values()]
     for first in runs[0]:
         case, grid = first.case, first.grid
-        if case.item is None:
-            continue
         mean = first.probabilities
         for done, run in enumerate(runs[1:], start=1):  # one seed's volume is in memory at a time
             mean = mean + (next(run).probabilities - mean) / np.float16(done + 1)
+        if case.item is None or case.case in failed:
+            continue
         mask = apply_rules(grid.argmax_native(mean), rules, len(labels.classes))
         write_mask(out / "masks" / case.case, mask, case.item, labels)
         if seg and case.item.kind == "dicom":
@@ -318,6 +315,8 @@ def _segment(
         for number, name in enumerate(labels.structures, start=1):
             ml = "" if voxel is None else f"{sizes[number] * voxel / 1000:.3f}"
             rows.append({"case": case.case, "structure": name, "voxels": int(sizes[number]), "ml": ml})
+    if failed:
+        warnings.append(_unanswered(finished, failed, len(cohort.select("target"))))
     atomic_write(out / "volumes.csv", csv_text(pd.DataFrame(rows)))
     empty = {n: sum(r["voxels"] == 0 for r in rows if r["structure"] == n) for n in labels.structures}
     missed = ", ".join(f"no {n} in {count} cases" for n, count in empty.items() if count)
@@ -328,14 +327,31 @@ def _segment(
     }
 
 
-def _segmentations(trained: Trained, adapter: Adapter, cohort: Cohort, flips: bool) -> Iterator[Any]:
+def _unanswered(finished: Finished, failed: Sequence[str], total: int) -> str:
+    """What is said of cases for which the model gives no number.
+
+    Raises:
+        NotFiniteError: these are all.
+    """
+    names = sorted(set(failed))
+    if len(names) == total:
+        raise NotFiniteError(
+            f"{finished.name} gives no number for any of the {total} scans: its weights are damaged, or these scans "
+            "are unlike those that it was trained on. Look at them with `medtl inspect`."
+        )
+    return f"{len(names)} cases have no prediction: the model gives no number for {', '.join(names)}."
+
+
+def _segmentations(
+    trained: Trained, adapter: Adapter, cohort: Cohort, flips: bool, failed: list[str]
+) -> Iterator[Any]:
     """Cases of one seed's network, adapted to the new scans again if its method does so."""
     from medtl.prediction.segment import adapt_cases
 
     data = cohort.dataset("target", "test")
     if data is None:
         raise CheckpointError("No scan of the folder could be read.")
-    yield from adapt_cases(adapter, data, patch=trained.header["patch"], flips=flips)
+    yield from adapt_cases(adapter, data, patch=trained.header["patch"], flips=flips, failed=failed)
 
 
 def _calibrated(

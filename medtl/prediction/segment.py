@@ -72,6 +72,7 @@ def segment_cases(
     flips: bool = False,
     rules: Sequence[str] = (),
     device: torch.device | None = None,
+    failed: list[str] | None = None,
 ) -> Iterator[Segmentation]:
     """Segments the cases of a data set one after the other.
 
@@ -90,6 +91,8 @@ def segment_cases(
         flips: average over flips along rows and columns (four passes).
         rules: names of `medtl.prediction.rules.RULES`, applied to the mask.
         device: where to compute; by default a GPU if there is one.
+        failed: receives the names of cases for which the network gives values that are not finite; their masks are
+            empty and mean nothing. Without it, such a case is an error.
 
     Returns:
         An iterator, in the order of `data.cases`; each case is computed when it is asked for.
@@ -101,7 +104,7 @@ def segment_cases(
     """
     window = _Window(model, data.cache, patch, overlap, flips, device or default_device())
     check_rules(rules)
-    return _segment(window, data.cases, rules)
+    return _segment(window, data.cases, rules, failed)
 
 
 def adapt_cases(
@@ -113,6 +116,7 @@ def adapt_cases(
     flips: bool = False,
     rules: Sequence[str] = (),
     device: torch.device | None = None,
+    failed: list[str] | None = None,
 ) -> Iterator[Segmentation]:
     """As `segment_cases` with the adapter's predictor; a test-time method first adapts to each group of cases.
 
@@ -128,17 +132,25 @@ def adapt_cases(
         flips: average over flips along rows and columns.
         rules: names of rules, applied to the mask.
         device: where to compute.
+        failed: receives the names of cases without finite values.
 
     Returns:
         An iterator: group after group in the order in which they first appear, cases in the order of `data`.
     """
     if not isinstance(adapter, TestTimeAdapter):
         return segment_cases(
-            adapter.predictor, data, patch=patch, overlap=overlap, flips=flips, rules=rules, device=device
+            adapter.predictor,
+            data,
+            patch=patch,
+            overlap=overlap,
+            flips=flips,
+            rules=rules,
+            device=device,
+            failed=failed,
         )
     window = _Window(adapter.predictor, data.cache, patch, overlap, flips, device or default_device())
     check_rules(rules)
-    return _adapt(adapter, window, data.cases, rules)
+    return _adapt(adapter, window, data.cases, rules, failed)
 
 
 @dataclass
@@ -271,22 +283,33 @@ class _Window:
         return min(self.overlap, 2 * int(getattr(self.model, "neighbours", 1)) / self.patch[0])
 
 
-def _segment(window: _Window, cases: Sequence[Case], rules: Sequence[str]) -> Iterator[Segmentation]:
+def _segment(
+    window: _Window, cases: Sequence[Case], rules: Sequence[str], failed: list[str] | None
+) -> Iterator[Segmentation]:
     """Passes images of one size through the network together."""
     most = window.batch if len(window.patch) == 2 else 1
     for chunk in _alike(((case, *window.read(case)) for case in cases), most):
-        beyond = np.stack([grid.beyond(image) for _, image, grid in chunk])
-        try:
-            maps = window.probabilities(np.stack([image for _, image, _ in chunk]), beyond)
-        except NotFiniteError as error:
-            names = ", ".join(case.case for case, _, _ in chunk)
-            raise NotFiniteError(f"{error} It was asked for {names}.") from None
-        for (case, _, grid), one in zip(chunk, maps, strict=True):
+        for (case, _, grid), one in zip(chunk, _maps(window, chunk, failed), strict=True):
             mask = apply_rules(grid.argmax_native(one), rules, len(one))
             yield Segmentation(case, mask, one, grid)
 
 
 Read = tuple[Case, NDArray[np.float16], Grid]
+
+
+def _maps(window: _Window, chunk: Sequence[Read], failed: list[str] | None) -> Sequence[NDArray[np.float16]]:
+    """Probabilities of each scan of a chunk; one that has none does not take the others with it."""
+    images, beyond = (np.stack(a) for a in zip(*((i, g.beyond(i)) for _, i, g in chunk), strict=True))
+    try:
+        return list(window.probabilities(images, beyond))
+    except NotFiniteError as error:
+        if len(chunk) > 1:
+            return [maps for one in chunk for maps in _maps(window, [one], failed)]
+        case, image, _ = chunk[0]
+        if failed is None:
+            raise NotFiniteError(f"{error} It was asked for case {case.case!r}.") from None
+        failed.append(case.case)
+        return [np.zeros((1, *image.shape[1:]), dtype=np.float16)]
 
 
 def _alike(found: Iterator[Read], most: int) -> Iterator[list[Read]]:
@@ -302,7 +325,11 @@ def _alike(found: Iterator[Read], most: int) -> Iterator[list[Read]]:
 
 
 def _adapt(
-    adapter: TestTimeAdapter, window: _Window, cases: Sequence[Case], rules: Sequence[str]
+    adapter: TestTimeAdapter,
+    window: _Window,
+    cases: Sequence[Case],
+    rules: Sequence[str],
+    failed: list[str] | None,
 ) -> Iterator[Segmentation]:
     adapter.to(window.device)
     try:
@@ -313,7 +340,7 @@ def _adapt(
                 adapter.adapt_batch(batch.to(window.device))
             end_group(adapter)
             window.model = adapter.predictor
-            yield from _segment(window, group, rules)
+            yield from _segment(window, group, rules, failed)
     finally:
         adapter.reset()
 

@@ -19,7 +19,7 @@ from medtl.errors import ConfigError, DataError
 from medtl.evaluation import Cost, Results, RunContext
 from medtl.prediction.trained import model_header, save_state
 from medtl.report.run import report_run
-from medtl.runs import Run, software
+from medtl.runs import Run, software, weight_files
 from medtl.selection.decide import Decision
 from medtl.tasks.task import Task
 from medtl.tasks.ways import FINETUNE, Way
@@ -165,7 +165,7 @@ class Study:
                 stream="labelled_target",
             )
         folder, config = self.run.model_folder(name, seed), self._fit_config(way, seed)
-        self.run.check_model(folder)
+        self.run.check(*weight_files(folder))
         with CostMeter(self.run, folder) as meter:
             given = self.task.inputs(adapter, train, self.run, training=True)
             checked = None if validation is None else self.task.inputs(adapter, validation, self.run)
@@ -227,7 +227,7 @@ class Study:
             assert unseen is not None
             adapter, name = self._adapter(way, seed, half), f"{BOUND}_{number}"
             folder = self.run.model_folder(name, seed)
-            self.run.check_model(folder)
+            self.run.check(*weight_files(folder))
             fit(
                 adapter,
                 self.task.inputs(adapter, train, self.run, training=True),

@@ -78,6 +78,7 @@ class CostMeter:
         """
         path = self._folder / "cost.json"
         if path.is_file():
+            self._run.check(path)
             return Cost(**json.loads(path.read_text(encoding="utf-8")))
         started = time.perf_counter()
         number = 0 if predict is None else predict()

@@ -151,8 +151,8 @@ class TestSentence:
         ("words", "said"),
         [
             (["run", "adapt"], "The run had not begun"),
-            (["report", "p.csv", "--out", "r"], "The folder of --out"),
-            (["predict", "run", "scans", "--out=r"], "The folder of --out"),
+            (["report", "p.csv", "--out", "r"], "the folder of --out"),
+            (["predict", "run", "scans", "--out=r"], "the folder of --out"),
             (["list", "methods"], "Nothing was lost"),
         ],
     )

@@ -8,6 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+TINY = [
+    *("--encoder", "test_resnet", "--weights", "random", "--image-size", "32"),
+    *("--epochs", "1", "--batch-size", "8", "--augment", "none"),
+]
+"""Flags of a training that takes a second."""
+
 
 def write_site(folder: Path, num: int = 16, *, offset: int = 0, shade: int = 0, classes: int = 2) -> Path:
     """PNG images whose stripes tell the class, with labels.csv; `shade` shifts all values."""

@@ -8,30 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from medtl.checkpoints import load_weights, save_weights
 from medtl.cli import main
+from medtl.models import Classifier, Output, Segmenter
 from medtl.record import RECORD
 from tests.helpers.figures import leave_out
 from tests.helpers.masks import write_masked_site
-from tests.helpers.sites import write_site
+from tests.helpers.sites import TINY, write_site
 
-TINY = [
-    "--encoder",
-    "test_resnet",
-    "--weights",
-    "random",
-    "--image-size",
-    "32",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--augment",
-    "none",
-]
 MODEL = "checkpoints/dann-seed0/model.safetensors"
 Change = Callable[[Path], None]
 
@@ -220,7 +210,7 @@ def test_no_altered_run_predicts(
     code = main(["predict", "run", "b", "--out", "new", *named])
     said = capsys.readouterr()
     assert not (run.parent / "ran").exists()
-    assert "internal error" not in said.err.lower()
+    assert "fault of medtl" not in said.err
     assert str(run.parent) not in said.err
     if code:
         assert code in (1, 2)
@@ -239,3 +229,53 @@ def test_an_unaltered_copy_predicts(run: Path, capsys: pytest.CaptureFixture[str
         assert (run.parent / f"new_{model}" / "DONE").exists()
     assert "record.json" not in capsys.readouterr().out
     assert not (run.parent / "ran").exists()
+
+
+def test_two_predictions_do_not_share_their_copies(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first to end deletes its own."""
+    made: list[str] = []
+
+    def private_cache(name: str) -> Path:
+        made.append(name)
+        return run.parent / name
+
+    monkeypatch.setattr("medtl.prediction.apply.private_cache", private_cache)
+    for out in ("one", "two"):
+        assert main(["predict", "run", "b", "--out", out, "--model", "dann"]) == 0
+    assert made[0] != made[1]
+    assert not any((run.parent / name).exists() for name in made)
+
+
+@pytest.mark.parametrize("bad", ["one", "all"])
+def test_a_case_without_a_number_is_named_and_left_out(
+    run: Path, bad: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was called the first class."""
+    files = sorted(p for p in (run.parent / "b").rglob("*.png") if p.parent.name != "masks")
+    for file in files if bad == "all" else files[:1]:
+        noise = np.random.default_rng(int(file.stem[1:])).integers(0, 2, (32, 32), dtype=np.uint8)
+        Image.fromarray(255 * noise).save(file)
+
+    for kind in (Classifier, Segmenter):
+
+        def forward(self: Any, image: torch.Tensor, own: Any = kind.forward) -> Output:
+            logits, features = own(self, image)
+            extreme = ((image < 0.02) | (image > 0.98)).flatten(1).float().mean(1) > 0.9
+            lost = extreme.view(-1, *[1] * (logits.ndim - 1))
+            return Output(torch.where(lost, torch.nan, logits), features)
+
+        monkeypatch.setattr(kind, "forward", forward)
+    capsys.readouterr()
+    code = main(["predict", "run", "b", "--out", "new", "--model", "dann"])
+    said = capsys.readouterr()
+    if bad == "all":
+        assert code == 1
+        assert "gives no number for any of the" in " ".join(said.err.split())
+        return
+    assert code == 0
+    assert f"1 cases have no prediction: the model gives no number for {files[0].stem}" in said.out
+    new = run.parent / "new"
+    table = pd.read_csv(next(new / n for n in ("predictions.csv", "volumes.csv") if (new / n).is_file()))
+    assert set(table["case"]) == {file.stem for file in files[1:]}
+    assert table.filter(regex="^prob_|^voxels").notna().all().all()
+    assert not (new / "masks" / files[0].name).exists()

@@ -14,7 +14,7 @@ from medtl.cli import main
 from medtl.files import file_name
 from tests.helpers.figures import leave_out
 from tests.helpers.masks import write_masked_site
-from tests.helpers.sites import write_site
+from tests.helpers.sites import TINY, write_site
 
 HOSTILE = (
     "x/../../ESCAPED",
@@ -28,20 +28,6 @@ HOSTILE = (
     "end.",
     ".hidden",
 )
-TINY = [
-    "--encoder",
-    "test_resnet",
-    "--weights",
-    "random",
-    "--image-size",
-    "32",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--augment",
-    "none",
-]
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "", "end "])

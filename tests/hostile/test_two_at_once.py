@@ -72,6 +72,32 @@ def test_outputs_of_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is not overwritten" in capsys.readouterr().err
 
 
+def test_a_command_that_failed_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), output_folder(tmp_path / "out", "a"):
+        raise ZeroDivisionError
+    with output_folder(tmp_path / "out", "another"):
+        pass
+    assert (tmp_path / "out" / "DONE").exists()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live process of this machine is seen by its number."""
+
+    def acquire(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with claimed(tmp_path):
+        shown = (tmp_path / LOCKS[1]).read_text()
+    assert not any((tmp_path / name).exists() for name in LOCKS)
+    (tmp_path / LOCKS[1]).write_text(shown.replace(str(os.getpid()), str(os.getppid())))
+    with pytest.raises(CheckpointError, match="Another process works in"), claimed(tmp_path):
+        pass
+    (tmp_path / LOCKS[1]).write_text(shown.replace(str(os.getpid()), str(2**30)))
+    with claimed(tmp_path):
+        pass
+
+
 def test_what_a_command_left_unfinished_is_filled_again(tmp_path: Path) -> None:
     def stop(*command: str) -> None:
         with output_folder(tmp_path / "out", *command):

@@ -391,7 +391,8 @@ def _set_patients(
                 f"all {len(cases)} cases of {site!r} have the same patient id, so no split by patient is "
                 "possible: give the patients in a column patient of the labels CSV"
             )
-    for site, number in without.items():
+    splits = any(d.domain == "source" for d in drafts)  # else nothing is trained, split or tested
+    for site, number in without.items() if splits else ():
         warnings.append(
             f"{number} cases of {site!r} have no patient id: each counts as a patient of its own. If a "
             "patient has several, give a column patient in the labels CSV; intervals and splits are too "
